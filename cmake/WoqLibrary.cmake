@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: Apache-2.0
+# woq::woq, the static library, and woq::header_only, the same code without a library.
+
+find_package(OpenMP COMPONENTS CXX)
+if(NOT OpenMP_CXX_FOUND)
+  message(FATAL_ERROR "woq: no OpenMP for ${CMAKE_CXX_COMPILER}; GCC brings its own, "
+    "Clang needs its runtime (Debian: apt-get install libomp-16-dev for clang-16)")
+endif()
+
+# Each target is one translation unit; platforms other than x86-64 have the reference kernels only.
+if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64|amd64)$" AND CMAKE_SIZEOF_VOID_P EQUAL 8)
+  file(GLOB WOQ_TARGET_SOURCES CONFIGURE_DEPENDS
+    ${PROJECT_SOURCE_DIR}/src/kernels/targets/*.cc)
+else()
+  set(WOQ_TARGET_SOURCES ${PROJECT_SOURCE_DIR}/src/kernels/targets/ref.cc)
+endif()
+
+add_library(woq STATIC ${WOQ_TARGET_SOURCES})
+add_library(woq::woq ALIAS woq)
+woq_own_target(woq)
+# Position independent, because the Python extension links it.
+set_target_properties(woq PROPERTIES POSITION_INDEPENDENT_CODE ON)
+target_link_libraries(woq PUBLIC OpenMP::OpenMP_CXX)
+
+add_library(header_only INTERFACE)
+add_library(woq::header_only ALIAS header_only)
+target_compile_definitions(header_only INTERFACE WOQ_HEADER_ONLY=1)
+target_link_libraries(header_only INTERFACE OpenMP::OpenMP_CXX)
+
+foreach(target IN ITEMS woq header_only)
+  if(target STREQUAL "woq")
+    set(scope PUBLIC)
+  else()
+    set(scope INTERFACE)
+  endif()
+  target_compile_features(${target} ${scope} cxx_std_17)
+  target_include_directories(${target} ${scope}
+    $<BUILD_INTERFACE:${PROJECT_SOURCE_DIR}/include>
+    $<INSTALL_INTERFACE:${CMAKE_INSTALL_INCLUDEDIR}>)
+endforeach()
+
+# Eigen is for the quantizers' linear algebra. pip's cmeel-eigen lives in <site-packages>/cmeel.prefix,
+# which is not on CMake's search path. Build interface only: the installed package doesn't need it.
+set(WOQ_EIGEN_HINTS ${CMAKE_PREFIX_PATH})
+list(TRANSFORM WOQ_EIGEN_HINTS APPEND /cmeel.prefix)
+find_package(Eigen3 3.3 QUIET CONFIG HINTS ${WOQ_EIGEN_HINTS})
+if(Eigen3_FOUND)
+  target_link_libraries(woq PRIVATE $<BUILD_INTERFACE:Eigen3::Eigen>)
+endif()
+message(STATUS "woq: Eigen ${Eigen3_VERSION} ${Eigen3_DIR}")

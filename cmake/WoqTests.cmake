@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: Apache-2.0
+# One executable of every tests/cpp/**/*_test.cc, and the same statically linked for the emulator.
+
+include(GoogleTest)
+
+find_package(GTest)
+if(NOT GTest_FOUND)
+  message(FATAL_ERROR "woq: the tests need GoogleTest: apt-get install libgtest-dev "
+    "(or configure with -DWOQ_BUILD_TESTS=OFF)")
+endif()
+
+file(GLOB_RECURSE WOQ_TEST_SOURCES CONFIGURE_DEPENDS
+  ${PROJECT_SOURCE_DIR}/tests/cpp/*_test.cc ${PROJECT_SOURCE_DIR}/tests/cpp/support/*.cc)
+# The consumer is a project of its own, built against the installed package.
+list(FILTER WOQ_TEST_SOURCES EXCLUDE REGEX "/tests/cpp/consumer/")
+
+add_library(woq_test_objects OBJECT ${WOQ_TEST_SOURCES})
+woq_own_target(woq_test_objects)
+target_include_directories(woq_test_objects PRIVATE ${PROJECT_SOURCE_DIR}/tests/cpp)
+target_compile_definitions(woq_test_objects PRIVATE WOQ_VERSION="${PROJECT_VERSION}")
+target_link_libraries(woq_test_objects PUBLIC woq::woq GTest::gtest)
+
+add_executable(woq_tests)
+woq_own_target(woq_tests)
+target_link_libraries(woq_tests PRIVATE woq_test_objects GTest::gtest_main)
+# Names are listed when ctest runs, so that a failing listing doesn't break the build.
+gtest_discover_tests(woq_tests DISCOVERY_MODE PRE_TEST)
+
+# tests/emulation boots one static binary at a fixed address; it doesn't exist in the default
+# build, because sanitizers can't be linked statically.
+add_executable(woq_tests_static EXCLUDE_FROM_ALL)
+woq_own_target(woq_tests_static)
+target_link_libraries(woq_tests_static PRIVATE woq_test_objects GTest::gtest_main)
+target_link_options(woq_tests_static PRIVATE -static -no-pie)
+
+# An outside project builds against the installed package: once with each exported target.
+set(WOQ_CONSUMER_DIR ${CMAKE_CURRENT_BINARY_DIR}/consumer)
+add_test(NAME consumer_install
+  COMMAND ${CMAKE_COMMAND} --install ${CMAKE_CURRENT_BINARY_DIR} --prefix ${WOQ_CONSUMER_DIR}/prefix)
+set_tests_properties(consumer_install PROPERTIES FIXTURES_SETUP woq_prefix)
+if(WOQ_SANITIZE)
+  # The exported target carries no flags, but a sanitized archive links only with its runtime.
+  set(WOQ_CONSUMER_FLAGS -DCMAKE_CXX_FLAGS=-fsanitize=${WOQ_SANITIZE})
+endif()
+add_test(NAME consumer
+  COMMAND ${CMAKE_CTEST_COMMAND}
+    --build-and-test ${PROJECT_SOURCE_DIR}/tests/cpp/consumer ${WOQ_CONSUMER_DIR}/build
+    --build-generator ${CMAKE_GENERATOR}
+    --build-options
+      -DCMAKE_PREFIX_PATH=${WOQ_CONSUMER_DIR}/prefix
+      -DCMAKE_CXX_COMPILER=${CMAKE_CXX_COMPILER} -DCMAKE_BUILD_TYPE=Release
+      ${WOQ_CONSUMER_FLAGS}
+    --test-command ${CMAKE_CTEST_COMMAND} --output-on-failure)
+set_tests_properties(consumer PROPERTIES FIXTURES_REQUIRED woq_prefix)
