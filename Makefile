@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: Apache-2.0
+# One command each; the work is in scripts/. Stamp files make a second run start at once.
+
+VENV ?= .venv
+WERROR ?= OFF
+export VENV WERROR
+
+STAMPS := $(VENV)/stamps
+BUILT := build/stamps
+PYTHON := $(VENV)/bin/python
+WOQ_SOURCES := $(shell find CMakeLists.txt pyproject.toml README.md cmake include src python/woq \
+  -type f -not -path '*/__pycache__/*')
+LANGCHAIN_SOURCES := $(shell find python/langchain-woq -name '*.py' -o -name pyproject.toml)
+
+.PHONY: demo test test-cpp test-python test-emulated test-all check sanitize format clean
+.DELETE_ON_ERROR:
+
+demo: $(STAMPS)/model $(BUILT)/woq $(BUILT)/langchain-woq
+	$(PYTHON) -m woq.demo
+
+test: test-cpp test-python
+
+test-cpp: $(STAMPS)/build
+	scripts/test_cpp.sh build/cpp
+	scripts/test_emulated.sh
+
+test-python: $(STAMPS)/model $(STAMPS)/test $(BUILT)/woq $(BUILT)/langchain-woq
+	$(PYTHON) -m pytest tests/python
+	cd python/langchain-woq && $(abspath $(PYTHON)) -m pytest tests
+
+test-emulated: $(STAMPS)/build
+	scripts/test_emulated.sh --force
+
+test-all: test
+	scripts/test_all.sh
+
+check: $(STAMPS)/build $(STAMPS)/check
+	scripts/check.sh
+
+sanitize: $(STAMPS)/build
+	scripts/test_cpp.sh build/sanitize -DWOQ_SANITIZE=address,undefined -DCMAKE_BUILD_TYPE=RelWithDebInfo
+
+format: $(STAMPS)/check
+	scripts/check.sh --fix
+
+clean:
+	rm -rf build
+
+# A group's stamp is younger than what the group is made from.
+$(STAMPS)/%: pyproject.toml scripts/install_group.sh scripts/common.sh
+	scripts/install_group.sh $*
+	@mkdir -p $(@D) && touch $@
+
+$(BUILT)/woq: $(STAMPS)/build $(WOQ_SOURCES)
+	scripts/install_woq.sh
+	@mkdir -p $(@D) && touch $@
+
+$(BUILT)/langchain-woq: $(LANGCHAIN_SOURCES)
+	$(PYTHON) -m pip install -q --no-deps --force-reinstall ./python/langchain-woq
+	@mkdir -p $(@D) && touch $@

@@ -1,0 +1,123 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""Checks that no target's instructions leak out of its namespace.
+
+    check_symbols.py [--compiler CXX] [--build-dir DIR]
+
+An inline function that is instantiated inside a target region is a weak symbol; the linker may pick
+that copy for the baseline path, and a CPU without the ISA dies of an illegal instruction. So: compile
+every target, and the header-only form, for plain x86-64 without and with optimization (without it
+nothing is inlined, so more weak functions exist), disassemble, and allow wide registers only in
+functions that live in a target's own namespace, up to that target's width.
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# Namespace of a target -> what its functions may contain. Everything else is baseline: SSE2.
+WIDTHS = {
+    "avx2": "ymm",
+    "avx_vnni": "ymm",
+    "avx512": "zmm",
+    "avx512_vnni": "zmm",
+    "avx512_bf16": "zmm",
+}
+
+OPTIMIZATIONS = ("-O0", "-O2")
+HEADER_ONLY_SOURCE = '#define WOQ_HEADER_ONLY 1\n#include "woq/woq.h"\n'
+
+FUNCTION = re.compile(r"^[0-9a-f]+ <(.+)>:$")
+# Itanium names of functions in woq::<target>, of their lambdas (_ZZN...) and constant members (_ZNK).
+NAMESPACE = re.compile(r"^_Z+N[KVRO]*3woq\d+(" + "|".join(WIDTHS) + r")(?![a-z_])")
+# VEX- and EVEX-coded mnemonics start with v, whatever their registers; so do a few system ones.
+VECTOR_MNEMONIC = re.compile(r"^v(?!er[rw]\b|m(?:call|launch|resume|xoff|func)\b)")
+
+
+def width_of(line: str) -> str | None:
+    """The ISA class that an instruction of the disassembly needs, None for baseline ones."""
+    if "%zmm" in line or "%k" in line or re.search(r"%[xy]mm(1[6-9]|2\d|3[01])", line):
+        return "zmm"
+    return "ymm" if "%ymm" in line or VECTOR_MNEMONIC.match(line) else None
+
+
+def allowed_in(symbol: str) -> str | None:
+    match = NAMESPACE.match(symbol)
+    return WIDTHS[match[1]] if match else None
+
+
+def leaks(object_file: Path) -> Iterator[tuple[str, str]]:
+    """(symbol, first instruction that it must not contain) of each leaking function."""
+    text = subprocess.run(
+        ["objdump", "-d", "--no-show-raw-insn", str(object_file)],
+        check=True, capture_output=True, text=True,
+    ).stdout  # fmt: skip
+    symbol = reported = ""
+    allowed = None
+    for line in text.splitlines():
+        function = FUNCTION.match(line)
+        if function:
+            symbol, allowed = function[1], allowed_in(function[1])
+            continue
+        instruction = line.partition(":\t")[2]
+        needed = width_of(instruction)
+        if needed and symbol != reported and (allowed is None or needed > allowed):
+            reported = symbol
+            yield symbol, instruction
+
+
+def compile_object(compiler: str, source: Path, optimization: str, build_dir: Path) -> Path:
+    output = build_dir / f"{source.stem}{optimization}.o"
+    flags = ["-std=c++17", "-fopenmp", "-w", f"-I{ROOT / 'include'}", optimization]
+    subprocess.run([compiler, *flags, "-c", str(source), "-o", str(output)], check=True)
+    return output
+
+
+def compile_all(compiler: str, sources: list[Path], build_dir: Path) -> list[Path]:
+    build_dir.mkdir(parents=True, exist_ok=True)
+    with ThreadPoolExecutor(2) as pool:
+        jobs = [
+            pool.submit(compile_object, compiler, source, optimization, build_dir)
+            for source in sources
+            for optimization in OPTIMIZATIONS
+        ]
+        return [job.result() for job in jobs]
+
+
+def demangled(symbol: str) -> str:
+    filtered = subprocess.run(["c++filt", symbol], check=True, capture_output=True, text=True)
+    return filtered.stdout.strip()
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="check for instructions outside their target")
+    parser.add_argument("--compiler", default="g++")
+    parser.add_argument("--build-dir", type=Path, default=ROOT / "build" / "symbols")
+    options = parser.parse_args()
+    if platform.machine() != "x86_64":
+        print("leaked instructions: SKIPPED, there are no targets but ref on this machine")
+        return 0
+    options.build_dir.mkdir(parents=True, exist_ok=True)
+    header_only = options.build_dir / "header_only.cc"
+    header_only.write_text(HEADER_ONLY_SOURCE)
+    targets = sorted((ROOT / "src/kernels/targets").glob("*.cc"))
+    found = 0
+    for object_file in compile_all(options.compiler, [*targets, header_only], options.build_dir):
+        for symbol, instruction in leaks(object_file):
+            found += 1
+            print(f"{object_file.name}: {demangled(symbol)}\n    contains: {instruction}")
+    print(f"leaked instructions: {found} functions in {len(targets)} targets and header-only")
+    return 1 if found else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,58 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
+# require_system.sh GROUP...: makes sure that the machine has what a group needs. As root on Debian
+# or Ubuntu the missing packages are installed; otherwise one line says what to install.
+. "$(dirname "$0")/common.sh"
+
+CLANG=${CLANG:-clang-16}
+missing=()
+
+# need PROBE PACKAGE...: the packages are missing unless the probe, a shell command, succeeds.
+need() {
+  local probe=$1
+  shift
+  bash -c "$probe" >/dev/null 2>&1 || missing+=("$@")
+}
+
+header() { printf 'echo "#include <%s>" | g++ -E -x c++ -' "$1"; }
+
+need_group() {
+  case $1 in
+    python)
+      python3 -c 'import sys; sys.exit(sys.version_info < (3, 10))' ||
+        die "Python >= 3.10 is needed; $(python3 --version) was found"
+      need 'python3 -c "import ensurepip, venv"' python3-venv
+      need 'test -e "$(python3 -c "import sysconfig; print(sysconfig.get_path(\"include\"))")/Python.h"' \
+        python3-dev
+      need 'command -v g++' g++
+      ;;
+    tests)
+      need "$(header gtest/gtest.h)" libgtest-dev
+      ;;
+    clang)
+      need "command -v $CLANG" "$CLANG"
+      need "echo 'int main() {}' | $CLANG -fopenmp -x c++ - -o /dev/null" "libomp-${CLANG#clang-}-dev"
+      ;;
+    emulation)
+      need 'command -v bochs' bochs bochsbios vgabios bochs-term
+      need 'test -e /usr/lib/ISOLINUX/isolinux.bin' isolinux
+      need 'test -e /usr/lib/syslinux/modules/bios/mboot.c32' syslinux-common
+      need 'command -v xorriso' xorriso
+      ;;
+    cross)
+      need 'command -v aarch64-linux-gnu-g++' g++-aarch64-linux-gnu
+      ;;
+    *) die "require_system.sh: unknown group '$1'" ;;
+  esac
+}
+
+for group in "$@"; do need_group "$group"; done
+[ ${#missing[@]} -gt 0 ] || exit 0
+
+if [ "$(id -u)" -eq 0 ] && command -v apt-get >/dev/null; then
+  say "apt-get install ${missing[*]}"
+  apt-get update -qq
+  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}"
+else
+  die "this step needs: sudo apt-get install ${missing[*]}"
+fi

@@ -1,0 +1,22 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
+# What `make test` leaves out: slow tests, the oldest supported transformers, every compiler.
+. "$(dirname "$0")/common.sh"
+
+export WERROR=ON
+CLANG=${CLANG:-clang-16}
+scripts/require_system.sh python tests clang cross
+
+scripts/test_cpp.sh build/gcc -DCMAKE_CXX_COMPILER=g++
+scripts/test_cpp.sh build/clang -DCMAKE_CXX_COMPILER="${CLANG/clang/clang++}"
+
+say "another architecture has the reference target only (compiled, not run)"
+cmake -S . -B build/aarch64 -G Ninja -DWOQ_WERROR=ON -DWOQ_BUILD_TESTS=OFF \
+  -DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=aarch64 \
+  -DCMAKE_CXX_COMPILER=aarch64-linux-gnu-g++ >/dev/null
+cmake --build build/aarch64 -j "$JOBS"
+
+say "slow Python tests"
+"$VENV/bin/python" -m pytest -m slow tests/python
+
+scripts/test_oldest.sh

@@ -1,0 +1,28 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
+# test_emulated.sh [--force]: runs the C++ tests of the avx512 and avx512_vnni targets on an emulated
+# CPU (tests/emulation). Machines that have AVX-512 run them natively, and skip this unless forced.
+. "$(dirname "$0")/common.sh"
+
+FILTER=${FILTER:-*avx512*}
+say "AVX-512 by emulation"
+if [ "$(uname -m)" != x86_64 ]; then
+  echo "SKIPPED: this machine is not x86-64"
+  exit 0
+fi
+if [ "${1:-}" != --force ] && grep -q avx512_vnni /proc/cpuinfo; then
+  echo "SKIPPED: this CPU has AVX-512 and ran those tests natively (make test-emulated forces it)"
+  exit 0
+fi
+if ! scripts/require_system.sh tests emulation; then
+  echo "SKIPPED: without these packages nothing on this machine tests the AVX-512 targets"
+  exit 0
+fi
+cmake -S . -B build/cpp -G Ninja -DWOQ_WERROR="$WERROR" >/dev/null
+cmake --build build/cpp -j "$JOBS" --target woq_tests_static
+mkdir -p build/emulation
+"$VENV/bin/python" tests/emulation/run.py build/cpp/woq_tests_static \
+  --gtest_brief=1 --gtest_filter="$FILTER" | tee build/emulation/log
+# An empty run, or one whose targets were all skipped, proves nothing.
+grep -Eq '\[  PASSED  \] [1-9][0-9]* tests?\.' build/emulation/log ||
+  die "emulation: no test ran; is the filter '$FILTER' still right?"
