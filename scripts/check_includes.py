@@ -132,11 +132,11 @@ def check_python(root: Path) -> Iterator[str]:
             imported = rest.partition(".")[0]
             if package in HEAVY_IMPORTS and node in on_import and not may_be_heavy:
                 yield f"{where}: '{name}' must import {package} inside the function that needs it"
-            if package != "woq" or name == "__init__" or imported not in PYTHON_LAYERS:
+            if package != "woq" or imported not in PYTHON_LAYERS:
                 continue
-            if order.index(imported) >= order.index(name):
+            if name != "__init__" and order.index(imported) >= order.index(name):
                 yield f"{where}: '{name}' must not import '{imported}', a layer above it"
-            if PYTHON_LAYERS[imported] == "heavy" and node in on_import and not may_be_heavy:
+            elif PYTHON_LAYERS[imported] == "heavy" and node in on_import and not may_be_heavy:
                 yield f"{where}: '{name}' must import '{imported}' lazily, for it imports torch"
 
 

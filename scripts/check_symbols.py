@@ -4,11 +4,11 @@
 
     check_symbols.py [--compiler CXX] [--build-dir DIR]
 
-An inline function that is instantiated inside a target region is a weak symbol; the linker may pick
-that copy for the baseline path, and a CPU without the ISA dies of an illegal instruction. So: compile
-every target, and the header-only form, for plain x86-64 without and with optimization (without it
-nothing is inlined, so more weak functions exist), disassemble, and allow wide registers only in
-functions that live in a target's own namespace, up to that target's width.
+An inline function that is instantiated inside a target region is a weak symbol; the linker may
+pick that copy for the baseline path, and a CPU without the ISA dies of an illegal instruction. So:
+compile every target, and the header-only form, for plain x86-64 without and with optimization
+(without it nothing is inlined, so more weak functions exist), disassemble, and allow wide registers
+only in functions that live in a target's own namespace, up to that target's width.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ OPTIMIZATIONS = ("-O0", "-O2")
 HEADER_ONLY_SOURCE = '#define WOQ_HEADER_ONLY 1\n#include "woq/woq.h"\n'
 
 FUNCTION = re.compile(r"^[0-9a-f]+ <(.+)>:$")
-# Itanium names of functions in woq::<target>, of their lambdas (_ZZN...) and constant members (_ZNK).
+# Mangled names of functions in woq::<target>, of their lambdas (_ZZN) and const members (_ZNK).
 NAMESPACE = re.compile(r"^_Z+N[KVRO]*3woq\d+(" + "|".join(WIDTHS) + r")(?![a-z_])")
 # VEX- and EVEX-coded mnemonics start with v, whatever their registers; so do a few system ones.
 VECTOR_MNEMONIC = re.compile(r"^v(?!er[rw]\b|m(?:call|launch|resume|xoff|func)\b)")

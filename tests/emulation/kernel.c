@@ -34,7 +34,9 @@ void* memcpy(void* to, const void* from, uint64_t bytes) {
 }
 
 // Port 0xe9 is the emulator's own debug console: no driver, no baud rate.
-void put_char(char c) { out8(0xe9, (uint8_t)c); }
+void put_char(char c) {
+  out8(0xe9, (uint8_t)c);
+}
 
 void put_string(const char* text) {
   while (*text) put_char(*text++);
@@ -122,8 +124,7 @@ static uint64_t load_segments(const uint8_t* image, uint64_t* headers_address) {
     memcpy((void*)segment->p_vaddr, image + segment->p_offset, segment->p_filesz);
     memset((void*)(segment->p_vaddr + segment->p_filesz), 0, segment->p_memsz - segment->p_filesz);
     if (segment->p_vaddr + segment->p_memsz > end) end = segment->p_vaddr + segment->p_memsz;
-    if (segment->p_offset <= elf->e_phoff &&
-        elf->e_phoff < segment->p_offset + segment->p_filesz)
+    if (segment->p_offset <= elf->e_phoff && elf->e_phoff < segment->p_offset + segment->p_filesz)
       *headers_address = segment->p_vaddr + elf->e_phoff - segment->p_offset;
   }
   return (end + kPageBytes - 1) & ~(kPageBytes - 1);
@@ -146,7 +147,7 @@ static uint64_t build_stack(const Elf64_Ehdr* elf, uint64_t headers_address, con
   }
 
   static char random_bytes[16] = "not random bytes";  // stack protector's canary: any value will do
-  static char environment[] = "OMP_NUM_THREADS=1";     // there are no threads
+  static char environment[] = "OMP_NUM_THREADS=1";    // there are no threads
   const uint64_t words = 1 + (uint64_t)argc + 1 + 2 + kAuxWords;
   uint64_t* stack = (uint64_t*)((kKernelBase - kPageBytes - 8 * words) & ~15ul);
   uint64_t* word = stack;
@@ -156,14 +157,22 @@ static uint64_t build_stack(const Elf64_Ehdr* elf, uint64_t headers_address, con
   *word++ = (uint64_t)environment;
   *word++ = 0;
   const Elf64_auxv_t aux[] = {
-      {AT_PHDR, {headers_address}},   {AT_PHENT, {elf->e_phentsize}},
-      {AT_PHNUM, {elf->e_phnum}},     {AT_PAGESZ, {kPageBytes}},
-      {AT_ENTRY, {elf->e_entry}},     {AT_UID, {0}},
-      {AT_EUID, {0}},                 {AT_GID, {0}},
-      {AT_EGID, {0}},                 {AT_SECURE, {0}},
-      {AT_CLKTCK, {100}},             {AT_RANDOM, {(uint64_t)random_bytes}},
-      {AT_EXECFN, {arguments[0]}},    {AT_PLATFORM, {(uint64_t) "x86_64"}},
-      {AT_MINSIGSTKSZ, {4096}},       {AT_NULL, {0}},
+      {AT_PHDR, {headers_address}},
+      {AT_PHENT, {elf->e_phentsize}},
+      {AT_PHNUM, {elf->e_phnum}},
+      {AT_PAGESZ, {kPageBytes}},
+      {AT_ENTRY, {elf->e_entry}},
+      {AT_UID, {0}},
+      {AT_EUID, {0}},
+      {AT_GID, {0}},
+      {AT_EGID, {0}},
+      {AT_SECURE, {0}},
+      {AT_CLKTCK, {100}},
+      {AT_RANDOM, {(uint64_t)random_bytes}},
+      {AT_EXECFN, {arguments[0]}},
+      {AT_PLATFORM, {(uint64_t)"x86_64"}},
+      {AT_MINSIGSTKSZ, {4096}},
+      {AT_NULL, {0}},
   };
   _Static_assert(sizeof aux <= 8 * kAuxWords, "room for the auxiliary vector");
   memcpy(word, aux, sizeof aux);

@@ -98,10 +98,13 @@ def build_disk(work: Path, kernel: Path, binary: Path, arguments: list[str]) -> 
         "DEFAULT program\nPROMPT 0\nTIMEOUT 1\nLABEL program\n KERNEL mboot.c32\n"
         f" APPEND /kernel.elf --- {command_line}\n"
     )
-    boot = "-b isolinux/isolinux.bin -c isolinux/boot.cat -no-emul-boot -boot-load-size 4"
+    boot = (
+        "-b isolinux/isolinux.bin -c isolinux/boot.cat -no-emul-boot -boot-load-size 4 "
+        "-boot-info-table"
+    )
     subprocess.run(
-        ["xorriso", "-as", "mkisofs", "-quiet", "-o", str(work / "disk.iso")]
-        + [*boot.split(), "-boot-info-table", str(disk)],
+        [*"xorriso -as mkisofs -quiet -o disk.iso".split(), *boot.split(), "disk"],
+        cwd=work,
         check=True,
         stderr=subprocess.DEVNULL,
     )
