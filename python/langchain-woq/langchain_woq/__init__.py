@@ -1,0 +1,7 @@
+# SPDX-License-Identifier: Apache-2.0
+"""LangChain integration of woq: weight-only quantized language models on CPUs."""
+
+from langchain_woq._version import __version__
+from langchain_woq.llms import WeightOnlyQuantPipeline
+
+__all__ = ["WeightOnlyQuantPipeline", "__version__"]

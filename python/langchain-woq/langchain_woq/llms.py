@@ -1,0 +1,197 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`WeightOnlyQuantPipeline`: a LangChain LLM over a weight-only quantized model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from langchain_core.callbacks import CallbackManagerForLLMRun
+from langchain_core.language_models.llms import BaseLLM
+from langchain_core.outputs import Generation, GenerationChunk, LLMResult
+from pydantic import ConfigDict, Field, PrivateAttr, field_validator, model_validator
+from typing_extensions import Self
+
+from langchain_woq._version import __version__
+from langchain_woq.generation import Completion, TextGenerator
+from langchain_woq.loading import load_generator
+from langchain_woq.options import options_of_pipeline
+
+
+class WeightOnlyQuantPipeline(BaseLLM):
+    """Text generation with weight-only quantized weights on a CPU.
+
+    From a folder or a hub id, quantized while loading::
+
+        from langchain_woq import WeightOnlyQuantPipeline
+        from woq import WeightOnlyQuantConfig
+
+        llm = WeightOnlyQuantPipeline.from_model_id(
+            model_id="google/flan-t5-large",
+            task="text2text-generation",
+            quantization_config=WeightOnlyQuantConfig(weight_dtype="nf4"),
+            pipeline_kwargs={"max_new_tokens": 10},
+        )
+
+    Over a loaded model: ``WeightOnlyQuantPipeline(pipeline=...)`` with a transformers
+    text-generation pipeline or a `TextGenerator`.
+
+    The text is new text only. `stop` texts are literal, end the generation where they are complete
+    and are cut off. `batch` runs `batch_size` prompts through the model together. Generation
+    arguments (`max_new_tokens`, `temperature`, ...) given to a call or by `bind` win over
+    `pipeline_kwargs`.
+    """
+
+    pipeline: Any = Field(default=None, exclude=True)
+    """A `TextGenerator`, or a pipeline: an object with a `model` and its `tokenizer`."""
+    model_id: str = ""
+    """Folder or hub id; taken from the model when only a pipeline is given."""
+    model_kwargs: dict[str, Any] | None = None
+    """Keyword arguments that the model was loaded with."""
+    pipeline_kwargs: dict[str, Any] | None = None
+    """Generation arguments of every call."""
+    batch_size: int = Field(default=8, ge=1)
+    """How many prompts of a `batch` go through the model together."""
+
+    model_config = ConfigDict(extra="forbid", protected_namespaces=())
+
+    _generator: TextGenerator = PrivateAttr()
+
+    @classmethod
+    def from_model_id(
+        cls,
+        model_id: str,
+        task: str = "text-generation",
+        *,
+        quantization_config: Any = None,
+        load_in_4bit: bool = False,
+        load_in_8bit: bool = False,
+        device: int | str | None = None,
+        device_map: str | Mapping[str, Any] | None = None,
+        model_kwargs: Mapping[str, Any] | None = None,
+        pipeline_kwargs: Mapping[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> Self:
+        """Load (and quantize, if asked) a model and its tokenizer.
+
+        `task` is "text-generation" (decoder-only models) or "text2text-generation"
+        (encoder-decoder models such as T5). Without a `quantization_config` and `load_in_4bit`
+        (nf4) or `load_in_8bit` (int8), the checkpoint is loaded as it is, which may well be one
+        that woq saved. `device` and `device_map` exist for old code: anything but the CPU is
+        refused. `model_kwargs` go to `from_pretrained`; `kwargs` are fields of this class, such as
+        `callbacks` or `batch_size`.
+        """
+        generator = load_generator(
+            model_id,
+            task,
+            quantization_config=quantization_config,
+            load_in_4bit=load_in_4bit,
+            load_in_8bit=load_in_8bit,
+            device=device,
+            device_map=device_map,
+            model_kwargs=dict(model_kwargs or {}),
+            options=dict(pipeline_kwargs or {}),
+        )
+        return cls(
+            pipeline=generator,
+            model_id=model_id,
+            model_kwargs=dict(model_kwargs) if model_kwargs is not None else None,
+            pipeline_kwargs=dict(pipeline_kwargs) if pipeline_kwargs is not None else None,
+            **kwargs,
+        )
+
+    @field_validator("pipeline")
+    @classmethod
+    def _check_pipeline(cls, pipeline: Any) -> Any:
+        missing = [name for name in ("model", "tokenizer") if getattr(pipeline, name, None) is None]
+        if missing:
+            raise ValueError(
+                f"pipeline is a {type(pipeline).__name__} without {' and '.join(missing)}: pass a "
+                "transformers text-generation pipeline, or use "
+                "WeightOnlyQuantPipeline.from_model_id(model_id=..., task=...)"
+            )
+        return pipeline
+
+    @model_validator(mode="after")
+    def _set_woq_generator(self) -> Self:
+        self._check_pipeline(self.pipeline)  # defaults are not validated by pydantic
+        own = isinstance(self.pipeline, TextGenerator)
+        options = dict(self.pipeline.options if own else options_of_pipeline(self.pipeline))
+        options.update(self.pipeline_kwargs or {})
+        self._generator = TextGenerator(self.pipeline.model, self.pipeline.tokenizer, options)
+        if not self.model_id:
+            self.model_id = str(getattr(self.pipeline.model, "name_or_path", ""))
+        self._add_version("langchain-woq", __version__)
+        return self
+
+    @property
+    def _llm_type(self) -> str:
+        return "weight_only_quantization"
+
+    @property
+    def _identifying_params(self) -> Mapping[str, Any]:
+        config = getattr(self.pipeline.model.config, "quantization_config", None)
+        if config is not None and not isinstance(config, dict):
+            config = config.to_dict()
+        return {
+            "model_id": self.model_id,
+            "model_kwargs": self.model_kwargs,
+            "pipeline_kwargs": self._generator.options,
+            "quantization_config": config,
+        }
+
+    def get_token_ids(self, text: str) -> list[int]:
+        """Ids by the model's own tokenizer."""
+        if self.custom_get_token_ids is not None:
+            return self.custom_get_token_ids(text)
+        return list(self.pipeline.tokenizer(text)["input_ids"])
+
+    def _generate(
+        self,
+        prompts: list[str],
+        stop: list[str] | None = None,
+        run_manager: CallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> LLMResult:
+        answers = self._generator.generate(prompts, stop=stop, batch_size=self.batch_size, **kwargs)
+        prompt_tokens = sum(group[0].prompt_tokens for group in answers)
+        completion_tokens = sum(c.completion_tokens for group in answers for c in group)
+        return LLMResult(
+            generations=[
+                [Generation(text=c.text, generation_info=_info(c)) for c in group]
+                for group in answers
+            ],
+            llm_output={
+                "model_name": self.model_id,
+                "token_usage": {
+                    "prompt_tokens": prompt_tokens,
+                    "completion_tokens": completion_tokens,
+                    "total_tokens": prompt_tokens + completion_tokens,
+                },
+            },
+        )
+
+    def _stream(
+        self,
+        prompt: str,
+        stop: list[str] | None = None,
+        run_manager: CallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> Iterator[GenerationChunk]:
+        for piece in self._generator.stream(prompt, stop=stop, **kwargs):
+            if isinstance(piece, Completion):
+                # LangChain refuses a stream without chunks, and an answer may be empty.
+                yield GenerationChunk(text="", generation_info=_info(piece))
+                continue
+            chunk = GenerationChunk(text=piece)
+            if run_manager is not None:
+                run_manager.on_llm_new_token(piece, chunk=chunk)
+            yield chunk
+
+
+def _info(completion: Completion) -> dict[str, Any]:
+    return {
+        "finish_reason": completion.finish_reason,
+        "prompt_tokens": completion.prompt_tokens,
+        "completion_tokens": completion.completion_tokens,
+    }

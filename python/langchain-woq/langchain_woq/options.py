@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Generation arguments: which exist, and what a combination of them means."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from typing import Any
+
+from transformers import GenerationConfig
+
+# As transformers' text-generation pipeline.
+DEFAULT_MAX_NEW_TOKENS = 256
+
+# Arguments of generate() that are objects and no part of a generation config.
+_OBJECTS = frozenset(
+    {"assistant_model", "logits_processor", "prefix_allowed_tokens_fn", "stopping_criteria"}
+)
+# Fields that decide what generate() returns or where its inputs are: this package's own business.
+_RESERVED = frozenset(
+    {
+        "output_attentions",
+        "output_hidden_states",
+        "output_logits",
+        "output_scores",
+        "return_dict_in_generate",
+        "transformers_version",
+    }
+)
+_SAMPLING = (
+    "temperature",
+    "top_k",
+    "top_p",
+    "min_p",
+    "typical_p",
+    "epsilon_cutoff",
+    "eta_cutoff",
+)
+
+
+def unset_config() -> GenerationConfig:
+    """A generation config with nothing set."""
+    return GenerationConfig()  # type: ignore[no-untyped-call]
+
+
+def _known() -> frozenset[str]:
+    fields = {name for name in vars(unset_config()) if not name.startswith("_")}
+    return frozenset((fields | _OBJECTS) - _RESERVED)
+
+
+def check_options(options: Mapping[str, Any]) -> None:
+    """Refuse all unknown names at once, each with the nearest known one."""
+    known = _known()
+    problems = []
+    for name in options:
+        if name in known:
+            continue
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+        problems.append(repr(name) + (f" (did you mean {near[0]!r}?)" if near else ""))
+    if problems:
+        raise ValueError(
+            f"unknown generation argument: {', '.join(problems)}. "
+            "Known are the fields of transformers.GenerationConfig and "
+            f"{', '.join(sorted(_OBJECTS))}."
+        )
+
+
+def split_options(options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Fields of a generation config, and the objects beside it."""
+    values = {name: value for name, value in options.items() if name not in _OBJECTS}
+    objects = {name: value for name, value in options.items() if name in _OBJECTS}
+    return values, objects
+
+
+def imply_sampling(values: Mapping[str, Any]) -> dict[str, Any]:
+    """A temperature (or top_k, ...) asks for sampling, temperature 0 for none.
+
+    transformers itself ignores the first with a warning and refuses the second.
+    """
+    result = dict(values)
+    if result.get("temperature") == 0:
+        result["temperature"] = None
+        result["do_sample"] = False
+    elif result.get("do_sample") is None and any(
+        result.get(name) is not None for name in _SAMPLING
+    ):
+        result["do_sample"] = True
+    return result
+
+
+def options_of_pipeline(pipeline: Any) -> dict[str, Any]:
+    """The generation arguments that a transformers pipeline would use in a call without any.
+
+    They are private attributes, which differ between versions: 5.23 merges them in a method, older
+    versions keep a generation config and the keyword arguments.
+    """
+    keywords = dict(getattr(pipeline, "_forward_params", {}))
+    merge = getattr(pipeline, "_prepare_generate_kwargs", None)
+    if callable(merge):
+        keywords = dict(merge(keywords))
+    config = keywords.pop("generation_config", None) or getattr(pipeline, "generation_config", None)
+    known = _known()
+    options: dict[str, Any] = {}
+    if config is not None:
+        options.update({k: v for k, v in config.to_diff_dict().items() if k in known})
+    # prefix_length and tokenizer are bookkeeping of the pipeline's own steps.
+    options.update({k: v for k, v in keywords.items() if k in known and v is not None})
+    return options

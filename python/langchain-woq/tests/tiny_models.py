@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tiny random models and a tokenizer, built in code: no downloads, deterministic."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+    T5Config,
+    T5ForConditionalGeneration,
+)
+
+CORPUS = [
+    "the quick brown fox jumps over the lazy dog and runs away from it",
+    "a stop text (like this one) ends the answer; nothing else does.",
+    "Gruesse, Z\u00fcrich: na\u00efve caf\u00e9, \u6771\u4eac and \U0001f600 need several bytes each",
+    "0 1 2 3 4 5 6 7 8 9 + - * / = ? ! .\n\n",
+]
+
+
+def build_tokenizer(*, bos: bool = False) -> PreTrainedTokenizerFast:
+    """Byte-level BPE, so that characters and stop texts cross token borders."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.train_from_iterator(
+        CORPUS,
+        trainers.BpeTrainer(
+            vocab_size=400,
+            special_tokens=["<pad>", "<s>", "</s>", "<|end|>"],
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        ),
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        bos_token="<s>" if bos else None,
+        eos_token="</s>",
+        additional_special_tokens=["<|end|>"],
+    )
+
+
+def build_causal(tokenizer: Any, seed: int = 0) -> LlamaForCausalLM:
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        initializer_range=0.3,  # wide, so that greedy answers vary and don't repeat one token
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        tie_word_embeddings=False,
+    )
+    return LlamaForCausalLM(config).eval()
+
+
+def build_t5(tokenizer: Any, seed: int = 1) -> T5ForConditionalGeneration:
+    torch.manual_seed(seed)
+    config = T5Config(
+        vocab_size=len(tokenizer),
+        d_model=64,
+        d_kv=16,
+        d_ff=96,
+        num_layers=2,
+        num_heads=4,
+        feed_forward_proj="gated-gelu",
+        tie_word_embeddings=False,
+        initializer_factor=4.0,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        decoder_start_token_id=tokenizer.pad_token_id,
+    )
+    return T5ForConditionalGeneration(config).eval()
