@@ -25,7 +25,7 @@ test-cpp: $(STAMPS)/build
 	scripts/test_emulated.sh
 
 test-python: $(STAMPS)/model $(STAMPS)/test $(BUILT)/woq $(BUILT)/langchain-woq
-	$(PYTHON) -m pytest tests/python
+	WOQ_WHEEL=$$(echo build/wheel/woq-*.whl) $(PYTHON) -m pytest tests/python
 	cd python/langchain-woq && $(abspath $(PYTHON)) -m pytest tests
 
 test-emulated: $(STAMPS)/build

@@ -16,5 +16,4 @@ file(GLOB WOQ_BINDING_SOURCES CONFIGURE_DEPENDS
 pybind11_add_module(_woq MODULE NO_EXTRAS ${WOQ_BINDING_SOURCES})
 woq_own_target(_woq)
 target_link_libraries(_woq PRIVATE woq::woq)
-target_compile_definitions(_woq PRIVATE WOQ_VERSION="${PROJECT_VERSION}")
 install(TARGETS _woq LIBRARY DESTINATION .)

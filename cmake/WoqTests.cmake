@@ -17,7 +17,6 @@ list(FILTER WOQ_TEST_SOURCES EXCLUDE REGEX "/tests/cpp/consumer/")
 add_library(woq_test_objects OBJECT ${WOQ_TEST_SOURCES})
 woq_own_target(woq_test_objects)
 target_include_directories(woq_test_objects PRIVATE ${PROJECT_SOURCE_DIR}/tests/cpp)
-target_compile_definitions(woq_test_objects PRIVATE WOQ_VERSION="${PROJECT_VERSION}")
 target_link_libraries(woq_test_objects PUBLIC woq::woq GTest::gtest)
 
 add_executable(woq_tests)

@@ -76,16 +76,10 @@ static int64_t describe_terminal(uint8_t* stat) {
 
 static int64_t architecture_control(uint64_t code, uint64_t value) {
   switch (code) {
-    case kSetFs:
-      write_msr(0xc0000100, value);
-      return 0;
-    case kSetGs:
-      write_msr(0xc0000101, value);
-      return 0;
+    case kSetFs: write_msr(0xc0000100, value); return 0;
+    case kSetGs: write_msr(0xc0000101, value); return 0;
     case kGetXcompSupported:
-    case kGetXcompPermitted:
-      *(uint64_t*)value = xcr0;
-      return 0;
+    case kGetXcompPermitted: *(uint64_t*)value = xcr0; return 0;
   }
   return -EINVAL;
 }
@@ -126,68 +120,43 @@ static int64_t one_processor(uint64_t bytes, uint8_t* mask) {
 // Called by boot.S with the system call's number and arguments.
 int64_t handle_syscall(uint64_t number, uint64_t a, uint64_t b, uint64_t c, uint64_t d) {
   switch (number) {
-    case __NR_write:
-      return write_bytes(a, (const char*)b, c);
-    case __NR_writev:
-      return write_vectors(a, (const uint64_t (*)[2])b, c);
-    case __NR_brk:
-      return set_break(a);
-    case __NR_mmap:
-      return map_memory(a, b, d);
-    case __NR_mremap:
-      return remap_memory(a, b, c, d);
-    case __NR_fstat:
-      return describe_terminal((uint8_t*)b);
-    case __NR_newfstatat:
-      return *(const char*)b ? -ENOENT : describe_terminal((uint8_t*)c);
-    case __NR_arch_prctl:
-      return architecture_control(a, b);
-    case __NR_clock_gettime:
-      return read_clock(a, (uint64_t*)b);
-    case __NR_time:
-      return (int64_t)kEpoch;
-    case __NR_prlimit64:
-      return read_limit(b, (uint64_t*)d);
-    case __NR_getrlimit:
-      return read_limit(a, (uint64_t*)b);
-    case __NR_getrandom:
-      return fill_random((uint8_t*)a, b);
-    case __NR_uname:
-      return name_system((char*)a);
-    case __NR_sched_getaffinity:
-      return one_processor(b, (uint8_t*)c);
-    case __NR_getcwd:
-      memcpy((void*)a, "/", 2);
-      return 2;
+    case __NR_write: return write_bytes(a, (const char*)b, c);
+    case __NR_writev: return write_vectors(a, (const uint64_t (*)[2])b, c);
+    case __NR_brk: return set_break(a);
+    case __NR_mmap: return map_memory(a, b, d);
+    case __NR_mremap: return remap_memory(a, b, c, d);
+    case __NR_fstat: return describe_terminal((uint8_t*)b);
+    case __NR_newfstatat: return *(const char*)b ? -ENOENT : describe_terminal((uint8_t*)c);
+    case __NR_arch_prctl: return architecture_control(a, b);
+    case __NR_clock_gettime: return read_clock(a, (uint64_t*)b);
+    case __NR_time: return (int64_t)kEpoch;
+    case __NR_prlimit64: return read_limit(b, (uint64_t*)d);
+    case __NR_getrlimit: return read_limit(a, (uint64_t*)b);
+    case __NR_getrandom: return fill_random((uint8_t*)a, b);
+    case __NR_uname: return name_system((char*)a);
+    case __NR_sched_getaffinity: return one_processor(b, (uint8_t*)c);
+    case __NR_getcwd: memcpy((void*)a, "/", 2); return 2;
     case __NR_set_tid_address:
     case __NR_getpid:
-    case __NR_gettid:
-      return 1;
+    case __NR_gettid: return 1;
     case __NR_exit:
-    case __NR_exit_group:
-      power_off((int)a);
+    case __NR_exit_group: power_off((int)a);
     case __NR_kill:
-    case __NR_tkill:
-      power_off(128 + (int)b);
-    case __NR_tgkill:
-      power_off(128 + (int)c);
+    case __NR_tkill: power_off(128 + (int)b);
+    case __NR_tgkill: power_off(128 + (int)c);
     case __NR_open:
     case __NR_openat:
     case __NR_access:
     case __NR_faccessat:
     case __NR_stat:
     case __NR_readlink:
-    case __NR_readlinkat:
-      return -ENOENT;
-    case __NR_lseek:
-      return -ESPIPE;
-    case __NR_ioctl:
-      return -ENOTTY;
+    case __NR_readlinkat: return -ENOENT;
+    case __NR_lseek: return -ESPIPE;
+    case __NR_ioctl: return -ENOTTY;
     case __NR_rseq:
     case __NR_clone:
     case __NR_clone3:
-    case __NR_fork:
-      return -ENOSYS;
+    case __NR_fork: return -ENOSYS;
     case __NR_read:  // end of file
     case __NR_close:
     case __NR_munmap:
@@ -198,8 +167,7 @@ int64_t handle_syscall(uint64_t number, uint64_t a, uint64_t b, uint64_t c, uint
     case __NR_sigaltstack:
     case __NR_futex:
     case __NR_sched_yield:
-    case __NR_set_robust_list:
-      return 0;
+    case __NR_set_robust_list: return 0;
   }
   put_string("\nunknown system call ");
   put_hex(number);
