@@ -1,0 +1,65 @@
+// SPDX-License-Identifier: Apache-2.0
+// Owning, 64-byte aligned bytes. Deliberately left uninitialised: the thread that first writes a page decides on which
+// memory node it lies.
+#pragma once
+
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <new>
+#include <utility>
+
+namespace woq {
+
+class Buffer {
+ public:
+  static constexpr int64_t kAlignment = 64;
+
+  Buffer() = default;
+  explicit Buffer(int64_t bytes) : bytes_(bytes) {
+    if (bytes <= 0) return;
+    const auto rounded = (static_cast<size_t>(bytes) + kAlignment - 1) / kAlignment * kAlignment;
+    data_.reset(static_cast<uint8_t*>(std::aligned_alloc(kAlignment, rounded)));
+    if (!data_) throw std::bad_alloc();
+  }
+  Buffer(const Buffer& other) : Buffer(other.bytes_) {
+    if (bytes_ > 0) std::memcpy(data_.get(), other.data_.get(), static_cast<size_t>(bytes_));
+  }
+  Buffer& operator=(const Buffer& other) {
+    if (this != &other) *this = Buffer(other);
+    return *this;
+  }
+  Buffer(Buffer&& other) noexcept : data_(std::move(other.data_)), bytes_(std::exchange(other.bytes_, 0)) {}
+  Buffer& operator=(Buffer&& other) noexcept {
+    data_ = std::move(other.data_);
+    bytes_ = std::exchange(other.bytes_, 0);
+    return *this;
+  }
+
+  uint8_t* data() { return data_.get(); }
+  const uint8_t* data() const { return data_.get(); }
+  int64_t size() const { return bytes_; }
+
+  template <class T>
+  T* as() {
+    return reinterpret_cast<T*>(data_.get());
+  }
+  template <class T>
+  const T* as() const {
+    return reinterpret_cast<const T*>(data_.get());
+  }
+
+  void fill_zero() {
+    if (bytes_ > 0) std::memset(data_.get(), 0, static_cast<size_t>(bytes_));
+  }
+
+ private:
+  struct Free {
+    void operator()(uint8_t* p) const { std::free(p); }
+  };
+  std::unique_ptr<uint8_t[], Free> data_;
+  int64_t bytes_ = 0;
+};
+
+}  // namespace woq

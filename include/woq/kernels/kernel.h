@@ -1,0 +1,139 @@
+// SPDX-License-Identifier: Apache-2.0
+// What a kernel is: plain data and two pure functions. Kernels allocate nothing, know nothing of threads and compute a
+// portion C[m0:m1, tiles t0:t1] of
+//     C [M, N] = act(X) [M, K] W^T [K, N] + bias [N]
+// from prepared activations and a PackedMatrix.
+//
+// Every kernel computes, for each row m and row n of W, over the blocks b of K (see BlockGeometry; g is b's group):
+//     P = sum over k in b of t(n, k) * a(m, k)          t: the code's centred integer or table value
+//     P = P - z(n, g) * sum over k in b of a(m, k)      z: zero point minus centre; only when W has zero points
+//     C = C + P * scale                                 scale: fp32 and bf16: s(n, g); int8: s(n, g) * (s_a(m, b) * unit)
+// int8: P's first line is an exact 32-bit integer: |t| <= 255, |a| <= 127 and blocks of at most 128 keep it, and the
+// second line for integer zero points, below 2^24, so fp32 holds it exactly too. The third line is one rounded product
+// and one fused multiply-add, in the order of b. Hence int8 results are bit-identical on every target.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <string_view>
+
+#include "woq/core/check.h"
+#include "woq/core/dtype.h"
+#include "woq/core/target.h"
+#include "woq/core/view.h"
+#include "woq/pack/packed_matrix.h"
+
+namespace woq {
+
+// fp32: weights dequantized and accumulated in fp32. bf16: activations and code values rounded to bfloat16, products
+// accumulated in fp32, scales applied in fp32. int8: activations quantized to 8 bits at run time.
+enum class ComputeType : uint8_t { kFp32, kBf16, kInt8 };
+inline constexpr const char* kComputeTypeNames[] = {"fp32", "bf16", "int8"};
+
+inline const char* name_of(ComputeType compute) { return kComputeTypeNames[static_cast<int>(compute)]; }
+
+inline ComputeType parse_compute_type(std::string_view text) {
+  for (int i = 0; i < 3; ++i) {
+    if (text == kComputeTypeNames[i]) return static_cast<ComputeType>(i);
+  }
+  fail("unknown compute dtype '", text, "'; known: fp32, bf16, int8");
+}
+
+// What kernels distinguish in a weight: 4-bit integers, 4-bit table look-ups, 8-bit integers.
+enum class WeightKind : uint8_t { kU4, kT4, kU8 };
+inline constexpr const char* kWeightKindNames[] = {"u4", "t4", "u8"};
+
+constexpr WeightKind kind_of(const DtypeTraits& dtype) {
+  return dtype.bits == 8 ? WeightKind::kU8 : dtype.is_integer() ? WeightKind::kU4 : WeightKind::kT4;
+}
+
+// How activations are laid out for a kernel; rows start at multiples of 64 bytes and are 0 past K.
+//   kF32   : fp32
+//   kF32B  : fp32 numbers that bfloat16 holds
+//   kBf16  : bfloat16, each 8 elements in the order 0 2 4 6 1 3 5 7, the pairs that one shift of packed codes yields
+//   kS8    : int8
+enum class ActFormat : uint8_t { kF32, kF32B, kBf16, kS8 };
+
+// Blocks of K: each group, cut into pieces of at most 128 elements. 128 bounds the int8 sums (above) and keeps the
+// activation scale of a long group local: with one scale per row of K = 4096 the quantization error of activations
+// grows several-fold.
+inline constexpr int64_t kBlock = 128;
+
+struct BlockGeometry {
+  int64_t cols = 0, padded_cols = 0, group_length = 0, groups = 0;
+
+  explicit BlockGeometry(const PackedMatrix& weights)
+      : cols(weights.cols),
+        padded_cols(weights.padded_cols()),
+        group_length(weights.group_length()),
+        groups(weights.groups()) {}
+
+  // Groups start at multiples of 8; the last one ends at the padded K.
+  int64_t group_end(int64_t g) const { return g + 1 == groups ? padded_cols : (g + 1) * group_length; }
+  int64_t blocks() const {
+    const int64_t per_group = (group_length + kBlock - 1) / kBlock;
+    const int64_t last = padded_cols - (groups - 1) * group_length;
+    return (groups - 1) * per_group + (last + kBlock - 1) / kBlock;
+  }
+  bool operator==(const BlockGeometry& other) const {
+    return cols == other.cols && group_length == other.group_length;
+  }
+};
+
+// Symmetric, round to nearest even, -127..127: the one definition of activation quantization. A block whose largest
+// magnitude is below kTinyActivation counts as zeros (its reciprocal would overflow); a block with a NaN or infinity
+// gets the scale NaN, so that the result shows it.
+inline constexpr float kActivationMax = 127.0f;
+inline constexpr float kTinyActivation = 1e-36f;
+
+// Rows of prepared activations.
+struct PreparedActivations {
+  int64_t row_bytes = 0;
+  uint8_t* data = nullptr;  // [M] rows in the kernel's ActFormat
+  float* scales = nullptr;  // [M, blocks]: kS8 only
+  float* sums = nullptr;    // [M, blocks]: sum of the prepared values of a block
+  int64_t blocks = 0;
+};
+
+constexpr int64_t element_bytes(ActFormat format) {
+  return format == ActFormat::kS8 ? 1 : format == ActFormat::kBf16 ? 2 : 4;
+}
+
+// 16 elements of slack let vector stores run past the last block of a row.
+constexpr int64_t prepared_row_bytes(ActFormat format, int64_t padded_cols) {
+  return round_up((padded_cols + 16) * element_bytes(format), Buffer::kAlignment);
+}
+
+struct PrepareTask {
+  ConstMatrixView x;  // [M, K]
+  BlockGeometry geometry;
+  PreparedActivations out;
+  int64_t m0 = 0, m1 = 0;
+};
+
+struct GemmTask {
+  const PackedMatrix* weights = nullptr;
+  PreparedActivations a;
+  const float* bias = nullptr;  // [tiles * 16] or nullptr
+  MatrixView c;                 // [M, N]
+  int64_t m0 = 0, m1 = 0;       // rows of C
+  int64_t t0 = 0, t1 = 0;       // tiles of 16 columns of C
+};
+
+// The name is gemm_<activations>_<weights>_<rows>x<columns>_<target>: the largest register tile.
+struct Kernel {
+  const char* name;
+  Target target;
+  ComputeType compute;
+  WeightKind weights;
+  ActFormat format;
+  void (*prepare)(const PrepareTask& task);
+  void (*run)(const GemmTask& task);
+};
+
+struct KernelTable {
+  const Kernel* begin = nullptr;
+  int size = 0;
+};
+
+}  // namespace woq

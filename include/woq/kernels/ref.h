@@ -1,0 +1,175 @@
+// SPDX-License-Identifier: Apache-2.0
+// The scalar reference: kernel.h's formulas, one element at a time. Runs on every machine, and is what all other
+// targets are compared with.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <limits>
+
+#include "woq/core/float16.h"
+#include "woq/kernels/kernel.h"
+#include "woq/pack/pack.h"
+
+namespace woq::ref {
+
+// Row m of x, block [k0, k1) (k1 may lie in the padding), as fp32.
+inline void load_block(const PrepareTask& task, int64_t m, int64_t k0, int64_t k1, float* out) {
+  const int64_t valid = std::max<int64_t>(0, std::min(k1, task.geometry.cols) - k0);
+  const char* row = static_cast<const char*>(task.x.row(m)) + k0 * size_of(task.x.type);
+  load_floats(row, task.x.type, valid, out);
+  std::fill(out + valid, out + (k1 - k0), 0.0f);
+}
+
+// Calls body(k0, k1, block) for each block of a row.
+template <class Body>
+void for_each_block(const BlockGeometry& geometry, const Body& body) {
+  int64_t k = 0, block = 0;
+  for (int64_t g = 0; g < geometry.groups; ++g) {
+    const int64_t group_end = geometry.group_end(g);
+    for (; k < group_end; ++block) {
+      const int64_t end = std::min(group_end, k + kBlock);
+      body(k, end, block);
+      k = end;
+    }
+  }
+}
+
+template <ActFormat kFormat>
+void prepare_float(const PrepareTask& task) {
+  for (int64_t m = task.m0; m < task.m1; ++m) {
+    float* const row = reinterpret_cast<float*>(task.out.data + m * task.out.row_bytes);
+    for_each_block(task.geometry, [&](int64_t k0, int64_t k1, int64_t block) {
+      load_block(task, m, k0, k1, row + k0);
+      float sum = 0;
+      for (int64_t k = k0; k < k1; ++k) {
+        if (kFormat == ActFormat::kF32B) row[k] = round_to_bf16(row[k]);
+        sum += row[k];
+      }
+      task.out.sums[m * task.out.blocks + block] = sum;
+    });
+  }
+}
+
+inline void prepare_s8(const PrepareTask& task) {
+  for (int64_t m = task.m0; m < task.m1; ++m) {
+    auto* const row = reinterpret_cast<int8_t*>(task.out.data + m * task.out.row_bytes);
+    for_each_block(task.geometry, [&](int64_t k0, int64_t k1, int64_t block) {
+      float x[kBlock];
+      load_block(task, m, k0, k1, x);
+      uint32_t largest = 0;
+      for (int64_t k = 0; k < k1 - k0; ++k) largest = std::max(largest, float_bits(x[k]) & 0x7fffffffu);
+      const bool finite = largest < 0x7f800000u;
+      const float absmax = bits_float(largest);
+      const bool zero = !finite || absmax < kTinyActivation;
+      const float inverse = zero ? 0.0f : kActivationMax / absmax;
+      int sum = 0;
+      for (int64_t k = k0; k < k1; ++k) {
+        const int q = zero ? 0 : static_cast<int>(std::nearbyint(x[k - k0] * inverse));
+        row[k] = static_cast<int8_t>(q);
+        sum += q;
+      }
+      const int64_t i = m * task.out.blocks + block;
+      task.out.scales[i] = !finite ? std::numeric_limits<float>::quiet_NaN() : zero ? 0.0f : absmax / kActivationMax;
+      task.out.sums[i] = static_cast<float>(sum);
+    });
+  }
+}
+
+// Scale of row n of W in group g, from the packed form.
+inline float packed_scale(const PackedMatrix& w, int64_t n, int64_t g) {
+  const uint8_t* scales = w.tile(n / kTileRows) + w.scales_offset() + g * w.scale_bytes();
+  const int64_t lane = n % kTileRows;
+  switch (w.scheme.scales) {
+    case ScaleEncoding::kFp32:
+      return reinterpret_cast<const float*>(scales)[lane];
+    case ScaleEncoding::kFp16:
+      return fp16_to_float(reinterpret_cast<const uint16_t*>(scales)[lane]);
+    case ScaleEncoding::kBf16:
+      return bf16_to_float(reinterpret_cast<const uint16_t*>(scales)[lane]);
+    case ScaleEncoding::kDouble:
+      break;
+  }
+  const int64_t block = (n * w.groups() + g) / kDoubleQuantBlock;
+  const float magnitude = rounded(dynamic_map()[scales[lane]] * w.block_absmax.as<float>()[block]) + w.scale_offset;
+  return w.signed_double_scales() && (scales[kTileRows + lane / 8] >> (lane % 8) & 1) ? -magnitude : magnitude;
+}
+
+// Zero point minus centre.
+inline float packed_zero(const PackedMatrix& w, int64_t n, int64_t g) {
+  const uint8_t* zeros = w.tile(n / kTileRows) + w.zeros_offset() + g * w.zero_bytes();
+  const auto center = static_cast<float>(w.dtype().center());
+  if (w.scheme.zeros == ZeroKind::kInt) return static_cast<float>(zeros[n % kTileRows]) - center;
+  return reinterpret_cast<const float*>(zeros)[n % kTileRows] - center;
+}
+
+inline int packed_code(const PackedMatrix& w, int64_t n, int64_t k) {
+  const uint8_t* step = w.tile(n / kTileRows) + k / kStep * w.step_bytes() + 4 * (n % kTileRows);
+  const int64_t j = k % kStep;
+  if (w.dtype().bits == 8) return step[j / 4 * kStepBytes4 + j % 4];
+  return step[j % 4] >> (j / 4 * 4) & 15;
+}
+
+template <ComputeType kCompute>
+void gemm(const GemmTask& task) {
+  const PackedMatrix& w = *task.weights;
+  const DtypeTraits& dtype = w.dtype();
+  const BlockGeometry geometry(w);
+  const bool has_zeros = w.scheme.zeros != ZeroKind::kNone;
+  const float unit = dtype.is_integer() ? 1.0f : dtype.codebook->image_unit;
+  const int64_t n_end = std::min(w.rows, task.t1 * kTileRows);
+  for (int64_t m = task.m0; m < task.m1; ++m) {
+    const uint8_t* const row = task.a.data + m * task.a.row_bytes;
+    for (int64_t n = task.t0 * kTileRows; n < n_end; ++n) {
+      float c = 0;
+      for_each_block(geometry, [&](int64_t k0, int64_t k1, int64_t block) {
+        const int64_t g = k0 / geometry.group_length, i = m * task.a.blocks + block;
+        float p = 0, scale = packed_scale(w, n, g);
+        if constexpr (kCompute == ComputeType::kInt8) {
+          int32_t sum = 0;
+          for (int64_t k = k0; k < k1; ++k) {
+            const int code = packed_code(w, n, k);
+            const int t = dtype.is_integer() ? code - dtype.center() : dtype.codebook->image[code];
+            sum += t * reinterpret_cast<const int8_t*>(row)[k];
+          }
+          p = static_cast<float>(sum);
+          scale *= task.a.scales[i] * unit;
+        } else {
+          for (int64_t k = k0; k < k1; ++k) {
+            float t = code_value(dtype, packed_code(w, n, k));
+            if constexpr (kCompute == ComputeType::kBf16) t = round_to_bf16(t);
+            p = std::fma(t, reinterpret_cast<const float*>(row)[k], p);
+          }
+        }
+        if (has_zeros) p = std::fma(-packed_zero(w, n, g), task.a.sums[i], p);
+        c = std::fma(p, scale, c);
+      });
+      if (task.bias != nullptr) c += task.bias[n];
+      store_floats(&c, task.c.type, 1, static_cast<char*>(task.c.row(m)) + n * size_of(task.c.type));
+    }
+  }
+}
+
+inline constexpr Kernel kKernels[] = {
+    {"gemm_f32_u4_1x1_ref", Target::kRef, ComputeType::kFp32, WeightKind::kU4, ActFormat::kF32,
+     &prepare_float<ActFormat::kF32>, &gemm<ComputeType::kFp32>},
+    {"gemm_f32_t4_1x1_ref", Target::kRef, ComputeType::kFp32, WeightKind::kT4, ActFormat::kF32,
+     &prepare_float<ActFormat::kF32>, &gemm<ComputeType::kFp32>},
+    {"gemm_f32_u8_1x1_ref", Target::kRef, ComputeType::kFp32, WeightKind::kU8, ActFormat::kF32,
+     &prepare_float<ActFormat::kF32>, &gemm<ComputeType::kFp32>},
+    {"gemm_f32b_u4_1x1_ref", Target::kRef, ComputeType::kBf16, WeightKind::kU4, ActFormat::kF32B,
+     &prepare_float<ActFormat::kF32B>, &gemm<ComputeType::kBf16>},
+    {"gemm_f32b_t4_1x1_ref", Target::kRef, ComputeType::kBf16, WeightKind::kT4, ActFormat::kF32B,
+     &prepare_float<ActFormat::kF32B>, &gemm<ComputeType::kBf16>},
+    {"gemm_f32b_u8_1x1_ref", Target::kRef, ComputeType::kBf16, WeightKind::kU8, ActFormat::kF32B,
+     &prepare_float<ActFormat::kF32B>, &gemm<ComputeType::kBf16>},
+    {"gemm_s8_u4_1x1_ref", Target::kRef, ComputeType::kInt8, WeightKind::kU4, ActFormat::kS8, &prepare_s8,
+     &gemm<ComputeType::kInt8>},
+    {"gemm_s8_t4_1x1_ref", Target::kRef, ComputeType::kInt8, WeightKind::kT4, ActFormat::kS8, &prepare_s8,
+     &gemm<ComputeType::kInt8>},
+    {"gemm_s8_u8_1x1_ref", Target::kRef, ComputeType::kInt8, WeightKind::kU8, ActFormat::kS8, &prepare_s8,
+     &gemm<ComputeType::kInt8>},
+};
+
+}  // namespace woq::ref

@@ -1,0 +1,112 @@
+// SPDX-License-Identifier: Apache-2.0
+// Kernel selection: once per layer, by CPU features and priority, explained.
+#pragma once
+
+#include <iterator>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "woq/core/target.h"
+#include "woq/kernels/kernel.h"
+
+#if defined(WOQ_HEADER_ONLY)
+#include "woq/kernels/targets/ref.h"
+#if WOQ_X86
+#include "woq/kernels/targets/avx2.h"
+#include "woq/kernels/targets/avx512.h"
+#include "woq/kernels/targets/avx512_bf16.h"
+#include "woq/kernels/targets/avx512_vnni.h"
+#include "woq/kernels/targets/avx_vnni.h"
+#endif
+#endif
+
+namespace woq {
+
+#if defined(WOQ_HEADER_ONLY)
+inline KernelTable kernels_ref() { return ref::kTable; }
+#if WOQ_X86
+inline KernelTable kernels_avx2() { return avx2::kTable; }
+inline KernelTable kernels_avx_vnni() { return avx_vnni::kTable; }
+inline KernelTable kernels_avx512() { return avx512::kTable; }
+inline KernelTable kernels_avx512_vnni() { return avx512_vnni::kTable; }
+inline KernelTable kernels_avx512_bf16() { return avx512_bf16::kTable; }
+#endif
+#else
+// Defined in src/kernels/targets/, one file each.
+KernelTable kernels_ref();
+KernelTable kernels_avx2();
+KernelTable kernels_avx_vnni();
+KernelTable kernels_avx512();
+KernelTable kernels_avx512_vnni();
+KernelTable kernels_avx512_bf16();
+#endif
+
+// The kernels that a target adds to those of the targets below it; empty where this build has none.
+inline KernelTable kernels_of(Target target) {
+  switch (target) {
+    case Target::kRef:
+      return kernels_ref();
+#if WOQ_X86
+    case Target::kAvx2:
+      return kernels_avx2();
+    case Target::kAvxVnni:
+      return kernels_avx_vnni();
+    case Target::kAvx512:
+      return kernels_avx512();
+    case Target::kAvx512Vnni:
+      return kernels_avx512_vnni();
+    case Target::kAvx512Bf16:
+      return kernels_avx512_bf16();
+#endif
+    default:
+      return {};
+  }
+}
+
+// A target that was looked at, and why it was not, or was, taken.
+struct ConsideredTarget {
+  Target target = Target::kRef;
+  std::string why;
+};
+
+struct KernelChoice {
+  const Kernel* kernel = nullptr;
+  std::string forced;  // the forced target, empty if none
+  std::vector<ConsideredTarget> considered;
+};
+
+// The kernel of the highest-priority target that the features allow. Throws Unsupported, listing what was tried.
+inline KernelChoice select_kernel(WeightKind weights, ComputeType compute, std::string_view forced = forced_target(),
+                                  CpuFeatureSet available = cpu_features()) {
+  KernelChoice choice;
+  choice.forced = forced;
+  const CpuFeatureSet usable = usable_features(forced, available);
+  for (int i = static_cast<int>(std::size(kTargets)) - 1; i >= 0; --i) {
+    const TargetTraits& target = kTargets[i];
+    const CpuFeatureSet missing = target.required & ~usable;
+    if (missing != 0) {
+      const bool capped = (target.required & ~available) == 0;
+      choice.considered.push_back(
+          {target.target, capped ? concat("excluded, because '", forced, "' is forced")
+                                 : concat("the CPU lacks ", names_of(target.required & ~available))});
+      continue;
+    }
+    const KernelTable table = kernels_of(target.target);
+    for (int k = 0; k < table.size; ++k) {
+      if (table.begin[k].weights == weights && table.begin[k].compute == compute) {
+        choice.kernel = &table.begin[k];
+        choice.considered.push_back({target.target, "highest priority with a kernel for this weight and compute type"});
+        return choice;
+      }
+    }
+    choice.considered.push_back({target.target, concat("has no kernel of its own for ", name_of(compute), " compute of ",
+                                                       kWeightKindNames[static_cast<int>(weights)], " weights")});
+  }
+  std::string tried;
+  for (const auto& entry : choice.considered) tried += concat("\n  ", name_of(entry.target), ": ", entry.why);
+  fail<Unsupported>("no kernel for ", name_of(compute), " compute of ", kWeightKindNames[static_cast<int>(weights)],
+                    " weights; tried:", tried);
+}
+
+}  // namespace woq

@@ -1,0 +1,35 @@
+// SPDX-License-Identifier: Apache-2.0
+// Dequantization, written once: the definition that every kernel is measured against.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+
+#include "woq/core/parallel.h"
+#include "woq/quant/quantized_matrix.h"
+
+namespace woq {
+
+// Writes row n of W, elements [0, K), to out.
+inline void dequantize_row(const QuantizedMatrix& matrix, int64_t n, float* out) {
+  const DtypeTraits& dtype = matrix.dtype();
+  const int64_t length = matrix.group_length(), groups = matrix.groups();
+  for (int64_t g = 0; g < groups; ++g) {
+    const int64_t begin = g * length, end = std::min(matrix.cols, begin + length);
+    const float scale = matrix.scales.at(n, g), zero = matrix.zero_point(n, g);
+    for (int64_t k = begin; k < end; ++k) {
+      const int code = matrix.code(n, k);
+      const float value = dtype.is_integer() ? static_cast<float>(code) - zero : dtype.codebook->values[code];
+      out[k] = scale * value;
+    }
+  }
+}
+
+// Writes W [N, K], row stride K.
+inline void dequantize(const QuantizedMatrix& matrix, float* out, int threads = 0) {
+  parallel_for(matrix.rows, usable_threads(threads), [&](int64_t begin, int64_t end) {
+    for (int64_t n = begin; n < end; ++n) dequantize_row(matrix, n, out + n * matrix.cols);
+  });
+}
+
+}  // namespace woq

@@ -1,0 +1,59 @@
+// SPDX-License-Identifier: Apache-2.0
+// QuantizedMatrix, the hub: what readers produce, quantizers fill, writers and pack() consume. Free of any instruction
+// set. W is [N, K] with N = out_features, K = in_features, K contiguous.
+#pragma once
+
+#include <cstdint>
+
+#include "woq/core/buffer.h"
+#include "woq/core/check.h"
+#include "woq/quant/scales.h"
+#include "woq/quant/scheme.h"
+
+namespace woq {
+
+struct QuantizedMatrix {
+  QuantScheme scheme;
+  int64_t rows = 0, cols = 0;  // N, K
+  Buffer qweight;              // [N, ceil(K * bits / 8)]; 4 bits: two codes a byte, the even k in the low nibble
+  ScaleTable scales;           // [N, G]
+  Buffer zero_points;          // [N, G]; kInt: uint8 codes, kFloat: fp32, kNone: empty
+
+  const DtypeTraits& dtype() const { return traits_of(scheme.dtype); }
+  int64_t group_length() const { return woq::group_length(scheme, cols); }
+  int64_t groups() const { return group_count(scheme, cols); }
+  int64_t row_bytes() const { return (cols * dtype().bits + 7) / 8; }
+  int64_t bytes() const { return qweight.size() + scales.bytes() + zero_points.size(); }
+
+  const uint8_t* row(int64_t n) const { return qweight.data() + n * row_bytes(); }
+  uint8_t* row(int64_t n) { return qweight.data() + n * row_bytes(); }
+
+  int code(int64_t n, int64_t k) const {
+    if (dtype().bits == 8) return row(n)[k];
+    return row(n)[k / 2] >> (k % 2 * 4) & 15;
+  }
+
+  // In units of codes; the implied centre for a symmetric integer matrix.
+  float zero_point(int64_t n, int64_t group) const {
+    const int64_t i = n * groups() + group;
+    if (scheme.zeros == ZeroKind::kInt) return zero_points.data()[i];
+    if (scheme.zeros == ZeroKind::kFloat) return zero_points.as<float>()[i];
+    return static_cast<float>(dtype().center());
+  }
+
+  // Allocates every tensor but the scales; contents unset.
+  static QuantizedMatrix allocate(const QuantScheme& scheme, int64_t rows, int64_t cols) {
+    validate(scheme);
+    if (rows < 1 || cols < 1) fail("a quantized matrix needs at least one row and one column, got ", rows, " x ", cols);
+    QuantizedMatrix matrix;
+    matrix.scheme = scheme;
+    matrix.rows = rows;
+    matrix.cols = cols;
+    matrix.qweight = Buffer(rows * matrix.row_bytes());
+    const int64_t zero_bytes = scheme.zeros == ZeroKind::kInt ? 1 : scheme.zeros == ZeroKind::kFloat ? 4 : 0;
+    matrix.zero_points = Buffer(rows * matrix.groups() * zero_bytes);
+    return matrix;
+  }
+};
+
+}  // namespace woq

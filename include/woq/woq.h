@@ -1,0 +1,15 @@
+// SPDX-License-Identifier: Apache-2.0
+// Everything public: quantize a matrix, pack it, multiply with it.
+#pragma once
+
+#define WOQ_VERSION "0.1.0"
+
+#include "woq/core/cpu.h"
+#include "woq/core/dtype.h"
+#include "woq/core/target.h"
+#include "woq/linear.h"
+#include "woq/quant/dequantize.h"
+#include "woq/quant/error.h"
+#include "woq/quant/quantized_matrix.h"
+#include "woq/quant/rtn.h"
+#include "woq/quant/scheme.h"

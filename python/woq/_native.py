@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Loads the C++ extension.
+
+The extension needs the system's OpenMP runtime, libgomp.so.1, and must share it with torch: one pool of
+threads for both. Where the system has none but torch is installed, torch's copy (same SONAME) serves.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+from pathlib import Path
+
+__all__ = [
+    "InvalidArgument",
+    "Linear",
+    "QuantizedMatrix",
+    "Unsupported",
+    "build_info",
+    "code_values",
+    "compute_dtype_names",
+    "cpu_info",
+    "dtype_aliases",
+    "dtype_names",
+    "error_metrics",
+    "quantize_rtn",
+    "scale_dtype_names",
+    "targets",
+    "validate_scheme",
+]
+
+
+def _load_torch_openmp() -> bool:
+    """Loads the libgomp that torch ships, without importing torch; False if there is none."""
+    spec = importlib.util.find_spec("torch")
+    if spec is None or spec.origin is None:
+        return False
+    for library in sorted((Path(spec.origin).parent / "lib").glob("libgomp*.so*")):
+        ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
+        return True
+    return False
+
+
+try:
+    import woq._woq  # noqa: F401
+except ImportError as error:
+    if "libgomp" not in str(error):
+        raise
+    if not _load_torch_openmp():
+        raise ImportError(
+            f"woq needs the OpenMP runtime libgomp.so.1 ({error}); install it, on Debian and Ubuntu with: "
+            "apt-get install libgomp1"
+        ) from error
+
+from woq._woq import (
+    InvalidArgument,
+    Linear,
+    QuantizedMatrix,
+    Unsupported,
+    build_info,
+    code_values,
+    compute_dtype_names,
+    cpu_info,
+    dtype_aliases,
+    dtype_names,
+    error_metrics,
+    quantize_rtn,
+    scale_dtype_names,
+    targets,
+    validate_scheme,
+)
