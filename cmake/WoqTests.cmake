@@ -25,12 +25,13 @@ target_link_libraries(woq_tests PRIVATE woq_test_objects GTest::gtest_main)
 # Names are listed when ctest runs, so that a failing listing doesn't break the build.
 gtest_discover_tests(woq_tests DISCOVERY_MODE PRE_TEST)
 
-# tests/emulation boots one static binary at a fixed address; it doesn't exist in the default
-# build, because sanitizers can't be linked statically.
-add_executable(woq_tests_static EXCLUDE_FROM_ALL)
-woq_own_target(woq_tests_static)
-target_link_libraries(woq_tests_static PRIVATE woq_test_objects GTest::gtest_main)
-target_link_options(woq_tests_static PRIVATE -static -no-pie)
+# tests/emulation boots one static binary at a fixed address. Not in the default build, because
+# sanitizers can't be linked statically. OpenMP::OpenMP_CXX names the shared library's file, so the
+# archive is linked by its path and the compiler's own flag finds the static OpenMP runtime.
+add_executable(woq_tests_static EXCLUDE_FROM_ALL $<TARGET_OBJECTS:woq_test_objects>)
+add_dependencies(woq_tests_static woq)
+target_link_libraries(woq_tests_static PRIVATE $<TARGET_FILE:woq> GTest::gtest_main)
+target_link_options(woq_tests_static PRIVATE -static -no-pie ${OpenMP_CXX_FLAGS})
 
 # An outside project builds against the installed package: once with each exported target.
 set(WOQ_CONSUMER_DIR ${CMAKE_CURRENT_BINARY_DIR}/consumer)
