@@ -78,7 +78,10 @@ def leaks(object_file: Path) -> Iterator[tuple[str, str]]:
 def compile_object(compiler: str, source: Path, optimization: str, build_dir: Path) -> Path:
     output = build_dir / f"{source.stem}{optimization}.o"
     flags = ["-std=c++17", "-fopenmp", "-w", f"-I{ROOT / 'include'}", optimization]
-    subprocess.run([compiler, *flags, "-c", str(source), "-o", str(output)], check=True)
+    command = [compiler, *flags, "-c", str(source), "-o", str(output)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        sys.exit(f"{done.stderr}leaked instructions: {source.name} fails with {optimization}")
     return output
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The wheel as a user gets it: contents, repair by auditwheel, fresh environments, CMake package."""
+"""The wheel as users get it: contents, repair by auditwheel, fresh environments, CMake package."""
 
 from __future__ import annotations
 
@@ -86,7 +86,10 @@ def test_wheel_carries_package_headers_library_and_cmake_files(wheel: Path) -> N
         "woq/py.typed",
         f"woq/_woq{sysconfig.get_config_var('EXT_SUFFIX')}",
         "woq/lib/libwoq.a",
-        *(f"woq/share/cmake/woq/woq{part}.cmake" for part in ("Config", "ConfigVersion", "Targets")),
+        *(
+            f"woq/share/cmake/woq/woq{part}.cmake"
+            for part in ("Config", "ConfigVersion", "Targets")
+        ),
     }
     assert expected | headers | modules <= names
     unwanted = [n for n in names if "bindings" in n or "__pycache__" in n or n.endswith(".cc")]
@@ -109,7 +112,7 @@ def needed_libraries(wheel: Path) -> set[str]:
     with zipfile.ZipFile(wheel) as archive:
         name = next(n for n in archive.namelist() if n.startswith("woq/_woq.") and ".so" in n)
         with archive.open(name) as file:
-            dynamic = ELFFile(file).get_section_by_name(".dynamic")
+            dynamic: Any = ELFFile(file).get_section_by_name(".dynamic")
             return {tag.needed for tag in dynamic.iter_tags("DT_NEEDED")}
 
 
