@@ -18,7 +18,7 @@ from transformers import (
 CORPUS = [
     "the quick brown fox jumps over the lazy dog and runs away from it",
     "a stop text (like this one) ends the answer; nothing else does.",
-    "Gruesse, Z\u00fcrich: na\u00efve caf\u00e9, \u6771\u4eac and \U0001f600 need several bytes each",
+    "Z\u00fcrich: na\u00efve caf\u00e9, \u6771\u4eac and \U0001f600 need several bytes each",
     "0 1 2 3 4 5 6 7 8 9 + - * / = ? ! .\n\n",
 ]
 

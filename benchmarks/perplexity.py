@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Perplexity, KL divergence to fp32 and top-1 agreement of every weight and compute dtype.
+
+The text is tokenized as a whole, without special tokens; the first `--windows` pieces of `--length`
+tokens are scored on their own. All three figures are over the same predicted tokens (length - 1 of
+each window): perplexity = exp(mean NLL), KL = mean of KL(fp32 || quantized) in nats, top-1 = share
+of positions where both rank the same token first.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from common import (
+    COMPUTE_DTYPES,
+    DTYPES,
+    add_model_arguments,
+    load_fp32,
+    machine,
+    quantized,
+    report,
+)
+
+
+def windows_of(tokenizer: Any, text: str, count: int, length: int) -> torch.Tensor:
+    """Token ids [count, length]."""
+    ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    if len(ids) < count * length:
+        raise SystemExit(
+            f"the text has {len(ids)} tokens, {count} windows of {length} need {count * length}: "
+            "give a longer --text, or fewer --windows"
+        )
+    return torch.tensor(ids[: count * length], dtype=torch.long).view(count, length)
+
+
+@torch.inference_mode()
+def log_probabilities(model: Any, windows: torch.Tensor) -> Iterator[torch.Tensor]:
+    """For each window, log p of the next token [length - 1, vocabulary]."""
+    for window in windows:
+        logits = model(input_ids=window[None]).logits[0, :-1]
+        yield torch.log_softmax(logits.float(), dim=-1)
+
+
+def score(model: Any, windows: torch.Tensor, reference: Sequence[torch.Tensor]) -> dict[str, float]:
+    nll = kl = same = 0.0
+    for window, expected, got in zip(
+        windows, reference, log_probabilities(model, windows), strict=True
+    ):
+        nll -= got.gather(1, window[1:, None]).double().sum().item()
+        kl += torch.sum(expected.exp() * (expected - got), dtype=torch.float64).item()
+        same += (expected.argmax(-1) == got.argmax(-1)).sum().item()
+    tokens = windows.numel() - len(windows)
+    return {"perplexity": math.exp(nll / tokens), "kl": kl / tokens, "top1": same / tokens}
+
+
+def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--text", required=True, metavar="FILE", help="UTF-8 text to score")
+    parser.add_argument("--windows", type=int, default=16)
+    parser.add_argument("--length", type=int, default=512)
+    parser.add_argument("--scheme", choices=("sym", "asym"), default="sym")
+    parser.add_argument("--mse-range", action="store_true", help="search scales by squared error")
+    parser.add_argument("--lm-head", metavar="NAME", help="also quantize the output embedding")
+    add_model_arguments(parser)
+    args = parser.parse_args(arguments)
+    if args.windows < 1 or args.length < 2:
+        parser.error("--windows must be at least 1 and --length at least 2")
+
+    facts = machine(args.threads)
+    model, tokenizer, facts["model"] = load_fp32(args.model)
+    text = Path(args.text).read_text(encoding="utf-8")
+    windows = windows_of(tokenizer, text, args.windows, args.length)
+    facts["text"] = f"{Path(args.text).name}, {args.windows} windows of {args.length} tokens"
+    facts["scheme"] = f"{args.scheme}, group size {args.group_size}, output embedding " + (
+        args.lm_head or "fp32"
+    )
+
+    # 4 * windows * length * vocabulary bytes: 1.6 GB for the defaults, and each model runs once.
+    reference = list(log_probabilities(model, windows))
+    base = score(model, windows, reference)
+    rows = [{"weights": "fp32", "compute": "fp32", **base, "ppl_change_%": 0.0}]
+    dtypes = args.dtype or [
+        name for name in DTYPES if args.scheme == "sym" or name.startswith("int")
+    ]
+    for dtype in dtypes:
+        for compute in args.compute or COMPUTE_DTYPES:
+            candidate = quantized(
+                model,
+                weight_dtype=dtype,
+                compute_dtype=compute,
+                group_size=args.group_size,
+                scheme=args.scheme,
+                mse_range=args.mse_range,
+                quantize_lm_head=args.lm_head or False,
+            )
+            figures = score(candidate, windows, reference)
+            change = 100 * (figures["perplexity"] / base["perplexity"] - 1)
+            rows.append({"weights": dtype, "compute": compute, **figures, "ppl_change_%": change})
+            del candidate
+    report(facts, rows, as_json=args.json)
+    return rows
+
+
+if __name__ == "__main__":
+    main()
