@@ -40,10 +40,16 @@ HEAVY_IMPORTS = {
 # whether its own import may be heavy. `__init__` resolves lazily, so it is free to name any module.
 PYTHON_LAYERS = {
     "_woq": "light",
+    "_native": "light",
     "config": "light",
+    "_tensors": "heavy",
     "linear": "heavy",
-    "quantize": "heavy",
+    "report": "light",
+    "_selection": "heavy",
+    "quantization": "heavy",
     "transformers": "heavy",
+    "saving": "heavy",
+    "auto_model": "heavy",
     "_autoload": "light",
     "demo": "heavy",
 }

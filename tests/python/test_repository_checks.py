@@ -50,13 +50,13 @@ FORBIDDEN = {
     ),
     "upward import": (
         "python/woq/config.py",
-        "def f():\n    from woq.quantize import quantize\n",
-        "'config' must not import 'quantize'",
+        "def f():\n    from woq.quantization import quantize\n",
+        "'config' must not import 'quantization'",
     ),
     "upward relative import": (
         "python/woq/config.py",
-        "from . import quantize\n",
-        "'config' must not import 'quantize'",
+        "from . import quantization\n",
+        "'config' must not import 'quantization'",
     ),
     "eager heavy import": ("python/woq/config.py", "import torch.nn\n", "must import torch inside"),
     "eager heavy import of the package": (
