@@ -33,9 +33,22 @@ def quantize(weight: np.ndarray, quant_type: str, block: int) -> tuple[np.ndarra
     return codes, state.absmax.numpy().reshape(rows, -1)
 
 
-def dequantize(
-    codes: np.ndarray, absmax: np.ndarray, quant_type: str, block: int
-) -> np.ndarray:
+def near_midpoints(quant_type: str) -> np.ndarray:
+    """float32 [12, 64]: per row an awkward absmax, and the 15 midpoints between the table's values
+    times it with their neighbours in float32. Dividing by the absmax in place of multiplying by its
+    reciprocal changes codes here, and so does sending ties up."""
+    values = np.sort(table(quant_type))
+    midpoints = (values[:-1] + values[1:]) / np.float32(2)
+    rows = []
+    for absmax in np.float32(1) / np.arange(3, 27, 2, dtype=np.float32):
+        ties = midpoints * absmax
+        ends = np.array([absmax, -absmax, 0.0, -0.0], dtype=np.float32)
+        below, above = (np.nextafter(ties, np.float32(side)) for side in (-9, 9))
+        rows.append(np.concatenate([ends, ties, below, above, -ties]))
+    return np.stack(rows)
+
+
+def dequantize(codes: np.ndarray, absmax: np.ndarray, quant_type: str, block: int) -> np.ndarray:
     """float32 [N, K] by bitsandbytes' own kernel."""
     flat = codes.reshape(-1, 2)
     packed = torch.from_numpy((flat[:, 0] << 4 | flat[:, 1]).astype(np.uint8)).reshape(-1, 1)

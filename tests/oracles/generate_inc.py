@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Writes vectors/inc.npz: neural-compressor 2.6's integers, scales and zero points.
 
-It needs an environment of its own, since it wants numpy < 2 and imports packages that it does not
-declare (Python 3.11 was used; any torch that takes numpy 1.26 will do, the arithmetic is IEEE fp32):
+It needs an environment of its own: it wants numpy < 2 and imports packages it does not declare.
+Python 3.11 was used; any torch that takes numpy 1.26 will do, the arithmetic is IEEE fp32.
 
     python3 -m venv venv-inc
     venv-inc/bin/pip install torch --index-url https://download.pytorch.org/whl/cpu
@@ -57,7 +57,11 @@ def search(case: inputs.Case) -> tuple[float, float]:
         layer, group_size=case.group_size, enable_full_range=full_range, **arguments
     )
     restored = weight_only.quant_weight(
-        weight.clone(), group_size=case.group_size, quantile=ratio, full_range=full_range, **arguments
+        weight.clone(),
+        group_size=case.group_size,
+        quantile=ratio,
+        full_range=full_range,
+        **arguments,
     )
     return ratio, (restored.double() - weight.double()).pow(2).mean().item()
 

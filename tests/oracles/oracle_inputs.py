@@ -90,6 +90,33 @@ def _ties(case: Case) -> np.ndarray:
     return w
 
 
+def _near_ties(case: Case) -> np.ndarray:
+    """Half-integers times an awkward scale, and their two neighbours in float32: multiplying by a
+    reciprocal in place of dividing, or rounding half away from zero, changes codes here."""
+    asym = case.scheme.endswith("_asym")
+    levels = 255 if "int8" in case.scheme else 15
+    divisor = {"int4_clip": 7, "int4_fullrange": 8, "int8_sym": 127}.get(case.scheme, levels)
+    bits = random_bits(case.seed, case.rows * case.cols).reshape(case.rows, case.cols)
+    spans = uniforms(case.seed + "/spans", 2 * case.rows * case.cols)
+    w = np.empty((case.rows, case.cols), dtype=np.float32)
+    for i, (r, g, start, stop) in enumerate(_groups(case)):
+        high = np.float32(0.05 + spans[2 * i])
+        low = np.float32(-0.05 - spans[2 * i + 1]) if asym else -high
+        scale = (high - low if asym else high) / np.float32(divisor)
+        lowest = int(np.ceil(low / scale))
+        steps = int(np.floor(high / scale)) - lowest
+        level = lowest + (bits[r, start:stop] % np.uint64(max(steps, 1))).astype(np.float32)
+        tie = scale * (level + np.float32(0.5))
+        side = (bits[r, start:stop] >> np.uint64(40)) % np.uint64(3)
+        tie = np.where(side == 1, np.nextafter(tie, np.float32(-9)), tie)
+        tie = np.where(side == 2, np.nextafter(tie, np.float32(9)), tie)
+        w[r, start:stop] = np.clip(tie, low, high)
+        w[r, start] = high if (r + g) % 2 and not asym else low
+        if stop - start > 1 and asym:
+            w[r, start + 1] = high
+    return w
+
+
 def _zeros(case: Case) -> np.ndarray:
     w = bell(case.seed, case.rows, case.cols)
     for r, g, start, stop in _groups(case):
@@ -137,6 +164,7 @@ def _scaled(exponent: int) -> object:
 KINDS = {
     "normal": _scaled(0),
     "ties": _ties,
+    "near_ties": _near_ties,
     "zeros": _zeros,
     "tiny": _scaled(-128),  # subnormal scales
     "huge": _scaled(130),  # max - min stays finite in float32
@@ -162,6 +190,7 @@ _INTEGER_MATRICES = (
     ("normal", 1, 1),
     ("ties", 4, 200),
     ("ties", 3, 64),
+    ("near_ties", 4, 160),
     ("zeros", 4, 96),
     ("zeros", 3, 77),
     ("zeros", 2, 1),
@@ -207,10 +236,15 @@ TABLE_CASES = tuple(
     for kind, rows, cols in _TABLE_MATRICES
 )
 # 1 to 3 blocks of 256 scales, full and ragged.
-NESTED_CASES = tuple(
-    Case("nf4", kind, rows, 256, 64)
-    for kind, rows in (("normal", 16), ("normal", 64), ("normal", 70), ("normal", 150))
-) + (Case("nf4", "spike", 80, 256, 64), Case("nf4", "mixed", 80, 256, 64))
+_NESTED_MATRICES = (
+    ("normal", 16),
+    ("normal", 64),
+    ("normal", 70),
+    ("normal", 150),
+    ("spike", 80),
+    ("mixed", 80),
+)
+NESTED_CASES = tuple(Case("nf4", kind, rows, 256, 64) for kind, rows in _NESTED_MATRICES)
 
 
 def digest(cases: tuple[Case, ...]) -> str:
