@@ -1,0 +1,226 @@
+// SPDX-License-Identifier: Apache-2.0
+// The ISA vocabulary on 256-bit registers: 16 lanes of 32 bits are two registers. simd_512-inl.h has the same names.
+namespace woq::WOQ_TARGET_NS {
+
+struct F32 {  // 16 floats
+  __m256 lo, hi;
+};
+struct I32 {  // 16 dwords, or 64 bytes
+  __m256i lo, hi;
+};
+
+// Arithmetic.
+WOQ_INLINE F32 set_f32(float x) { return {_mm256_set1_ps(x), _mm256_set1_ps(x)}; }
+WOQ_INLINE I32 set_i32(int32_t x) { return {_mm256_set1_epi32(x), _mm256_set1_epi32(x)}; }
+WOQ_INLINE F32 zero_f32() { return {_mm256_setzero_ps(), _mm256_setzero_ps()}; }
+WOQ_INLINE I32 zero_i32() { return {_mm256_setzero_si256(), _mm256_setzero_si256()}; }
+WOQ_INLINE F32 add(F32 a, F32 b) { return {_mm256_add_ps(a.lo, b.lo), _mm256_add_ps(a.hi, b.hi)}; }
+WOQ_INLINE F32 subtract(F32 a, F32 b) { return {_mm256_sub_ps(a.lo, b.lo), _mm256_sub_ps(a.hi, b.hi)}; }
+WOQ_INLINE F32 multiply(F32 a, F32 b) { return {_mm256_mul_ps(a.lo, b.lo), _mm256_mul_ps(a.hi, b.hi)}; }
+WOQ_INLINE F32 fused_add(F32 a, F32 b, F32 c) {  // a b + c
+  return {_mm256_fmadd_ps(a.lo, b.lo, c.lo), _mm256_fmadd_ps(a.hi, b.hi, c.hi)};
+}
+WOQ_INLINE F32 fused_subtract(F32 a, F32 b, F32 c) {  // c - a b
+  return {_mm256_fnmadd_ps(a.lo, b.lo, c.lo), _mm256_fnmadd_ps(a.hi, b.hi, c.hi)};
+}
+WOQ_INLINE I32 add_i32(I32 a, I32 b) { return {_mm256_add_epi32(a.lo, b.lo), _mm256_add_epi32(a.hi, b.hi)}; }
+WOQ_INLINE I32 max_i32(I32 a, I32 b) { return {_mm256_max_epi32(a.lo, b.lo), _mm256_max_epi32(a.hi, b.hi)}; }
+WOQ_INLINE I32 and_i32(I32 a, I32 b) { return {_mm256_and_si256(a.lo, b.lo), _mm256_and_si256(a.hi, b.hi)}; }
+WOQ_INLINE F32 to_f32(I32 a) { return {_mm256_cvtepi32_ps(a.lo), _mm256_cvtepi32_ps(a.hi)}; }
+WOQ_INLINE I32 round_i32(F32 a) { return {_mm256_cvtps_epi32(a.lo), _mm256_cvtps_epi32(a.hi)}; }  // nearest even
+WOQ_INLINE I32 magnitude_bits(F32 a) {
+  return and_i32({_mm256_castps_si256(a.lo), _mm256_castps_si256(a.hi)}, set_i32(0x7fffffff));
+}
+WOQ_INLINE int32_t reduce_max(I32 a) {
+  alignas(32) int32_t lanes[8];
+  _mm256_store_si256(reinterpret_cast<__m256i*>(lanes), _mm256_max_epi32(a.lo, a.hi));
+  int32_t largest = lanes[0];
+  for (int i = 1; i < 8; ++i) largest = lanes[i] > largest ? lanes[i] : largest;
+  return largest;
+}
+WOQ_INLINE int32_t reduce_add(I32 a) {
+  alignas(32) int32_t lanes[8];
+  _mm256_store_si256(reinterpret_cast<__m256i*>(lanes), _mm256_add_epi32(a.lo, a.hi));
+  int32_t sum = 0;
+  for (int32_t lane : lanes) sum += lane;
+  return sum;
+}
+WOQ_INLINE float reduce_add(F32 a) {
+  alignas(32) float lanes[8];
+  _mm256_store_ps(lanes, _mm256_add_ps(a.lo, a.hi));
+  float sum = 0;
+  for (float lane : lanes) sum += lane;
+  return sum;
+}
+
+// Rounds to what bfloat16 holds; NaN stays NaN.
+WOQ_INLINE __m256 round_to_bf16(__m256 a) {
+  const __m256i bits = _mm256_castps_si256(a);
+  const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+  const __m256i up = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
+  const __m256 nan = _mm256_cmp_ps(a, a, _CMP_UNORD_Q);
+  const __m256 quiet = _mm256_or_ps(a, _mm256_castsi256_ps(_mm256_set1_epi32(0x400000)));
+  const __m256 mask = _mm256_castsi256_ps(_mm256_set1_epi32(static_cast<int32_t>(0xffff0000u)));
+  return _mm256_and_ps(_mm256_blendv_ps(_mm256_castsi256_ps(up), quiet, nan), mask);
+}
+WOQ_INLINE F32 round_to_bf16(F32 a) { return {round_to_bf16(a.lo), round_to_bf16(a.hi)}; }
+
+// Memory: 16 elements.
+WOQ_INLINE F32 load_f32(const void* p) {
+  const float* const f = static_cast<const float*>(p);
+  return {_mm256_loadu_ps(f), _mm256_loadu_ps(f + 8)};
+}
+WOQ_INLINE __m256 widen_bf16(__m128i halves) {
+  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(halves), 16));
+}
+WOQ_INLINE F32 load_bf16(const void* p) {
+  const __m128i* const halves = static_cast<const __m128i*>(p);
+  return {widen_bf16(_mm_loadu_si128(halves)), widen_bf16(_mm_loadu_si128(halves + 1))};
+}
+WOQ_INLINE F32 load_fp16(const void* p) {
+  const __m128i* const halves = static_cast<const __m128i*>(p);
+  return {_mm256_cvtph_ps(_mm_loadu_si128(halves)), _mm256_cvtph_ps(_mm_loadu_si128(halves + 1))};
+}
+WOQ_INLINE F32 load_u8(const void* p) {
+  const __m128i bytes = _mm_loadu_si128(static_cast<const __m128i*>(p));
+  return to_f32({_mm256_cvtepu8_epi32(bytes), _mm256_cvtepu8_epi32(_mm_srli_si128(bytes, 8))});
+}
+WOQ_INLINE void store_f32(void* p, F32 a) {
+  _mm256_storeu_ps(static_cast<float*>(p), a.lo);
+  _mm256_storeu_ps(static_cast<float*>(p) + 8, a.hi);
+}
+// Narrows dwords below 2^16 (kSigned: in the range of int16) to words, in order.
+WOQ_INLINE __m256i pack_words(__m256i lo, __m256i hi, bool is_signed) {
+  const __m256i words = is_signed ? _mm256_packs_epi32(lo, hi) : _mm256_packus_epi32(lo, hi);
+  return _mm256_permute4x64_epi64(words, 0xd8);  // packs works within 128-bit halves
+}
+WOQ_INLINE void store_bf16(void* p, F32 a) {
+  const F32 r = round_to_bf16(a);
+  const __m256i lo = _mm256_srli_epi32(_mm256_castps_si256(r.lo), 16);
+  const __m256i hi = _mm256_srli_epi32(_mm256_castps_si256(r.hi), 16);
+  _mm256_storeu_si256(static_cast<__m256i*>(p), pack_words(lo, hi, false));
+}
+WOQ_INLINE void store_fp16(void* p, F32 a) {
+  constexpr int kRounding = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
+  _mm_storeu_si128(static_cast<__m128i*>(p), _mm256_cvtps_ph(a.lo, kRounding));
+  _mm_storeu_si128(static_cast<__m128i*>(p) + 1, _mm256_cvtps_ph(a.hi, kRounding));
+}
+WOQ_INLINE void store_s8(void* p, I32 a) {
+  const __m256i words = pack_words(a.lo, a.hi, true);
+  _mm_storeu_si128(static_cast<__m128i*>(p),
+                   _mm_packs_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1)));
+}
+
+// Packed codes: 64 bytes.
+WOQ_INLINE I32 load_codes(const uint8_t* p) {
+  const __m256i* const v = reinterpret_cast<const __m256i*>(p);
+  return {_mm256_loadu_si256(v), _mm256_loadu_si256(v + 1)};
+}
+WOQ_INLINE I32 broadcast_bytes(const uint8_t* p) {  // 4 bytes in every lane
+  int32_t x;
+  std::memcpy(&x, p, sizeof x);
+  return set_i32(x);
+}
+WOQ_INLINE I32 low_nibbles(I32 codes) {
+  const __m256i mask = _mm256_set1_epi8(15);
+  return and_i32(codes, {mask, mask});
+}
+WOQ_INLINE I32 high_nibbles(I32 codes) { return low_nibbles({_mm256_srli_epi16(codes.lo, 4), _mm256_srli_epi16(codes.hi, 4)}); }
+WOQ_INLINE I32 flip_sign_bits(I32 codes) {
+  const __m256i mask = _mm256_set1_epi8(-128);
+  return {_mm256_xor_si256(codes.lo, mask), _mm256_xor_si256(codes.hi, mask)};
+}
+
+// Bytes looked up in a table of 16.
+struct ByteTable {
+  __m256i v;
+  explicit ByteTable(const uint8_t* p)
+      : v(_mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))) {}
+};
+WOQ_INLINE I32 look_up(const ByteTable& table, I32 nibbles) {
+  return {_mm256_shuffle_epi8(table.v, nibbles.lo), _mm256_shuffle_epi8(table.v, nibbles.hi)};
+}
+
+// Element kElement (0..7) of a 4-bit step as floats from a table of 16: vpermps reads three index bits, so two look-ups
+// are blended by the fourth.
+struct FloatTable {
+  __m256 first, second;
+  explicit FloatTable(const float* p) : first(_mm256_loadu_ps(p)), second(_mm256_loadu_ps(p + 8)) {}
+};
+template <int kShift>
+WOQ_INLINE __m256 look_up(const FloatTable& table, __m256i codes) {
+  const __m256i index = _mm256_srli_epi32(codes, kShift);
+  const __m256 fourth_bit = _mm256_castsi256_ps(_mm256_slli_epi32(codes, 28 - kShift));
+  return _mm256_blendv_ps(_mm256_permutevar8x32_ps(table.first, index),
+                          _mm256_permutevar8x32_ps(table.second, index), fourth_bit);
+}
+template <int kElement>
+WOQ_INLINE F32 decode4(const FloatTable& table, I32 codes) {
+  constexpr int kShift = 8 * (kElement % 4) + 4 * (kElement / 4);
+  return {look_up<kShift>(table, codes.lo), look_up<kShift>(table, codes.hi)};
+}
+
+// Byte kByte (0..3) of each lane as a signed number.
+template <int kByte>
+WOQ_INLINE F32 decode8(I32 codes) {
+  constexpr int kShift = 24 - 8 * kByte;
+  return to_f32({_mm256_srai_epi32(_mm256_slli_epi32(codes.lo, kShift), 24),
+                 _mm256_srai_epi32(_mm256_slli_epi32(codes.hi, kShift), 24)});
+}
+
+// 4-way dot products of bytes into dwords, weights x activations. Weights come as their code plus an excess that the
+// caller has subtracted from the accumulator as excess * sum(activations).
+#if WOQ_HAS_VNNI
+inline constexpr int kByteExcess = 128;
+struct ByteOperand {
+  I32 v;
+};
+using NibbleOperand = ByteOperand;
+WOQ_INLINE ByteOperand byte_operand(I32 excess128) { return {excess128}; }
+WOQ_INLINE NibbleOperand nibble_operand(I32 nibbles) { return {nibbles}; }
+WOQ_INLINE I32 dot(I32 acc, const ByteOperand& w, I32 a) {
+  return {_mm256_dpbusd_avx_epi32(acc.lo, w.v.lo, a.lo), _mm256_dpbusd_avx_epi32(acc.hi, w.v.hi, a.hi)};
+}
+template <int kChains>
+WOQ_INLINE void dot_step(I32 (&acc)[kChains], const ByteOperand& lo, const ByteOperand& hi, I32 a_lo, I32 a_hi) {
+  acc[0] = dot(acc[0], lo, a_lo);
+  acc[kChains - 1] = dot(acc[kChains - 1], hi, a_hi);
+}
+#else
+// vpmaddubsw saturates at 32767: two products of nibbles reach 2 * 15 * 127 = 3810, and those of a signed byte's
+// magnitude (at most 128) with the activation carrying its sign, 2 * 128 * 127 = 32512.
+inline constexpr int kByteExcess = 0;
+struct ByteOperand {
+  I32 magnitude, value;
+};
+struct NibbleOperand {
+  I32 v;
+};
+WOQ_INLINE ByteOperand byte_operand(I32 excess128) {
+  const I32 value = flip_sign_bits(excess128);
+  return {{_mm256_abs_epi8(value.lo), _mm256_abs_epi8(value.hi)}, value};
+}
+WOQ_INLINE NibbleOperand nibble_operand(I32 nibbles) { return {nibbles}; }
+WOQ_INLINE __m256i add_pairs(__m256i acc, __m256i pairs) {
+  return _mm256_add_epi32(acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+}
+WOQ_INLINE I32 dot(I32 acc, const ByteOperand& w, I32 a) {
+  return {add_pairs(acc.lo, _mm256_maddubs_epi16(w.magnitude.lo, _mm256_sign_epi8(a.lo, w.value.lo))),
+          add_pairs(acc.hi, _mm256_maddubs_epi16(w.magnitude.hi, _mm256_sign_epi8(a.hi, w.value.hi)))};
+}
+template <int kChains>
+WOQ_INLINE void dot_step(I32 (&acc)[kChains], const ByteOperand& lo, const ByteOperand& hi, I32 a_lo, I32 a_hi) {
+  acc[0] = dot(acc[0], lo, a_lo);
+  acc[kChains - 1] = dot(acc[kChains - 1], hi, a_hi);
+}
+WOQ_INLINE __m256i nibble_pairs(__m256i lo, __m256i hi, __m256i a_lo, __m256i a_hi) {
+  return _mm256_add_epi16(_mm256_maddubs_epi16(lo, a_lo), _mm256_maddubs_epi16(hi, a_hi));
+}
+template <int kChains>
+WOQ_INLINE void dot_step(I32 (&acc)[kChains], const NibbleOperand& lo, const NibbleOperand& hi, I32 a_lo, I32 a_hi) {
+  acc[0] = {add_pairs(acc[0].lo, nibble_pairs(lo.v.lo, hi.v.lo, a_lo.lo, a_hi.lo)),
+            add_pairs(acc[0].hi, nibble_pairs(lo.v.hi, hi.v.hi, a_lo.hi, a_hi.hi))};
+}
+#endif
+
+}  // namespace woq::WOQ_TARGET_NS

@@ -1,0 +1,16 @@
+// SPDX-License-Identifier: Apache-2.0
+// What code inside a target region uses. Included before the region opens, so that none of it is compiled for a target.
+#pragma once
+
+#include <immintrin.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+#include <iterator>
+#include <limits>
+
+#include "woq/core/float16.h"
+#include "woq/core/view.h"
+#include "woq/kernels/kernel.h"
+#include "woq/quant/scales.h"

@@ -1,0 +1,27 @@
+// SPDX-License-Identifier: Apache-2.0
+// What 256-bit VNNI adds to avx2: int8 dot products.
+#pragma once
+
+#include "woq/kernels/target_includes.h"
+
+#define WOQ_TARGET avx_vnni
+#include "woq/kernels/target_begin.h"
+//
+#include "woq/kernels/simd_256-inl.h"
+//
+#include "woq/kernels/prepare-inl.h"
+//
+#include "woq/kernels/gemm-inl.h"
+
+namespace woq::WOQ_TARGET_NS {
+
+inline constexpr Kernel kKernels[] = {
+    int8_kernel<WeightKind::kU4>(WOQ_KERNEL_NAME("s8", "u4")),
+    int8_kernel<WeightKind::kT4>(WOQ_KERNEL_NAME("s8", "t4")),
+    int8_kernel<WeightKind::kU8>(WOQ_KERNEL_NAME("s8", "u8")),
+};
+inline constexpr KernelTable kTable = {kKernels, static_cast<int>(std::size(kKernels))};
+
+}  // namespace woq::WOQ_TARGET_NS
+
+#include "woq/kernels/target_end.h"

@@ -1,0 +1,10 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "woq/kernels/targets/avx2.h"
+
+#include "woq/kernels/select.h"
+
+namespace woq {
+
+KernelTable kernels_avx2() { return avx2::kTable; }
+
+}  // namespace woq
