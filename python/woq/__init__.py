@@ -10,36 +10,56 @@ import importlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from woq._native import (
-    InvalidArgument,
-    Linear,
-    QuantizedMatrix,
-    Unsupported,
-    build_info,
-    code_values,
-    cpu_info,
-    error_metrics,
-    quantize_rtn,
-    targets,
-)
+from woq import _autoload
 
 if TYPE_CHECKING:
+    from woq._native import (
+        InvalidArgument,
+        Linear,
+        QuantizedMatrix,
+        Unsupported,
+        build_info,
+        code_values,
+        cpu_info,
+        error_metrics,
+        quantize_rtn,
+        targets,
+    )
+    from woq.auto_model import AutoModelForCausalLM, AutoModelForSeq2SeqLM
     from woq.config import RtnConfig, WeightOnlyQuantConfig
     from woq.linear import WeightOnlyLinear
-    from woq.quantize import QuantizationReport, quantize
-    from woq.transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
+    from woq.quantization import quantize
+    from woq.report import QuantizationReport
+    from woq.saving import save_pretrained
 
-__version__: str = build_info()["version"]
+    __version__: str
 
-# Name -> module that defines it, loaded on first access.
+# Name -> module that defines it, loaded on first access. The C++ core is among them: `import torch`
+# imports this package through its entry point, and must work even where the core cannot be loaded.
 _LAZY = {
-    "AutoModelForCausalLM": "woq.transformers",
-    "AutoModelForSeq2SeqLM": "woq.transformers",
-    "QuantizationReport": "woq.quantize",
+    **dict.fromkeys(
+        (
+            "InvalidArgument",
+            "Linear",
+            "QuantizedMatrix",
+            "Unsupported",
+            "build_info",
+            "code_values",
+            "cpu_info",
+            "error_metrics",
+            "quantize_rtn",
+            "targets",
+        ),
+        "woq._native",
+    ),
+    "AutoModelForCausalLM": "woq.auto_model",
+    "AutoModelForSeq2SeqLM": "woq.auto_model",
+    "QuantizationReport": "woq.report",
     "RtnConfig": "woq.config",
     "WeightOnlyLinear": "woq.linear",
     "WeightOnlyQuantConfig": "woq.config",
-    "quantize": "woq.quantize",
+    "quantize": "woq.quantization",
+    "save_pretrained": "woq.saving",
 }
 
 __all__ = [
@@ -61,15 +81,21 @@ __all__ = [
     "get_include",
     "quantize",
     "quantize_rtn",
+    "save_pretrained",
     "targets",
 ]
 
+# transformers learns of woq the moment it loads its quantizers, whichever is imported first.
+_autoload.install()
+
 
 def __getattr__(name: str) -> Any:
-    module = _LAZY.get(name)
-    if module is None:
+    if name == "__version__":
+        value = importlib.import_module("woq._native").build_info()["version"]
+    elif name in _LAZY:
+        value = getattr(importlib.import_module(_LAZY[name]), name)
+    else:
         raise AttributeError(f"module 'woq' has no attribute {name!r}")
-    value = getattr(importlib.import_module(module), name)
     globals()[name] = value
     return value
 

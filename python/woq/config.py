@@ -1,0 +1,371 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What to quantize to: `WeightOnlyQuantConfig`, and `RtnConfig` with ITREX 1.4's field names.
+
+Neither torch nor transformers is needed here. transformers' base class is added to the class when
+woq registers itself there (`woq.transformers.register`), so `import woq` stays light.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import difflib
+import inspect
+import json
+import logging
+import os
+from collections.abc import Iterable, Mapping
+from typing import Any, ClassVar
+
+from . import _native
+
+__all__ = ["FORMAT_VERSION", "RtnConfig", "WeightOnlyQuantConfig"]
+
+logger = logging.getLogger("woq")
+
+# Version of the stored tensors (names, shapes, code order). A reader refuses what is newer.
+FORMAT_VERSION = 1
+
+_ALGORITHMS = ("RTN",)
+_SCHEMES = ("sym", "asym")
+
+# Names that users of other libraries try; difflib would not find the right one.
+_OTHER_NAMES = {
+    "asym": "scheme",
+    "bits": "weight_dtype",
+    "bnb_4bit_compute_dtype": "compute_dtype",
+    "bnb_4bit_quant_type": "weight_dtype",
+    "bnb_4bit_use_double_quant": "use_double_quant",
+    "double_quant": "use_double_quant",
+    "llm_int8_skip_modules": "modules_to_not_convert",
+    "sym": "scheme",
+}
+
+# torch's and numpy's spellings of the dtypes that the core knows by a short name.
+_SHORT_DTYPES = {"float32": "fp32", "float": "fp32", "bfloat16": "bf16", "float16": "fp16"}
+
+
+def _unknown_field(owner: str, name: str, known: Iterable[str]) -> _native.InvalidArgument:
+    """The error for a field that `owner` lacks, with the field that was probably meant."""
+    names = sorted(known)
+    meant = _OTHER_NAMES.get(name)
+    if meant not in names:
+        close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+        meant = close[0] if close else None
+    hint = f"; did you mean {meant!r}?" if meant else "."
+    return _native.InvalidArgument(f"{owner} has no field {name!r}{hint} Known: {', '.join(names)}")
+
+
+def _dtype_name(value: Any) -> Any:
+    """'fp32', 'float32', torch.float32 and numpy.float32 all name the same dtype."""
+    if isinstance(value, str):
+        return _SHORT_DTYPES.get(value, value)
+    text = getattr(value, "__name__", None) or str(value)
+    return _SHORT_DTYPES.get(text.rpartition(".")[2], value)
+
+
+def _require(owner: str, field: str, value: Any, kind: type, what: str) -> None:
+    # bool is an int in Python: group_size=True must not pass for 1.
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        raise _native.InvalidArgument(f"{owner}.{field} must be {what}, got {value!r}")
+
+
+class _TransformersConfig:
+    """What transformers calls on a quantization config besides `to_dict` and `from_dict`.
+
+    Stands between the config and `object` so that transformers' own mixin can be appended to
+    `WeightOnlyQuantConfig.__bases__` later: Python refuses that for a class whose only base is
+    `object`.
+    """
+
+    quant_method: ClassVar[str] = "woq"
+
+    def get_loading_attributes(self) -> dict[str, Any]:
+        """Fields that may differ between a stored checkpoint and a call that loads it: none."""
+        return {}
+
+
+@dataclasses.dataclass(eq=False, repr=False)
+class WeightOnlyQuantConfig(_TransformersConfig):
+    """How the weights of a model are quantized. Every combination is validated by the core.
+
+    Args:
+        weight_dtype: int8, int4_fullrange, int4_clip (alias int4), nf4, fp4_e2m1 or
+            fp4_e2m1_bnb (alias fp4).
+        compute_dtype: dtype of the products: fp32, bf16 or int8 (activations quantized on the fly).
+        scale_dtype: dtype of the stored scales: fp32, fp16 or bf16.
+        group_size: weights that share a scale, along the input features; -1 for a whole row.
+        scheme: "sym", or "asym" (a zero point per group; integers only).
+        use_double_quant: store the scales themselves in 8 bits.
+        mse_range: search the scale of every group that gives the least squared error.
+        algorithm: "RTN" (round to nearest).
+        modules_to_not_convert: names, suffixes or regular expressions of modules to leave alone,
+            matched as transformers matches them.
+        quantize_lm_head: also quantize the output embedding; a dtype name gives it a dtype of its
+            own ("int8"). An output embedding tied to the input embedding is untied in memory: the
+            input embedding keeps its values.
+    """
+
+    weight_dtype: str = "int4_fullrange"
+    compute_dtype: str = "fp32"
+    scale_dtype: str = "fp32"
+    group_size: int = 32
+    scheme: str = "sym"
+    use_double_quant: bool = False
+    mse_range: bool = False
+    algorithm: str = "RTN"
+    modules_to_not_convert: list[str] | None = None
+    quantize_lm_head: bool | str = False
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> WeightOnlyQuantConfig:
+        # Before __init__, so that a misspelt field gets a suggestion and not Python's TypeError.
+        known = tuple(inspect.signature(cls.__init__).parameters)[1:]
+        for name in kwargs:
+            if name not in known:
+                raise _unknown_field(cls.__name__, name, known)
+        return super().__new__(cls)
+
+    def __post_init__(self) -> None:
+        self.validate()
+
+    @property
+    def asym(self) -> bool:
+        return self.scheme == "asym"
+
+    @property
+    def sym(self) -> bool:
+        return self.scheme == "sym"
+
+    @property
+    def bits(self) -> int:
+        return 8 if self.weight_dtype == "int8" else 4
+
+    @property
+    def lm_head_dtype(self) -> str | None:
+        """Dtype of the output embedding, None when it is left alone."""
+        if isinstance(self.quantize_lm_head, str):
+            return self.quantize_lm_head
+        return self.weight_dtype if self.quantize_lm_head else None
+
+    def validate(self) -> None:
+        """Check every field, and bring names to their canonical form.
+
+        Raises:
+            InvalidArgument: names the field, its value and what is allowed.
+        """
+        owner = type(self).__name__
+        self.compute_dtype = _dtype_name(self.compute_dtype)
+        self.scale_dtype = _dtype_name(self.scale_dtype)
+        for field in ("weight_dtype", "compute_dtype", "scale_dtype", "scheme", "algorithm"):
+            _require(owner, field, getattr(self, field), str, "a string")
+        _require(owner, "group_size", self.group_size, int, "an integer")
+        for field in ("use_double_quant", "mse_range"):
+            _require(owner, field, getattr(self, field), bool, "True or False")
+        if self.scheme not in _SCHEMES:
+            raise _native.InvalidArgument(
+                f"{owner}.scheme must be 'sym' or 'asym', got {self.scheme!r}"
+            )
+        if self.algorithm.upper() not in _ALGORITHMS:
+            raise _native.InvalidArgument(
+                f"{owner}.algorithm {self.algorithm!r} is unknown; known: {', '.join(_ALGORITHMS)}"
+            )
+        self.algorithm = self.algorithm.upper()
+        skip = self.modules_to_not_convert
+        if skip is not None:
+            # A lone string would be taken apart into letters, each a pattern.
+            if isinstance(skip, str) or not all(isinstance(name, str) for name in skip):
+                raise _native.InvalidArgument(
+                    f"{owner}.modules_to_not_convert must be a list of strings, got {skip!r}"
+                )
+            self.modules_to_not_convert = list(skip)
+        self.weight_dtype = self._validate_scheme(self.weight_dtype)
+        if not isinstance(self.quantize_lm_head, bool):
+            _require(owner, "quantize_lm_head", self.quantize_lm_head, str, "a bool or a dtype")
+            self.quantize_lm_head = self._validate_scheme(self.quantize_lm_head)
+
+    def _validate_scheme(self, weight_dtype: str) -> str:
+        return _native.validate_scheme(
+            weight_dtype,
+            self.group_size,
+            self.asym,
+            self.scale_dtype,
+            self.use_double_quant,
+            self.compute_dtype,
+        )
+
+    def update(self, **kwargs: Any) -> dict[str, Any]:
+        """Set the given fields, validate, and return what is not a field of this config."""
+        known = {field.name for field in dataclasses.fields(self)}
+        trial = copy.deepcopy(self)
+        for name in known & kwargs.keys():
+            setattr(trial, name, kwargs[name])
+        trial.validate()
+        self.__dict__.update(trial.__dict__)
+        return {name: value for name, value in kwargs.items() if name not in known}
+
+    def to_dict(self) -> dict[str, Any]:
+        """The canonical fields as plain values: what a checkpoint's config.json holds."""
+        fields = dataclasses.fields(WeightOnlyQuantConfig)
+        values = {field.name: copy.deepcopy(getattr(self, field.name)) for field in fields}
+        return {"quant_method": self.quant_method, "format_version": FORMAT_VERSION, **values}
+
+    def to_diff_dict(self) -> dict[str, Any]:
+        """All fields: a checkpoint must not depend on the defaults of the version that reads it."""
+        return self.to_dict()
+
+    def to_json_string(self, use_diff: bool = True) -> str:
+        return json.dumps(self.to_dict(), indent=2, sort_keys=True) + "\n"
+
+    def to_json_file(self, json_file_path: str | os.PathLike[str]) -> None:
+        with open(json_file_path, "w", encoding="utf-8") as file:
+            file.write(self.to_json_string())
+
+    @classmethod
+    def from_dict(
+        cls, config_dict: Mapping[str, Any], return_unused_kwargs: bool = False, **kwargs: Any
+    ) -> Any:
+        """The config that `to_dict` wrote. `kwargs` overrides fields; the rest of it is handed back
+        with `return_unused_kwargs` (as transformers wants it) and ignored otherwise.
+
+        Raises:
+            InvalidArgument: unknown field, another method's config, or a newer format.
+        """
+        values = dict(config_dict)
+        method = values.pop("quant_method", cls.quant_method)
+        if method != cls.quant_method:
+            raise _native.InvalidArgument(
+                f"{cls.__name__} cannot read a config of quant_method {method!r}"
+            )
+        version = values.pop("format_version", FORMAT_VERSION)
+        if not isinstance(version, int) or version > FORMAT_VERSION:
+            raise _native.InvalidArgument(
+                f"the checkpoint has format_version {version!r}; this woq reads up to "
+                f"{FORMAT_VERSION}: install a newer woq"
+            )
+        config = cls._from_fields(values)
+        unused = config.update(**kwargs)
+        return (config, unused) if return_unused_kwargs else config
+
+    @classmethod
+    def _from_fields(cls, values: dict[str, Any]) -> WeightOnlyQuantConfig:
+        return cls(**values)
+
+    @classmethod
+    def from_json_string(cls, text: str) -> Any:
+        return cls.from_dict(json.loads(text))
+
+    @classmethod
+    def from_json_file(cls, json_file_path: str | os.PathLike[str]) -> Any:
+        with open(json_file_path, encoding="utf-8") as file:
+            return cls.from_dict(json.load(file))
+
+    def canonical(self) -> WeightOnlyQuantConfig:
+        """The same settings as a plain `WeightOnlyQuantConfig`."""
+        return WeightOnlyQuantConfig.from_dict(self.to_dict())
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, WeightOnlyQuantConfig):
+            return NotImplemented
+        return self.to_dict() == other.to_dict()
+
+    # Mutable, so unhashable, like every dataclass with __eq__.
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        fields = dataclasses.fields(WeightOnlyQuantConfig)
+        inner = ", ".join(f"{field.name}={getattr(self, field.name)!r}" for field in fields)
+        return f"{type(self).__name__}({inner})"
+
+
+# ITREX fields that say how its own runtimes work: {name: (harmless values, note or None)}. A value
+# outside the first list is an error when there is no note, and is logged when there is one.
+_ITREX_SWITCHES: dict[str, tuple[tuple[Any, ...], str | None]] = {
+    "layer_wise": ((False, True), None),  # woq always holds one layer at a time
+    "use_ggml": ((False,), None),
+    "use_quant": ((True,), None),
+    "use_neural_speed": ((False,), "woq runs its own kernels"),
+    "double_quant_scale_dtype": ((None, "fp32"), None),
+    "device": (("auto", "cpu"), None),
+    "use_ipex": ((False,), "woq runs its own kernels"),
+}
+
+
+class RtnConfig(WeightOnlyQuantConfig):
+    """Round to nearest, with the field names and defaults of ITREX 1.4.
+
+    Becomes the same canonical settings as `WeightOnlyQuantConfig`. Unlike ITREX it never changes
+    a dtype quietly: int4_fullrange stays int4_fullrange, and `bits` that contradict `weight_dtype`
+    are an error. Without a `weight_dtype`, 4 bits are int4_clip and 8 bits int8, as in ITREX.
+    """
+
+    def __init__(
+        self,
+        bits: int = 4,
+        group_size: int = 32,
+        compute_dtype: Any = None,
+        weight_dtype: str | None = None,
+        scale_dtype: Any = None,
+        mse_range: bool = False,
+        use_double_quant: bool = False,
+        double_quant_scale_dtype: Any = None,
+        sym: bool = True,
+        layer_wise: bool = False,
+        use_ggml: bool = False,
+        use_quant: bool = True,
+        use_neural_speed: bool = False,
+        llm_int8_skip_modules: list[str] | None = None,
+        quantize_lm_head: bool | str = False,
+        device: str = "auto",
+        use_ipex: bool = False,
+    ) -> None:
+        given = {name: value for name, value in locals().items() if name in _ITREX_SWITCHES}
+        for name, (harmless, note) in _ITREX_SWITCHES.items():
+            _check_switch(name, given[name], harmless, note)
+        _require("RtnConfig", "bits", bits, int, "4 or 8")
+        if bits not in (4, 8):
+            raise _native.InvalidArgument(f"RtnConfig.bits must be 4 or 8, got {bits}")
+        _require("RtnConfig", "sym", sym, bool, "True or False")
+        super().__init__(
+            weight_dtype=weight_dtype or ("int8" if bits == 8 else "int4_clip"),
+            compute_dtype=compute_dtype or "fp32",
+            scale_dtype=scale_dtype or "fp32",
+            group_size=group_size,
+            scheme="sym" if sym else "asym",
+            use_double_quant=use_double_quant,
+            mse_range=mse_range,
+            modules_to_not_convert=llm_int8_skip_modules,
+            quantize_lm_head=quantize_lm_head,
+        )
+        if self.bits != bits:
+            raise _native.InvalidArgument(
+                f"RtnConfig.weight_dtype {self.weight_dtype!r} has {self.bits} bits, bits is {bits}"
+            )
+
+    @classmethod
+    def _from_fields(cls, values: dict[str, Any]) -> WeightOnlyQuantConfig:
+        if "scheme" not in values:
+            return cls(**values)
+        base = WeightOnlyQuantConfig(**values)
+        return cls(
+            bits=base.bits,
+            group_size=base.group_size,
+            compute_dtype=base.compute_dtype,
+            weight_dtype=base.weight_dtype,
+            scale_dtype=base.scale_dtype,
+            mse_range=base.mse_range,
+            use_double_quant=base.use_double_quant,
+            sym=base.sym,
+            llm_int8_skip_modules=base.modules_to_not_convert,
+            quantize_lm_head=base.quantize_lm_head,
+        )
+
+
+def _check_switch(name: str, value: Any, harmless: tuple[Any, ...], note: str | None) -> None:
+    if value in harmless:
+        return
+    if note is None:
+        allowed = " or ".join(repr(choice) for choice in harmless)
+        raise _native.InvalidArgument(
+            f"RtnConfig.{name}={value!r} has no meaning in woq; allowed: {allowed}"
+        )
+    logger.warning("RtnConfig.%s=%r is ignored: %s", name, value, note)

@@ -1,0 +1,330 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`woq.quantize(model, config)`: replace the linear layers of any torch model, one at a time.
+
+The file is not called quantize.py: importing a submodule sets an attribute of that name on the
+package, and `woq.quantize` is the function.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Generator
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from torch import nn
+
+from . import _native
+from ._selection import (
+    Target,
+    is_fused_experts,
+    left_alone,
+    linear_parameters,
+    output_embeddings,
+    quantized_layers,
+    select,
+)
+from .config import WeightOnlyQuantConfig
+from .linear import WeightOnlyLinear
+from .report import LayerReport, LeftAlone, QuantizationReport
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["quantize", "quantize_weight"]
+
+logger = logging.getLogger("woq")
+
+Model = TypeVar("Model", bound=nn.Module)
+_Progress = Generator[None, str, None]
+
+
+def quantize(
+    model: Model, config: WeightOnlyQuantConfig | None = None, *, progress: bool | None = None
+) -> Model:
+    """Quantize the linear layers of `model` in place and return it.
+
+    nn.Linear and transformers' Conv1D are replaced by `WeightOnlyLinear`, one after the other: the
+    float weight of a layer is released before the next one is touched. What stays in floating
+    point (embeddings, skipped modules, the fused expert weights of mixtures of experts) is listed
+    in `model.woq_report`. An output embedding is left alone unless `config.quantize_lm_head` asks.
+
+    If it fails or is interrupted (Ctrl-C), the layers done so far stay quantized and the others
+    stay as they were: the model still works, can be saved, and a second call with the same config
+    does the rest. `model.woq_report.complete` is False then.
+
+    Args:
+        model: any torch module on the CPU.
+        config: what to quantize to; the default is int4_fullrange in groups of 32.
+        progress: show a progress bar with the remaining time on stderr; None shows it on a
+            terminal only. Without tqdm the progress goes to the "woq" logger.
+
+    Raises:
+        InvalidArgument: a weight has NaN or Inf (names module, row and column); the model already
+            has layers quantized with another config.
+    """
+    config = WeightOnlyQuantConfig() if config is None else config
+    if not isinstance(model, nn.Module):
+        raise _native.InvalidArgument(f"expected a torch.nn.Module, got {type(model).__name__}")
+    if not isinstance(config, WeightOnlyQuantConfig):
+        raise _native.InvalidArgument(f"expected a WeightOnlyQuantConfig, got {config!r}")
+    config.validate()
+    config = config.canonical()
+    _check_earlier_layers(model, config)
+    targets = select(model, config)
+    _check_devices(targets)
+
+    started = time.perf_counter()
+    report = QuantizationReport(complete=False)
+    previous = getattr(model, "woq_report", None)
+    if isinstance(previous, QuantizationReport):
+        report.layers.extend(previous.layers)
+        report.seconds = previous.seconds
+    # The targets hold modules: popping them releases each float weight with its replacement.
+    targets.reverse()
+    total, done_before = len(targets), len(report.layers)
+    bar = _progress(total, progress)
+    next(bar)
+    try:
+        while targets:
+            target = targets.pop()
+            layer, entry = _quantize_layer(target, config)
+            replace_module(model, target.name, layer)
+            report.layers.append(entry)
+            if target.tied:
+                _declare_untied(model, target.name)
+            name = target.name
+            del target, layer
+            bar.send(name)
+        report.complete = True
+    except BaseException as error:
+        logger.warning(
+            "%s after %d of %d layers: these are quantized, the others are unchanged, and the "
+            "model works. Call quantize again with the same config to do the rest.",
+            "interrupted" if isinstance(error, KeyboardInterrupt) else "failed",
+            len(report.layers) - done_before,
+            total,
+        )
+        raise
+    finally:
+        bar.close()
+        report.seconds += time.perf_counter() - started
+        attach_report(model, report)
+        if quantized_layers(model):
+            _attach_to_transformers(model, config)
+    log_summary(model, report)
+    return model
+
+
+def quantize_weight(
+    weight: torch.Tensor, config: WeightOnlyQuantConfig, weight_dtype: str, name: str
+) -> _native.QuantizedMatrix:
+    """Round `weight` [out_features, in_features] to `weight_dtype`; the rest is in `config`."""
+    import torch
+
+    return _native.quantize_rtn(
+        weight,
+        dtype=weight_dtype,
+        group_size=config.group_size,
+        asym=config.asym,
+        scale_dtype=config.scale_dtype,
+        double_quant=config.use_double_quant,
+        mse_range=config.mse_range,
+        name=name,
+        num_threads=torch.get_num_threads(),
+    )
+
+
+def quantize_module(
+    name: str, weight: torch.Tensor, config: WeightOnlyQuantConfig, target: Target
+) -> tuple[_native.QuantizedMatrix, LayerReport]:
+    """Quantize one weight [out_features, in_features] and measure the error."""
+    matrix = quantize_weight(weight, config, target.weight_dtype, name)
+    metrics = _native.error_metrics(weight, matrix)
+    entry = LayerReport(
+        name=name,
+        weight_dtype=target.weight_dtype,
+        shape=(matrix.rows, matrix.cols),
+        bytes_before=weight.numel() * weight.element_size(),
+        bytes_after=matrix.nbytes,
+        mse=metrics["mse"],
+        sqnr_db=metrics["sqnr_db"],
+    )
+    return matrix, entry
+
+
+def make_layer(
+    name: str,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    config: WeightOnlyQuantConfig,
+    target: Target,
+) -> tuple[WeightOnlyLinear, LayerReport]:
+    """Quantize and pack one layer."""
+    matrix, entry = quantize_module(name, weight, config, target)
+    layer = WeightOnlyLinear.from_quantized(
+        matrix,
+        bias,
+        compute_dtype=config.compute_dtype,
+        name=name,
+        dtype=weight.dtype,
+        transposed=target.transposed,
+    )
+    return layer, entry
+
+
+def attach_report(model: nn.Module, report: QuantizationReport) -> None:
+    """Fill in what was left alone, and make the report `model.woq_report`."""
+    heads = set(output_embeddings(model))
+    report.left = [
+        LeftAlone(name, shape, count, _reason(model, name, shape, heads))
+        for name, (shape, count) in left_alone(model).items()
+    ]
+    floats = sum(parameter.numel() for parameter in model.parameters())
+    report.total_parameters = floats + report.quantized_parameters
+    model.woq_report = report  # type: ignore[assignment]
+
+
+def log_summary(model: nn.Module, report: QuantizationReport) -> None:
+    """Log the report, and which kernels run the layers and why."""
+    if logger.isEnabledFor(logging.INFO):
+        logger.info("%s", report)
+        log_kernels(model)
+    experts = [entry for entry in report.left if is_fused_experts(entry.name, entry.shape)]
+    if experts:
+        share = sum(entry.parameters for entry in experts) / max(1, report.total_parameters)
+        logger.warning(
+            "%d fused expert weights stay in floating point: %.1f %% of the model's parameters "
+            "(%s, ...). woq does not quantize fused experts yet.",
+            len(experts),
+            100 * share,
+            experts[0].name,
+        )
+
+
+def log_kernels(model: nn.Module) -> None:
+    """Log how many layers run on which kernel, and the reason for that choice."""
+    chosen: dict[tuple[str, str], int] = {}
+    for layer in quantized_layers(model).values():
+        choice = layer.explain()
+        key = (choice["kernel"], choice["reason"])
+        chosen[key] = chosen.get(key, 0) + 1
+    for (kernel, reason), count in chosen.items():
+        logger.info("%d layers run on %s: %s", count, kernel, reason)
+
+
+def _quantize_layer(
+    target: Target, config: WeightOnlyQuantConfig
+) -> tuple[WeightOnlyLinear, LayerReport]:
+    module = target.module
+    bias = None if module.bias is None else module.bias.detach()
+    return make_layer(target.name, linear_parameters(module), bias, config, target)
+
+
+def replace_module(model: nn.Module, name: str, layer: nn.Module) -> None:
+    parent, _, child = name.rpartition(".")
+    owner = model.get_submodule(parent)
+    layer.train(getattr(owner, child).training)
+    # A single assignment: an interrupt leaves either the old layer or the new one.
+    setattr(owner, child, layer)
+
+
+def _reason(model: nn.Module, name: str, shape: tuple[int, ...], heads: set[str]) -> str:
+    module = name.rpartition(".")[0]
+    if is_fused_experts(name, shape):
+        return "fused expert weights are not quantized yet"
+    if module in heads:
+        return "output embedding; quantize_lm_head=True quantizes it"
+    if isinstance(model.get_submodule(module), nn.Embedding):
+        return "embedding"
+    return "not selected"
+
+
+def _check_devices(targets: list[Target]) -> None:
+    for target in targets:
+        device = target.module.weight.device
+        if device.type != "cpu":
+            raise _native.Unsupported(
+                f"{target.name}.weight is on {device}: woq quantizes on the CPU. "
+                "Move the model there first (model.to('cpu'), or device_map='cpu' on loading)."
+            )
+
+
+def _check_earlier_layers(model: nn.Module, config: WeightOnlyQuantConfig) -> None:
+    """A second call may finish the first one's work, not mix formats: no config describes that."""
+    heads = set(output_embeddings(model))
+    for name, layer in quantized_layers(model).items():
+        dtype = config.lm_head_dtype if name in heads else config.weight_dtype
+        wanted = {
+            "dtype": dtype,
+            "group_size": config.group_size,
+            "asym": config.asym,
+            "scale_dtype": config.scale_dtype,
+            "double_quant": config.use_double_quant,
+        }
+        have = layer.scheme
+        # Doubly quantized scales are 8-bit codes: what they were before is not kept.
+        differing = [
+            key
+            for key, value in wanted.items()
+            if have[key] != value and not (key == "scale_dtype" and config.use_double_quant)
+        ]
+        if differing or layer.compute_dtype != config.compute_dtype:
+            raise _native.InvalidArgument(
+                f"{name} is already quantized with other settings ({have}, compute_dtype "
+                f"{layer.compute_dtype!r}); load the float model again to quantize it differently"
+            )
+
+
+def _declare_untied(model: nn.Module, name: str) -> None:
+    if _transformers_loaded():
+        from .transformers import declare_untied
+
+        declare_untied(model, [name])
+
+
+def _attach_to_transformers(model: nn.Module, config: WeightOnlyQuantConfig) -> None:
+    if _transformers_loaded():
+        from .transformers import attach_quantizer
+
+        attach_quantizer(model, config)
+
+
+def _transformers_loaded() -> bool:
+    # A transformers model cannot exist before this module is imported.
+    return "transformers.modeling_utils" in sys.modules
+
+
+def _progress(total: int, show: bool | None) -> _Progress:
+    """A coroutine that takes the name of each finished layer."""
+    show = sys.stderr.isatty() if show is None else show
+    if not show:
+        return _silent()
+    try:
+        from tqdm import tqdm
+    except ImportError:
+        return _logged(total)
+    return _bar(tqdm(total=total, desc="Quantizing", unit="layer", file=sys.stderr))
+
+
+def _silent() -> _Progress:
+    while True:
+        yield
+
+
+def _bar(bar: Any) -> _Progress:
+    with bar:
+        while True:
+            name = yield
+            bar.set_postfix_str(name, refresh=False)
+            bar.update()
+
+
+def _logged(total: int) -> _Progress:
+    started, step = time.perf_counter(), max(1, total // 10)
+    for done in range(1, total + 2):
+        name = yield
+        if done % step == 0:
+            rest = (time.perf_counter() - started) / done * (total - done)
+            logger.info("quantized %d of %d layers (%s), %.0f s to go", done, total, name, rest)
