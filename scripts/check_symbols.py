@@ -50,29 +50,39 @@ def width_of(line: str) -> str | None:
     return "ymm" if "%ymm" in line or VECTOR_MNEMONIC.match(line) else None
 
 
-def allowed_in(symbol: str) -> str | None:
-    match = NAMESPACE.match(symbol)
-    return WIDTHS[match[1]] if match else None
-
-
-def leaks(object_file: Path) -> Iterator[tuple[str, str]]:
-    """(symbol, first instruction that it must not contain) of each leaking function."""
+def wide_functions(object_file: Path) -> Iterator[tuple[str, str, str]]:
+    """(symbol, width, instruction) for each function and width that it uses, at first use."""
     text = subprocess.run(
         ["objdump", "-d", "--no-show-raw-insn", str(object_file)],
         check=True, capture_output=True, text=True,
     ).stdout  # fmt: skip
-    symbol = reported = ""
-    allowed = None
+    symbol = ""
+    seen: set[tuple[str, str]] = set()
     for line in text.splitlines():
         function = FUNCTION.match(line)
         if function:
-            symbol, allowed = function[1], allowed_in(function[1])
+            symbol = function[1]
             continue
         instruction = line.partition(":\t")[2]
-        needed = width_of(instruction)
-        if needed and symbol != reported and (allowed is None or needed > allowed):
-            reported = symbol
-            yield symbol, instruction
+        width = width_of(instruction)
+        if width and (symbol, width) not in seen:
+            seen.add((symbol, width))
+            yield symbol, width, instruction
+
+
+def target_of(symbol: str) -> str | None:
+    match = NAMESPACE.match(symbol)
+    return match[1] if match else None
+
+
+def leaks(object_file: Path) -> dict[str, str]:
+    """Leaking symbols, each with the first instruction that it must not contain."""
+    found: dict[str, str] = {}
+    for symbol, width, instruction in wide_functions(object_file):
+        target = target_of(symbol)
+        if target is None or width > WIDTHS[target]:
+            found.setdefault(symbol, instruction)
+    return found
 
 
 def compile_object(compiler: str, source: Path, optimization: str, build_dir: Path) -> Path:
@@ -113,13 +123,20 @@ def main() -> int:
     header_only = options.build_dir / "header_only.cc"
     header_only.write_text(HEADER_ONLY_SOURCE)
     targets = sorted((ROOT / "src/kernels/targets").glob("*.cc"))
-    found = 0
+    leaking = 0
+    unused = set(WIDTHS)  # targets without a wide instruction: the check would see nothing leak
     for object_file in compile_all(options.compiler, [*targets, header_only], options.build_dir):
-        for symbol, instruction in leaks(object_file):
-            found += 1
+        for symbol, width, _ in wide_functions(object_file):
+            target = target_of(symbol)
+            if target and width == WIDTHS[target]:
+                unused.discard(target)
+        for symbol, instruction in leaks(object_file).items():
+            leaking += 1
             print(f"{object_file.name}: {demangled(symbol)}\n    contains: {instruction}")
-    print(f"leaked instructions: {found} functions in {len(targets)} targets and header-only")
-    return 1 if found else 0
+    if unused:
+        print(f"leaked instructions: no wide instruction at all in {sorted(unused)}")
+    print(f"leaked instructions: {leaking} functions in {len(targets)} targets and header-only")
+    return 1 if leaking or unused else 0
 
 
 if __name__ == "__main__":

@@ -117,5 +117,5 @@ def test_leaked_instructions_are_found(tmp_path: Path) -> None:
     source = tmp_path / "leak.cc"
     source.write_text(LEAK)
     unoptimized = check_symbols.compile_object("g++", source, "-O0", tmp_path)
-    leaking = {check_symbols.demangled(symbol) for symbol, _ in check_symbols.leaks(unoptimized)}
+    leaking = {check_symbols.demangled(symbol) for symbol in check_symbols.leaks(unoptimized)}
     assert leaking == {"float shared<0>(float const*)", "woq::avx2::too_wide(float const*)"}
