@@ -32,6 +32,16 @@ MODEL = "SmolLM2-135M-Instruct"
 WEIGHT_DTYPES = ("nf4", "int4_clip")
 LM_HEAD_DTYPE = "int8"
 
+# For the comparison of predictions: ordinary prose that no model has memorized.
+_SAMPLE = """\
+The harbour was quiet when the last ferry came in. Two men in grey coats tied the ropes, and the
+passengers walked slowly over the wet boards to the bus that waited beside the lamps. Marta stayed
+behind. She had been on the water since early morning and wanted to see how the light changed over
+the hills before the rain began. In the small office behind the fish market, her brother was
+counting boxes and writing the numbers in a book. He looked up when she opened the door, and asked
+whether the engine had made the same noise again. It had, she said, but only when the sea was
+rough, and she thought that a new belt would be cheaper than a new pump.
+"""
 _MEASURED_TOKENS = 24
 _REPEATS = 3
 
@@ -123,6 +133,12 @@ def _compare_logits(model: Any, reference: Any, input_ids: Any) -> dict[str, flo
     }
 
 
+def _quantized_layers(model: Any) -> list[Any]:
+    from woq.linear import WeightOnlyLinear
+
+    return [module for module in model.modules() if isinstance(module, WeightOnlyLinear)]
+
+
 def model_bytes(model: Any) -> int:
     """Bytes of all weights as they are in memory; shared ones once."""
     from woq.linear import WeightOnlyLinear
@@ -154,9 +170,11 @@ def _load_float(gguf: Path) -> tuple[Any, Any]:
 
 def _summary(model: Any) -> dict[str, Any]:
     report = model.woq_report
-    kernels = Counter(layer.kernel for layer in report.layers)
+    kernels = Counter(layer.explain()["kernel"] for layer in _quantized_layers(model))
+    embedding = model.get_input_embeddings().weight
     return {
         "bytes": model_bytes(model),
+        "embedding_bytes": embedding.numel() * embedding.element_size(),
         "layers": len(report.layers),
         "layer_bytes": [report.bytes_before, report.bytes_after],
         "seconds": report.seconds,
@@ -167,10 +185,6 @@ def _summary(model: Any) -> dict[str, Any]:
         "worst": report.worst.name,
         "kernels": dict(kernels.most_common()),
     }
-
-
-def _chat_ids(tokenizer: Any, question: str) -> Any:
-    return tokenizer(_chat_prompt(tokenizer, question), return_tensors="pt")["input_ids"]
 
 
 def _chat_prompt(tokenizer: Any, question: str) -> str:
@@ -196,13 +210,11 @@ def _build(gguf: Path, say: Callable[[str], None]) -> tuple[dict[str, Any], Any,
         facts["quantized"][dtype] = _summary(models[dtype])
 
     say("Measuring ...")
-    ids = _chat_ids(tokenizer, QUESTION)
-    answer = reference.generate(
-        input_ids=ids, attention_mask=ids.new_ones(ids.shape), max_new_tokens=64, do_sample=False
-    )
+    sample = tokenizer(_SAMPLE, return_tensors="pt")["input_ids"]
     for dtype, model in models.items():
-        facts["quantized"][dtype].update(_compare_logits(model, reference, answer))
-    facts["rates"] = _measure_rates({"fp32": reference, **models}, ids)
+        facts["quantized"][dtype].update(_compare_logits(model, reference, sample))
+    question = tokenizer(_chat_prompt(tokenizer, QUESTION), return_tensors="pt")["input_ids"]
+    facts["rates"] = _measure_rates({"fp32": reference, **models}, question)
     return models, tokenizer, facts
 
 
@@ -243,14 +255,16 @@ def _load(folder: Path) -> tuple[dict[str, Any], Any, dict[str, Any]]:
 def _print_facts(facts: dict[str, Any], say: Callable[[str], None]) -> None:
     rates = facts["rates"]
     say("")
-    say(f"{'weights':<12}{'size':>9}{'smaller':>10}{'tokens/s':>11}{'faster':>9}   error")
+    say(
+        f"{'weights':<12}{'size':>9}{'smaller':>10}{'tokens/s':>11}{'faster':>9}   predictions beside fp32"
+    )
     say(f"{'fp32 (torch)':<12}{facts['fp32_bytes'] / 1e6:>6.0f} MB{'':>10}{rates['fp32']:>11.1f}")
     for dtype, each in facts["quantized"].items():
         say(
             f"{dtype:<12}{each['bytes'] / 1e6:>6.0f} MB"
             f"{facts['fp32_bytes'] / each['bytes']:>9.1f}x"
             f"{rates[dtype]:>11.1f}{rates[dtype] / rates['fp32']:>8.1f}x"
-            f"   KL {each['kl']:.4f}, {each['same_first']} of {each['tokens']} tokens as fp32"
+            f"   KL {each['kl']:.3f}, {100 * each['same_first'] / each['tokens']:.0f} % same token"
         )
     say("")
     for dtype, each in facts["quantized"].items():
@@ -258,8 +272,8 @@ def _print_facts(facts: dict[str, Any], say: Callable[[str], None]) -> None:
         before, after = each["layer_bytes"]
         say(
             f"{dtype}: {each['layers']} layers, {before / 1e6:.0f} -> {after / 1e6:.0f} MB "
-            f"({before / after:.1f}x smaller), in {each['seconds']:.1f} s; "
-            "the input embedding stays fp32"
+            f"({before / after:.1f}x smaller), in {each['seconds']:.1f} s; the input embedding "
+            f"stays fp32 ({each['embedding_bytes'] / 1e6:.0f} MB)"
         )
         say(f"  weight SQNR {median:.1f} dB (median), {low:.1f} dB (worst: {each['worst']})")
         for kernel, count in each["kernels"].items():
@@ -272,10 +286,7 @@ def _print_facts(facts: dict[str, Any], say: Callable[[str], None]) -> None:
 
 def _explain(model: Any, say: Callable[[str], None]) -> None:
     """The choice of a kernel, on the first layer."""
-    from woq.linear import WeightOnlyLinear
-
-    layer = next(m for m in model.modules() if isinstance(m, WeightOnlyLinear))
-    facts = layer.explain()
+    facts = _quantized_layers(model)[0].explain()
     say(f"{facts['name']} runs {facts['kernel']}: {facts['reason']}")
 
 

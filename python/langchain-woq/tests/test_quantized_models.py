@@ -90,7 +90,7 @@ def test_smollm2_answers(smollm2: Path) -> None:
         task="text-generation",
         quantization_config=woq.WeightOnlyQuantConfig(weight_dtype="nf4", quantize_lm_head="int8"),
         model_kwargs={"gguf_file": smollm2.name, "dtype": torch.float32},
-        pipeline_kwargs={"max_new_tokens": 24},
+        pipeline_kwargs={"max_new_tokens": 12},
     )
     template = llm.pipeline.tokenizer.apply_chat_template(
         [{"role": "user", "content": "{{ question }}"}],
