@@ -38,40 +38,50 @@ struct FloatPolicy {
     }
   }
 
+  // Element by element, so that few registers hold decoded weights and broadcast activations at a time.
+  template <int kElement, int kRows, int kTiles, int kChains>
+  static WOQ_INLINE void element(const FloatTable& table, const I32 (&first)[kTiles], const I32 (&second)[kTiles],
+                                 Accumulators<F32, kRows, kTiles, kChains>& acc, const uint8_t* const (&a)[kRows]) {
+    F32 w[kTiles];
+    WOQ_UNROLL for (int t = 0; t < kTiles; ++t) w[t] = weight<kElement>(table, first[t], second[t]);
+    WOQ_UNROLL for (int m = 0; m < kRows; ++m) {
+      float x;
+      std::memcpy(&x, a[m] + 4 * kElement, sizeof x);
+      const F32 broadcast = set_f32(x);
+      WOQ_UNROLL for (int t = 0; t < kTiles; ++t) {
+        F32& sum = acc.v[m][t][kElement % kChains];
+        sum = fused_add(w[t], broadcast, sum);
+      }
+    }
+  }
+
   template <int kRows, int kTiles, int kChains>
   WOQ_INLINE void step(Accumulators<F32, kRows, kTiles, kChains>& acc, const uint8_t* const (&codes)[kTiles],
                        const uint8_t* const (&a)[kRows]) const {
     const FloatTable table(values);
+    I32 first[kTiles], second[kTiles];
     WOQ_UNROLL for (int t = 0; t < kTiles; ++t) {
-      I32 first = load_codes(codes[t]), second = first;
+      first[t] = load_codes(codes[t]);
+      second[t] = first[t];
       if constexpr (kWeights == WeightKind::kU8) {
-        first = flip_sign_bits(first);
-        second = flip_sign_bits(load_codes(codes[t] + kStepBytes4));
+        first[t] = flip_sign_bits(first[t]);
+        second[t] = flip_sign_bits(load_codes(codes[t] + kStepBytes4));
       }
-      const auto element = [&](auto index, F32 w) {
-        constexpr int kElement = decltype(index)::value;
-        WOQ_UNROLL for (int m = 0; m < kRows; ++m) {
-          float x;
-          std::memcpy(&x, a[m] + 4 * kElement, sizeof x);
-          F32& sum = acc.v[m][t][kElement % kChains];
-          sum = fused_add(w, set_f32(x), sum);
-        }
-      };
-      element(Index<0>{}, weight<0>(table, first, second));
-      element(Index<1>{}, weight<1>(table, first, second));
-      element(Index<2>{}, weight<2>(table, first, second));
-      element(Index<3>{}, weight<3>(table, first, second));
-      element(Index<4>{}, weight<4>(table, first, second));
-      element(Index<5>{}, weight<5>(table, first, second));
-      element(Index<6>{}, weight<6>(table, first, second));
-      element(Index<7>{}, weight<7>(table, first, second));
     }
+    element<0>(table, first, second, acc, a);
+    element<1>(table, first, second, acc, a);
+    element<2>(table, first, second, acc, a);
+    element<3>(table, first, second, acc, a);
+    element<4>(table, first, second, acc, a);
+    element<5>(table, first, second, acc, a);
+    element<6>(table, first, second, acc, a);
+    element<7>(table, first, second, acc, a);
   }
+};
 
-  template <int kValue>
-  struct Index {
-    static constexpr int value = kValue;
-  };
+template <class Operand>
+struct OperandPair {
+  Operand lo, hi;
 };
 
 // int8 activations. t is stored as an unsigned byte with an excess, which the accumulator's start takes back.
@@ -91,25 +101,29 @@ struct Int8Policy {
     }
   }
 
+  // The operands of elements 0-3 and 4-7 of a step.
+  WOQ_INLINE auto operands(const uint8_t* codes, const ByteTable& image) const {
+    const I32 first = load_codes(codes);
+    if constexpr (kWeights == WeightKind::kU4) {
+      return OperandPair<NibbleOperand>{nibble_operand(low_nibbles(first)), nibble_operand(high_nibbles(first))};
+    } else if constexpr (kWeights == WeightKind::kT4) {
+      return OperandPair<ByteOperand>{byte_operand(look_up(image, low_nibbles(first))),
+                                      byte_operand(look_up(image, high_nibbles(first)))};
+    } else {
+      return OperandPair<ByteOperand>{byte_operand(first), byte_operand(load_codes(codes + kStepBytes4))};
+    }
+  }
+
   template <int kRows, int kTiles, int kChains>
   WOQ_INLINE void step(Accumulators<I32, kRows, kTiles, kChains>& acc, const uint8_t* const (&codes)[kTiles],
                        const uint8_t* const (&a)[kRows]) const {
-    WOQ_UNROLL for (int t = 0; t < kTiles; ++t) {
-      const I32 first = load_codes(codes[t]);
-      const auto multiply_rows = [&](const auto& lo, const auto& hi) {
-        WOQ_UNROLL for (int m = 0; m < kRows; ++m) {
-          dot_step(acc.v[m][t], lo, hi, broadcast_bytes(a[m]), broadcast_bytes(a[m] + 4));
-        }
-      };
-      if constexpr (kWeights == WeightKind::kU4) {
-        multiply_rows(nibble_operand(low_nibbles(first)), nibble_operand(high_nibbles(first)));
-      } else if constexpr (kWeights == WeightKind::kT4) {
-        const ByteTable image(table);
-        multiply_rows(byte_operand(look_up(image, low_nibbles(first))),
-                      byte_operand(look_up(image, high_nibbles(first))));
-      } else {
-        multiply_rows(byte_operand(first), byte_operand(load_codes(codes[t] + kStepBytes4)));
-      }
+    const ByteTable image(table);
+    using Pair = decltype(operands(nullptr, image));
+    Pair w[kTiles];
+    WOQ_UNROLL for (int t = 0; t < kTiles; ++t) w[t] = operands(codes[t], image);
+    WOQ_UNROLL for (int m = 0; m < kRows; ++m) {
+      const I32 a_lo = broadcast_bytes(a[m]), a_hi = broadcast_bytes(a[m] + 4);
+      WOQ_UNROLL for (int t = 0; t < kTiles; ++t) dot_step(acc.v[m][t], w[t].lo, w[t].hi, a_lo, a_hi);
     }
   }
 };
@@ -131,33 +145,46 @@ struct Bf16Policy {
     }
   }
 
+  template <int kPair>
+  static WOQ_INLINE I32 weights(const Bf16Table& values, I32 first, I32 second) {
+    if constexpr (kWeights == WeightKind::kU8) {
+      return decode8_pair<kPair / 2>(kPair % 2 == 0 ? first : second);
+    } else {
+      return decode4_pair<kPair>(values, first);
+    }
+  }
+
+  template <int kPair, int kRows, int kTiles, int kChains>
+  static WOQ_INLINE void pair(const Bf16Table& values, const I32 (&first)[kTiles], const I32 (&second)[kTiles],
+                              Accumulators<F32, kRows, kTiles, kChains>& acc, const uint8_t* const (&a)[kRows]) {
+    I32 w[kTiles];
+    WOQ_UNROLL for (int t = 0; t < kTiles; ++t) w[t] = weights<kPair>(values, first[t], second[t]);
+    WOQ_UNROLL for (int m = 0; m < kRows; ++m) {
+      const I32 broadcast = broadcast_bytes(a[m] + 4 * kPair);
+      WOQ_UNROLL for (int t = 0; t < kTiles; ++t) {
+        F32& sum = acc.v[m][t][kPair % kChains];
+        sum = dot_bf16(sum, w[t], broadcast);
+      }
+    }
+  }
+
   template <int kRows, int kTiles, int kChains>
   WOQ_INLINE void step(Accumulators<F32, kRows, kTiles, kChains>& acc, const uint8_t* const (&codes)[kTiles],
                        const uint8_t* const (&a)[kRows]) const {
+    const Bf16Table values(table);
+    I32 first[kTiles], second[kTiles];
     WOQ_UNROLL for (int t = 0; t < kTiles; ++t) {
-      I32 pairs[4];
+      first[t] = load_codes(codes[t]);
+      second[t] = first[t];
       if constexpr (kWeights == WeightKind::kU8) {
-        const I32 first = flip_sign_bits(load_codes(codes[t]));
-        const I32 second = flip_sign_bits(load_codes(codes[t] + kStepBytes4));
-        pairs[0] = decode8_pair<0>(first);
-        pairs[1] = decode8_pair<0>(second);
-        pairs[2] = decode8_pair<1>(first);
-        pairs[3] = decode8_pair<1>(second);
-      } else {
-        const I32 first = load_codes(codes[t]);
-        const Bf16Table values(table);
-        pairs[0] = decode4_pair<0>(values, first);
-        pairs[1] = decode4_pair<1>(values, first);
-        pairs[2] = decode4_pair<2>(values, first);
-        pairs[3] = decode4_pair<3>(values, first);
-      }
-      WOQ_UNROLL for (int p = 0; p < 4; ++p) {
-        WOQ_UNROLL for (int m = 0; m < kRows; ++m) {
-          F32& sum = acc.v[m][t][p % kChains];
-          sum = dot_bf16(sum, pairs[p], broadcast_bytes(a[m] + 4 * p));
-        }
+        first[t] = flip_sign_bits(first[t]);
+        second[t] = flip_sign_bits(load_codes(codes[t] + kStepBytes4));
       }
     }
+    pair<0>(values, first, second, acc, a);
+    pair<1>(values, first, second, acc, a);
+    pair<2>(values, first, second, acc, a);
+    pair<3>(values, first, second, acc, a);
   }
 };
 #endif
