@@ -23,7 +23,7 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from . import _native
-from ._pages import release_file_pages
+from ._pages import CheckpointPages, release_file_pages, trim_heap
 from ._selection import Target, quantized_layers, select
 from ._tensors import MARKER, check_marker, from_torch, tensor_specs
 from .config import WeightOnlyQuantConfig
@@ -43,6 +43,9 @@ __all__ = ["WoqHfQuantizer", "attach_quantizer", "declare_untied", "register"]
 logger = logging.getLogger("woq")
 
 _METHOD = WeightOnlyQuantConfig.quant_method
+
+# Float bytes that are quantized between two looks at the heap.
+_TRIM_INTERVAL = 32 << 20
 
 
 def register() -> None:
@@ -72,6 +75,8 @@ class WoqHfQuantizer(HfQuantizer):
         self._errors: list[Exception] = []
         self._report = QuantizationReport()
         self._started = 0.0
+        self._pages: CheckpointPages | None = None
+        self._untrimmed = 0
 
     # -- where the model goes ---------------------------------------------------------------------
 
@@ -103,6 +108,7 @@ class WoqHfQuantizer(HfQuantizer):
         # A tied weight is loaded once, under its other name: it is there only after loading.
         self._tied = [target for target in targets if target.tied]
         self._on_load = {target.name: target for target in targets if not target.tied}
+        self._pages = CheckpointPages(kwargs.get("checkpoint_files") or ())
         return model
 
     def param_needs_quantization(self, model: Any, param_name: str, **kwargs: Any) -> bool:
@@ -111,8 +117,10 @@ class WoqHfQuantizer(HfQuantizer):
     def get_quantize_ops(self) -> Any:
         return _QuantizeOnLoad(self)
 
-    def take(self, model: Any, name: str, value: torch.Tensor) -> None:
+    def take(self, model: Any, name: str, value: torch.Tensor, keys: Iterable[str]) -> None:
         """Quantize the float weight of module `name`, and put the new layer in its place.
+
+        `keys` are the names of the tensors in the checkpoint that `value` was made from.
 
         Errors are kept for the end of loading: transformers would catch them here, print a table
         with their traces, and raise an error of its own that says nothing.
@@ -139,7 +147,16 @@ class WoqHfQuantizer(HfQuantizer):
         except (ValueError, RuntimeError, TypeError) as error:
             self._errors.append(error)
         finally:
-            release_file_pages(value)
+            self._release(value, keys)
+
+    def _release(self, value: torch.Tensor, keys: Iterable[str]) -> None:
+        if not release_file_pages(value) and self._pages is not None:
+            for key in keys:
+                self._pages.release(key)
+        self._untrimmed += value.numel() * value.element_size()
+        if self._untrimmed >= _TRIM_INTERVAL:
+            self._untrimmed = 0
+            trim_heap()
 
     def _install(self, model: Any, layer: WeightOnlyLinear, entry: LayerReport) -> None:
         layer._is_hf_initialized = True  # type: ignore[assignment]
@@ -178,7 +195,8 @@ class WoqHfQuantizer(HfQuantizer):
             layer, entry = make_layer(target.name, weight, module.bias, config, target)
             self._install(model, layer, entry)
         declare_untied(model, [target.name for target in self._tied])
-        self._tied, self._on_load = [], {}
+        self._tied, self._on_load, self._pages = [], {}, None
+        trim_heap()
         self._report.seconds = time.perf_counter() - self._started
         attach_report(model, self._report)
         log_summary(model, self._report)
@@ -239,6 +257,7 @@ class _QuantizeOnLoad:
         full_layer_name: str = "",
         model: Any = None,
         missing_keys: set[str] | None = None,
+        source_patterns: Iterable[str] = (),
         **kwargs: Any,
     ) -> dict[str, Any]:
         rest = {}
@@ -248,7 +267,7 @@ class _QuantizeOnLoad:
             if len(input_dict) > 1 and full != key:
                 rest[key] = value
                 continue
-            self._quantizer.take(model, _module_of(full), tensor)
+            self._quantizer.take(model, _module_of(full), tensor, source_patterns)
             if missing_keys is not None:
                 missing_keys.discard(full)
         return rest

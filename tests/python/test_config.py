@@ -1,0 +1,270 @@
+# SPDX-License-Identifier: Apache-2.0
+"""WeightOnlyQuantConfig and RtnConfig: validation, round trips, errors that help."""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+import pickle
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from model_support import last_json, run_python
+
+import woq
+from woq import InvalidArgument, RtnConfig, WeightOnlyQuantConfig
+from woq._native import dtype_aliases, dtype_names
+
+INTEGERS = [name for name in dtype_names() if name.startswith("int")]
+
+
+def test_defaults():
+    config = WeightOnlyQuantConfig()
+    assert config.to_dict() == {
+        "quant_method": "woq",
+        "format_version": 1,
+        "weight_dtype": "int4_fullrange",
+        "compute_dtype": "fp32",
+        "scale_dtype": "fp32",
+        "group_size": 32,
+        "scheme": "sym",
+        "use_double_quant": False,
+        "mse_range": False,
+        "algorithm": "RTN",
+        "modules_to_not_convert": None,
+        "quantize_lm_head": False,
+    }
+
+
+@st.composite
+def configs(draw):
+    dtype = draw(st.sampled_from([*dtype_names(), *dtype_aliases()]))
+    canonical = dtype_aliases().get(dtype, dtype)
+    double = draw(st.booleans())
+    scheme = draw(st.sampled_from(["sym", "asym"])) if canonical in INTEGERS else "sym"
+    head = [True, False, *(INTEGERS if scheme == "asym" else dtype_names())]
+    return WeightOnlyQuantConfig(
+        weight_dtype=dtype,
+        compute_dtype=draw(st.sampled_from(["fp32", "bf16", "int8"])),
+        scale_dtype="fp32" if double else draw(st.sampled_from(["fp32", "fp16", "bf16"])),
+        group_size=draw(st.sampled_from([-1, 16, 24, 32, 128])),
+        scheme=scheme,
+        use_double_quant=double,
+        mse_range=draw(st.booleans()),
+        modules_to_not_convert=draw(st.none() | st.lists(st.text(max_size=8), max_size=3)),
+        quantize_lm_head=draw(st.sampled_from(head)),
+    )
+
+
+@settings(deadline=None)
+@given(configs())
+def test_round_trips(config):
+    assert WeightOnlyQuantConfig.from_dict(config.to_dict()) == config
+    assert WeightOnlyQuantConfig.from_json_string(config.to_json_string()) == config
+    assert json.loads(config.to_json_string()) == config.to_dict()
+    assert pickle.loads(pickle.dumps(config)) == config
+    assert copy.deepcopy(config) == config
+    assert RtnConfig.from_dict(config.to_dict()) == config
+
+
+def test_json_file(tmp_path):
+    config = WeightOnlyQuantConfig("nf4", modules_to_not_convert=["a.b"])
+    config.to_json_file(tmp_path / "config.json")
+    assert WeightOnlyQuantConfig.from_json_file(tmp_path / "config.json") == config
+
+
+def test_aliases_become_canonical_names():
+    assert WeightOnlyQuantConfig("int4").weight_dtype == "int4_clip"
+    assert WeightOnlyQuantConfig("fp4").weight_dtype == "fp4_e2m1_bnb"
+    assert WeightOnlyQuantConfig(quantize_lm_head="int4").quantize_lm_head == "int4_clip"
+
+
+def test_torch_dtypes_are_understood():
+    torch = pytest.importorskip("torch")
+    config = WeightOnlyQuantConfig(compute_dtype=torch.bfloat16, scale_dtype=torch.float16)
+    assert (config.compute_dtype, config.scale_dtype) == ("bf16", "fp16")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "meant"),
+    [
+        ("weight_dtyp", "weight_dtype"),
+        ("groupsize", "group_size"),
+        ("llm_int8_skip_modules", "modules_to_not_convert"),
+        ("sym", "scheme"),
+        ("bits", "weight_dtype"),
+        ("double_quant", "use_double_quant"),
+    ],
+)
+def test_unknown_field_suggests_the_nearest(wrong, meant):
+    for make in (
+        lambda: WeightOnlyQuantConfig(**{wrong: 1}),
+        lambda: WeightOnlyQuantConfig.from_dict({wrong: 1}),
+    ):
+        with pytest.raises(InvalidArgument, match=f"no field '{wrong}'; did you mean '{meant}'"):
+            make()
+
+
+def test_unknown_field_with_nothing_near():
+    with pytest.raises(InvalidArgument, match="no field 'zzz'. Known: algorithm"):
+        WeightOnlyQuantConfig(zzz=1)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"weight_dtype": "int5"},
+        {"weight_dtype": 4},
+        {"weight_dtype": None},
+        {"compute_dtype": "fp64"},
+        {"scale_dtype": "int8"},
+        {"scheme": "symmetric"},
+        {"scheme": True},
+        {"algorithm": "MAGIC"},
+        {"use_double_quant": "yes"},
+        {"mse_range": 1},
+        {"modules_to_not_convert": "lm_head"},
+        {"modules_to_not_convert": [1]},
+        {"quantize_lm_head": "int3"},
+        {"quantize_lm_head": 8},
+        {"weight_dtype": "nf4", "scheme": "asym"},
+        {"weight_dtype": "int8", "scheme": "asym", "quantize_lm_head": "nf4"},
+        *({"group_size": size} for size in (0, 1, 8, 20, 33, -2, -32, 32.0, "32", True, None)),
+    ],
+    ids=str,
+)
+def test_impossible_settings_are_refused(fields):
+    with pytest.raises(InvalidArgument) as error:
+        WeightOnlyQuantConfig(**fields)
+    value = fields.get("group_size", next(reversed(fields.values())))
+    assert str(value) in str(error.value)
+
+
+def test_algorithm_error_lists_the_known_ones():
+    with pytest.raises(InvalidArgument, match="known: RTN"):
+        WeightOnlyQuantConfig(algorithm="MAGIC")
+    assert WeightOnlyQuantConfig(algorithm="rtn").algorithm == "RTN"
+
+
+def test_update_validates_and_is_all_or_nothing():
+    config = WeightOnlyQuantConfig()
+    assert config.update(group_size=64, device_map="cpu") == {"device_map": "cpu"}
+    assert config.group_size == 64
+    with pytest.raises(InvalidArgument):
+        config.update(weight_dtype="nf4", scheme="asym")
+    assert config.weight_dtype == "int4_fullrange"
+
+
+def test_from_dict_hands_back_unused_arguments():
+    config, unused = WeightOnlyQuantConfig.from_dict(
+        {"weight_dtype": "nf4"}, return_unused_kwargs=True, group_size=64, revision="main"
+    )
+    assert (config.weight_dtype, config.group_size, unused) == ("nf4", 64, {"revision": "main"})
+
+
+def test_other_methods_and_newer_formats_are_refused():
+    with pytest.raises(InvalidArgument, match="quant_method 'gptq'"):
+        WeightOnlyQuantConfig.from_dict({"quant_method": "gptq"})
+    with pytest.raises(InvalidArgument, match="install a newer woq"):
+        WeightOnlyQuantConfig.from_dict({"format_version": 2})
+
+
+def test_works_without_torch_and_transformers():
+    process = run_python(
+        """
+        import sys, json
+        sys.modules["torch"] = sys.modules["transformers"] = None  # importing them fails
+        import woq
+        config = woq.WeightOnlyQuantConfig("nf4", quantize_lm_head="int8")
+        assert woq.WeightOnlyQuantConfig.from_json_string(config.to_json_string()) == config
+        assert woq.RtnConfig(bits=8).weight_dtype == "int8"
+        heavy = [name for name in sys.modules if name.partition(".")[0] in ("torch", "transformers")
+                 and sys.modules[name]]
+        print(json.dumps(heavy))
+        """
+    )
+    assert last_json(process) == []
+
+
+def test_import_loads_nothing_heavy():
+    process = run_python(
+        """
+        import sys, json
+        before = set(sys.modules)
+        import woq
+        woq.WeightOnlyQuantConfig
+        new = {name.partition(".")[0] for name in set(sys.modules) - before}
+        print(json.dumps(sorted(new & {"torch", "transformers", "tqdm", "safetensors"})))
+        """
+    )
+    assert last_json(process) == []
+
+
+# -- RtnConfig --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("fields", "dtype", "scheme"),
+    [
+        ({}, "int4_clip", "sym"),
+        ({"bits": 8}, "int8", "sym"),
+        ({"sym": False}, "int4_clip", "asym"),
+        ({"weight_dtype": "nf4"}, "nf4", "sym"),
+        # ITREX turned this one into int4_clip without a word.
+        ({"weight_dtype": "int4_fullrange"}, "int4_fullrange", "sym"),
+        ({"bits": 8, "weight_dtype": "int8"}, "int8", "sym"),
+    ],
+)
+def test_rtn_config_maps_to_the_canonical_one(fields, dtype, scheme):
+    config = RtnConfig(**fields)
+    assert (config.weight_dtype, config.scheme, config.group_size) == (dtype, scheme, 32)
+    assert type(config.canonical()) is WeightOnlyQuantConfig
+    assert config == config.canonical()
+    assert RtnConfig.from_dict(config.to_dict()) == config
+    assert RtnConfig.from_dict(fields) == config
+
+
+def test_rtn_config_skip_modules():
+    config = RtnConfig(llm_int8_skip_modules=["lm_head"])
+    assert config.modules_to_not_convert == ["lm_head"]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"bits": 3},
+        {"bits": 4, "weight_dtype": "int8"},
+        {"bits": 8, "weight_dtype": "nf4"},
+        {"weight_dtype": "nf4", "sym": False},
+        {"use_ggml": True},
+        {"use_quant": False},
+        {"double_quant_scale_dtype": "fp16"},
+        {"device": "cuda"},
+        {"sym": "yes"},
+    ],
+    ids=str,
+)
+def test_rtn_config_refuses(fields):
+    with pytest.raises(InvalidArgument):
+        RtnConfig(**fields)
+
+
+def test_rtn_config_unknown_field():
+    with pytest.raises(InvalidArgument, match="did you mean 'group_size'"):
+        RtnConfig(groupsize=32)
+
+
+def test_rtn_config_notes_a_runtime_that_is_not_there(caplog):
+    with caplog.at_level(logging.WARNING, "woq"):
+        RtnConfig(use_neural_speed=True, layer_wise=True)
+    assert ["use_neural_speed" in record.message for record in caplog.records] == [True]
+
+
+def test_lazy_names():
+    for name in woq.__all__:
+        assert getattr(woq, name) is getattr(woq, name)
+    assert set(woq.__all__) <= set(dir(woq))
+    with pytest.raises(AttributeError, match="no attribute 'quantise'"):
+        woq.quantise  # noqa: B018

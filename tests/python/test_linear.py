@@ -1,0 +1,432 @@
+# SPDX-License-Identifier: Apache-2.0
+"""WeightOnlyLinear: results, input forms, gradients, state, devices, torch.compile."""
+
+from __future__ import annotations
+
+import copy
+import io
+import logging
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from model_support import seed
+from torch import nn
+
+import woq
+from woq import InvalidArgument, Unsupported, WeightOnlyLinear
+from woq._native import dtype_names
+
+ACTIVATIONS = (torch.float32, torch.bfloat16, torch.float16)
+EPS = {torch.float32: 2.0**-23, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}
+SCHEMES = [(dtype, False) for dtype in dtype_names()] + [("int8", True), ("int4_clip", True)]
+
+
+@pytest.fixture(autouse=True)
+def _seed(request):
+    seed(request)
+
+
+def make(n=24, k=40, *, bias=True, dtype="nf4", group_size=16, compute="fp32", **scheme):
+    weight = torch.randn(n, k)
+    matrix = woq.quantize_rtn(weight, dtype=dtype, group_size=group_size, **scheme)
+    values = torch.randn(n) if bias else None
+    return WeightOnlyLinear.from_quantized(matrix, values, compute_dtype=compute, name="fc")
+
+
+def bound(layer, x):
+    """Rounding of a K-term sum in float32, of the inputs' and of the output's dtype.
+
+    c * K * eps * sum |x||w| + |bias|: the kernels sum in an order of their own.
+    """
+    weight = layer.dequantize().double().abs()
+    scale = x.double().abs() @ weight.T
+    if layer.bias is not None:
+        scale = scale + layer.bias.double().abs()
+    k = layer.in_features
+    return scale * (2 * k * EPS[torch.float32] + 2 * EPS[x.dtype])
+
+
+def reference(layer, x):
+    y = x.double() @ layer.dequantize().double().T
+    return y if layer.bias is None else y + layer.bias.double()
+
+
+def assert_close(layer, x):
+    y = layer(x)
+    assert y.dtype == x.dtype
+    assert y.shape == (*x.shape[:-1], layer.out_features)
+    error = (y.double() - reference(layer, x)).abs()
+    limit = bound(layer, x)
+    worst = (error - limit).argmax() if error.numel() else 0
+    assert (error <= limit).all(), f"at {int(worst)}: {error.max():.3e} > {limit.max():.3e}"
+
+
+@pytest.mark.parametrize("activations", ACTIVATIONS, ids=str)
+@pytest.mark.parametrize(("dtype", "asym"), SCHEMES)
+def test_matches_the_dequantized_product(dtype, asym, activations):
+    layer = make(dtype=dtype, asym=asym)
+    assert_close(layer, torch.randn(5, 40).to(activations))
+
+
+@pytest.mark.parametrize("shape", [(40,), (1, 40), (3, 40), (2, 3, 40), (2, 1, 3, 40)], ids=str)
+def test_leading_dimensions(shape):
+    assert_close(make(), torch.randn(shape))
+
+
+@pytest.mark.parametrize(
+    "x",
+    [
+        lambda: torch.randn(40, 5).t(),
+        lambda: torch.randn(5, 80)[:, ::2],
+        lambda: torch.randn(5, 80)[:, 20:60],
+        lambda: torch.randn(3, 5, 40).transpose(0, 1),
+        lambda: torch.randn(1, 40).expand(5, 40),
+        lambda: torch.randn(5, 1).expand(5, 40),
+        lambda: torch.randn(10, 40)[::2],
+        lambda: torch.complex(torch.randn(5, 40), torch.randn(5, 40)).conj().imag,
+    ],
+    ids=["transposed", "strided", "sliced", "permuted", "rows", "columns", "every-other", "negated"],
+)
+def test_any_strides(x):
+    assert_close(make(), x())
+
+
+def test_one_input_feature():
+    layer = make(n=3, k=1)
+    assert_close(layer, torch.randn(4, 1))
+    assert_close(layer, torch.randn(4, 8)[:, 3:4])
+
+
+@pytest.mark.parametrize("shape", [(0, 40), (2, 0, 40)], ids=str)
+def test_empty_input(shape):
+    assert make()(torch.empty(shape)).shape == (*shape[:-1], 24)
+
+
+@pytest.mark.parametrize("shape", [(), (39,), (5, 41), (40, 5), (0,)], ids=str)
+def test_wrong_shape(shape):
+    with pytest.raises(InvalidArgument, match=r"fc: expected an input of shape \(\.\.\., 40\)"):
+        make()(torch.zeros(shape))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.int32, torch.int8, torch.bool], ids=str)
+def test_wrong_dtype(dtype):
+    with pytest.raises(InvalidArgument, match=f"fc: the input has dtype {dtype}"):
+        make()(torch.zeros(2, 40, dtype=dtype))
+
+
+def test_wrong_device():
+    with pytest.raises((Unsupported, NotImplementedError)):
+        make()(torch.zeros(2, 40, device="meta").detach().requires_grad_(False).to("meta")).sum().item()
+
+
+def test_core_and_bias_must_agree():
+    matrix = woq.quantize_rtn(torch.randn(8, 16), dtype="int8")
+    with pytest.raises(InvalidArgument, match="bias"):
+        WeightOnlyLinear(woq.Linear(matrix), torch.zeros(8))
+    with pytest.raises(InvalidArgument, match="bias"):
+        WeightOnlyLinear.from_quantized(matrix, torch.zeros(7))
+
+
+def test_bias_in_half_precision():
+    matrix = woq.quantize_rtn(torch.randn(8, 16), dtype="int8")
+    layer = WeightOnlyLinear.from_quantized(matrix, torch.randn(8).bfloat16())
+    assert layer.bias.dtype == torch.bfloat16
+    assert_close(layer, torch.randn(3, 16))
+
+
+# -- gradients ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("activations", ACTIVATIONS, ids=str)
+@pytest.mark.parametrize(
+    ("dtype", "scheme"),
+    [
+        ("nf4", {}),
+        ("int8", {"asym": True}),
+        ("int4_fullrange", {"double_quant": True}),
+        ("int4_clip", {"scale_dtype": "bf16"}),
+    ],
+    ids=str,
+)
+def test_input_gradient(dtype, scheme, activations, monkeypatch):
+    # Small panels, so that their seams are exercised.
+    monkeypatch.setattr("woq.linear._PANEL_ELEMENTS", 5 * 40)
+    layer = make(dtype=dtype, **scheme)
+    x = torch.randn(2, 3, 40).to(activations).requires_grad_()
+    y = layer(x)
+    assert y.grad_fn is not None
+    grad = torch.randn_like(y)
+    y.backward(grad)
+    weight = layer.dequantize().double()
+    expected = grad.double() @ weight
+    limit = (grad.double().abs() @ weight.abs()) * (48 * EPS[torch.float32] + EPS[activations])
+    assert x.grad.dtype == activations
+    assert ((x.grad.double() - expected).abs() <= limit).all()
+
+
+def test_gradient_reaches_earlier_layers():
+    first, layer = nn.Linear(7, 40), make()
+    layer(first(torch.randn(3, 7))).sum().backward()
+    assert first.weight.grad.abs().sum() > 0
+
+
+def test_gradient_is_the_same_through_a_gradient_free_path():
+    layer = make()
+    x = torch.randn(3, 40)
+    assert torch.equal(layer(x), layer(x.clone().requires_grad_()).detach())
+
+
+def test_no_grad_and_inference_mode():
+    layer = make()
+    x = torch.randn(3, 40, requires_grad=True)
+    with torch.no_grad():
+        assert not layer(x).requires_grad
+    with torch.inference_mode():
+        assert layer(x).is_inference()
+
+
+def test_checkpointing():
+    from torch.utils.checkpoint import checkpoint
+
+    layer = make()
+    x = torch.randn(3, 40, requires_grad=True)
+    checkpoint(layer, x, use_reentrant=False).sum().backward()
+    direct = x.detach().clone().requires_grad_()
+    layer(direct).sum().backward()
+    assert torch.equal(x.grad, direct.grad)
+
+
+# -- state ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("dtype", "scheme", "names"),
+    [
+        ("nf4", {}, {"qweight", "scales"}),
+        ("int8", {"asym": True}, {"qweight", "scales", "zero_points"}),
+        ("int4_clip", {"scale_dtype": "bf16"}, {"qweight", "scales"}),
+        ("int4_clip", {"scale_dtype": "fp16"}, {"qweight", "scales"}),
+        ("nf4", {"double_quant": True}, {"qweight", "scales", "scales_absmax", "scales_offset"}),
+        (
+            "int4_fullrange",
+            {"double_quant": True},
+            {"qweight", "scales", "scales_absmax", "scales_offset", "scales_sign"},
+        ),
+    ],
+    ids=str,
+)
+def test_state_dict_round_trip(dtype, scheme, names):
+    layer, other = make(dtype=dtype, **scheme), make(dtype=dtype, **scheme)
+    state = layer.state_dict()
+    assert set(state) == {*names, "bias", "weight"}
+    assert state["weight"].tolist() == [1]
+    stored = layer.quantized().tensors()
+    for name in names:
+        bits = state[name].view(torch.uint8).numpy() if name == "scales" else state[name].numpy()
+        assert bits.tobytes() == np.ascontiguousarray(stored[name]).tobytes(), name
+    x = torch.randn(3, 40)
+    assert not torch.equal(layer(x), other(x))
+    other.load_state_dict(state)
+    assert torch.equal(layer(x), other(x))
+
+
+def test_state_dict_survives_safetensors(tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    layer, other = make(scale_dtype="bf16"), make(scale_dtype="bf16")
+    save_file(layer.state_dict(), tmp_path / "layer.safetensors")
+    other.load_state_dict(load_file(tmp_path / "layer.safetensors"))
+    x = torch.randn(3, 40)
+    assert torch.equal(layer(x), other(x))
+
+
+def test_load_reports_everything_that_is_wrong():
+    layer = make()
+    state = layer.state_dict()
+    before = layer(torch.ones(40))
+    del state["scales"], state["qweight"]
+    state["stranger"] = torch.zeros(1)
+    with pytest.raises(RuntimeError) as error:
+        layer.load_state_dict(state)
+    assert "qweight" in str(error.value)
+    assert "scales" in str(error.value)
+    assert "stranger" in str(error.value)
+    assert torch.equal(layer(torch.ones(40)), before)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("qweight", torch.zeros(24, 19, dtype=torch.uint8)),
+        ("qweight", torch.zeros(24, 20, dtype=torch.int8)),
+        ("scales", torch.zeros(24, 3, dtype=torch.float64)),
+        ("scales", torch.full((24, 3), torch.nan)),
+        ("bias", torch.zeros(23)),
+        ("weight", torch.zeros(24, 40)),
+        ("weight", torch.tensor([9], dtype=torch.uint8)),
+    ],
+    ids=lambda value: value if isinstance(value, str) else f"{value.dtype}{list(value.shape)}",
+)
+def test_load_refuses_bad_tensors(name, value):
+    layer = make()
+    before = layer(torch.ones(40))
+    with pytest.raises(RuntimeError):
+        layer.load_state_dict({**layer.state_dict(), name: value})
+    assert torch.equal(layer(torch.ones(40)), before)
+
+
+@pytest.mark.parametrize("clone", ["deepcopy", "copy", "pickle", "torch.save"])
+def test_copies(clone):
+    layer = make(double_quant=True)
+    x = torch.randn(3, 40)
+    expected = layer(x)
+    if clone == "deepcopy":
+        other = copy.deepcopy(layer)
+    elif clone == "copy":
+        other = copy.copy(layer)
+    elif clone == "pickle":
+        other = pickle.loads(pickle.dumps(layer))
+    else:
+        buffer = io.BytesIO()
+        torch.save(layer, buffer)
+        buffer.seek(0)
+        other = torch.load(buffer, weights_only=False)
+    assert torch.equal(other(x), expected)
+    # A copy is its own layer: the op finds it, and loading into it leaves the original alone.
+    assert torch.equal(other(x.clone().requires_grad_()).detach(), expected)
+    other.load_state_dict(make(double_quant=True).state_dict())
+    assert torch.equal(layer(x), expected)
+    assert not torch.equal(other(x), expected)
+    assert not torch.equal(other(x.clone().requires_grad_()).detach(), expected)
+
+
+def test_only_the_packed_form_is_held():
+    layer = make(n=256, k=512, group_size=32)
+    tensors = {name: value.nbytes for name, value in layer.__dict__.items() if hasattr(value, "nbytes")}
+    held = sum(buffer.nbytes for buffer in layer.buffers())
+    assert held == 256 * 4, "the bias is the only tensor"
+    assert layer.nbytes <= 1.05 * layer.quantized().nbytes + held + 4096
+    assert set(tensors) <= {"_handle", "_core"}
+
+
+# -- devices and dtypes ---------------------------------------------------------------------------
+
+
+def test_leaving_the_cpu_is_refused():
+    layer = make()
+    before = layer(torch.ones(40))
+    with pytest.raises(Unsupported, match="fc cannot move to meta"):
+        nn.Sequential(layer).to("meta")
+    assert torch.equal(layer(torch.ones(40)), before)
+    layer.to("cpu")
+
+
+@pytest.mark.parametrize("cast", ["half", "bfloat16", "double"])
+def test_casts_change_neither_weight_nor_bias(cast):
+    layer = make()
+    x = torch.randn(3, 40)
+    before = layer(x)
+    getattr(layer, cast)()
+    assert torch.equal(layer(x), before)
+    assert layer.bias.dtype == torch.float32
+    # Model code reads the dtype it should cast its activations to from here.
+    assert layer.weight.dtype == getattr(torch.zeros(1), cast)().dtype
+
+
+def test_stand_in_weight_computes_nothing():
+    layer = make()
+    assert layer.weight.shape == (24, 40)
+    assert layer.weight.device.type == "cpu"
+    assert layer.weight.untyped_storage().nbytes() == 4
+    assert (layer.weight @ torch.ones(40)).isnan().all()
+    assert not list(layer.parameters())
+
+
+def test_explain_and_repr():
+    layer = make()
+    choice = layer.explain()
+    assert choice["name"] == "fc"
+    assert choice["kernel"] in repr(layer)
+    assert choice["reason"]
+    assert "in_features=40, out_features=24, bias=True, dtype=nf4, group_size=16" in repr(layer)
+
+
+def test_logging_tells_the_kernel(caplog):
+    with caplog.at_level(logging.DEBUG, "woq"):
+        layer = make()
+    assert any(layer.explain()["kernel"] in record.getMessage() for record in caplog.records)
+
+
+# -- compilers ------------------------------------------------------------------------------------
+
+
+def test_op_passes_torchs_own_checks():
+    layer = make()
+    x = torch.randn(2, 3, 40, requires_grad=True)
+    torch.library.opcheck(torch.ops.woq.linear.default, (x, layer._handle, layer.out_features))
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+def test_compile_full_graph(backend):
+    model = nn.Sequential(make(40, 40), nn.GELU(), make(24, 40)).eval()
+    compiled = torch.compile(model, fullgraph=True, backend=backend)
+    for shape in ((3, 40), (2, 5, 40)):
+        x = torch.randn(shape)
+        with torch.no_grad():
+            # GELU itself differs by an ulp or so between eager and inductor.
+            torch.testing.assert_close(compiled(x), model(x), rtol=1e-5, atol=1e-5)
+    # The compiled graph sees weights that are loaded later.
+    model[2].load_state_dict(make(24, 40).state_dict())
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(x), model(x), rtol=1e-5, atol=1e-5)
+
+
+def test_compiled_gradient():
+    layer = make()
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    x = torch.randn(3, 40, requires_grad=True)
+    y = x.detach().clone().requires_grad_()
+    compiled(x).square().sum().backward()
+    layer(y).square().sum().backward()
+    torch.testing.assert_close(x.grad, y.grad)
+
+
+def test_one_graph_serves_many_layers():
+    layers = [make(40, 40) for _ in range(12)]
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    torch._dynamo.reset()
+    x = torch.randn(3, 40)
+    for layer in layers:
+        with torch.no_grad():
+            compiled = torch.compile(layer, fullgraph=True, backend=backend)
+            assert torch.equal(compiled(x), layer(x))
+    assert len(graphs) < 4, "every layer compiled its own graph"
+
+
+def test_export():
+    layer = make()
+    program = torch.export.export(nn.Sequential(layer), (torch.randn(3, 40),))
+    x = torch.randn(3, 40)
+    assert torch.equal(program.module()(x), layer(x))
+
+
+def test_deleted_layer_is_an_error():
+    layer = make()
+    handle = layer._handle
+    del layer
+    with pytest.raises(Unsupported, match="does not exist"):
+        torch.ops.woq.linear(torch.ones(40), handle, 24)
+
+
+def test_jit_trace_keeps_the_call():
+    layer = make()
+    traced = torch.jit.trace(layer, torch.randn(3, 40))
+    x = torch.randn(3, 40)
+    assert torch.equal(traced(x), layer(x))
