@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 from . import _native
+from ._stand_in import stand_in
 from ._tensors import MARKER, check_marker, from_torch, marker, tensor_specs, to_torch
 
 __all__ = ["Deferred", "WeightOnlyLinear", "deferred_state"]
@@ -152,18 +153,13 @@ class WeightOnlyLinear(nn.Module):
 
     @property
     def weight(self) -> torch.Tensor:
-        """A stand-in with the shape, dtype and device of the float weight; its elements are NaN.
+        """A stand-in with the shape, dtype and device of the float weight, and without its values.
 
-        Model code asks `layer.weight.dtype` to cast activations. It takes no memory; whoever
-        computes with it gets NaN, not plausible numbers. The values are in `dequantize()`.
+        Model code asks `layer.weight.dtype` to cast activations. Computing with it is an error;
+        the values are in `dequantize()`.
         """
         shape = (self.out_features, self.in_features)
-        stand_in = torch.full((1,), torch.nan, dtype=self._dtype).expand(
-            shape[::-1] if self.transposed else shape
-        )
-        # transformers' initialisers leave tensors with this mark alone.
-        stand_in._is_hf_initialized = True  # type: ignore[attr-defined]
-        return stand_in
+        return stand_in(shape[::-1] if self.transposed else shape, self._dtype)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if _needs_dispatcher(x):

@@ -182,7 +182,9 @@ def attach_report(model: nn.Module, report: QuantizationReport) -> None:
         for name, (shape, count) in left_alone(model).items()
     ]
     floats = sum(parameter.numel() for parameter in model.parameters())
-    report.total_parameters = floats + report.quantized_parameters
+    layers = quantized_layers(model).values()
+    biases = sum(layer.bias.numel() for layer in layers if layer.bias is not None)
+    report.total_parameters = floats + biases + report.quantized_parameters
     model.woq_report = report  # type: ignore[assignment]
 
 
