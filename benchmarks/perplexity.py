@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,11 +46,11 @@ def log_probabilities(model: Any, windows: torch.Tensor) -> Iterator[torch.Tenso
         yield torch.log_softmax(logits.float(), dim=-1)
 
 
-def score(model: Any, windows: torch.Tensor, reference: Sequence[torch.Tensor]) -> dict[str, float]:
+def score(
+    windows: torch.Tensor, reference: Iterable[torch.Tensor], candidate: Iterable[torch.Tensor]
+) -> dict[str, float]:
     nll = kl = same = 0.0
-    for window, expected, got in zip(
-        windows, reference, log_probabilities(model, windows), strict=True
-    ):
+    for window, expected, got in zip(windows, reference, candidate, strict=True):
         nll -= got.gather(1, window[1:, None]).double().sum().item()
         kl += torch.sum(expected.exp() * (expected - got), dtype=torch.float64).item()
         same += (expected.argmax(-1) == got.argmax(-1)).sum().item()
@@ -82,7 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
 
     # 4 * windows * length * vocabulary bytes: 1.6 GB for the defaults, and each model runs once.
     reference = list(log_probabilities(model, windows))
-    base = score(model, windows, reference)
+    base = score(windows, reference, reference)
     rows = [{"weights": "fp32", "compute": "fp32", **base, "ppl_change_%": 0.0}]
     dtypes = args.dtype or [
         name for name in DTYPES if args.scheme == "sym" or name.startswith("int")
@@ -98,7 +98,7 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
                 mse_range=args.mse_range,
                 quantize_lm_head=args.lm_head or False,
             )
-            figures = score(candidate, windows, reference)
+            figures = score(windows, reference, log_probabilities(candidate, windows))
             change = 100 * (figures["perplexity"] / base["perplexity"] - 1)
             rows.append({"weights": dtype, "compute": compute, **figures, "ppl_change_%": change})
             del candidate

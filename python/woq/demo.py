@@ -255,9 +255,8 @@ def _load(folder: Path) -> tuple[dict[str, Any], Any, dict[str, Any]]:
 def _print_facts(facts: dict[str, Any], say: Callable[[str], None]) -> None:
     rates = facts["rates"]
     say("")
-    say(
-        f"{'weights':<12}{'size':>9}{'smaller':>10}{'tokens/s':>11}{'faster':>9}   predictions beside fp32"
-    )
+    head = f"{'weights':<12}{'size':>9}{'smaller':>10}{'tokens/s':>11}{'faster':>9}"
+    say(head + "   predictions beside fp32")
     say(f"{'fp32 (torch)':<12}{facts['fp32_bytes'] / 1e6:>6.0f} MB{'':>10}{rates['fp32']:>11.1f}")
     for dtype, each in facts["quantized"].items():
         say(
