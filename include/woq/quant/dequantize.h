@@ -14,14 +14,24 @@ namespace woq {
 inline void dequantize_row(const QuantizedMatrix& matrix, int64_t n, float* out) {
   const DtypeTraits& dtype = matrix.dtype();
   const int64_t length = matrix.group_length(), groups = matrix.groups();
+  const uint8_t* const row = matrix.row(n);
   for (int64_t g = 0; g < groups; ++g) {
     const int64_t begin = g * length, end = std::min(matrix.cols, begin + length);
     const float scale = matrix.scales.at(n, g), zero = matrix.zero_point(n, g);
-    for (int64_t k = begin; k < end; ++k) {
-      const int code = matrix.code(n, k);
-      const float value = dtype.is_integer() ? static_cast<float>(code) - zero : dtype.codebook->values[code];
-      out[k] = scale * value;
+    if (dtype.bits == 8) {
+      for (int64_t k = begin; k < end; ++k) out[k] = scale * (static_cast<float>(row[k]) - zero);
+      continue;
     }
+    float values[16];  // of this group's codes
+    for (int code = 0; code < 16; ++code) {
+      values[code] = scale * (dtype.is_integer() ? static_cast<float>(code) - zero : dtype.codebook->values[code]);
+    }
+    // Groups start at even k.
+    for (int64_t k = begin; k + 1 < end; k += 2) {
+      out[k] = values[row[k / 2] & 15];
+      out[k + 1] = values[row[k / 2] >> 4];
+    }
+    if (end % 2 != 0) out[end - 1] = values[row[end / 2] & 15];
   }
 }
 

@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every code block of the README runs: Python and LangChain as written but for the model's name, C++ and
+CMake as an outside project against the installed package."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import pytest
+
+import woq
+from woq.demo import DemoError, find_smollm2
+
+ROOT = Path(__file__).resolve().parents[2]
+README = (ROOT / "README.md").read_text()
+HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", README, flags=re.DOTALL | re.MULTILINE)
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """SmolLM2 as a user has it from the hub: a folder with bf16 safetensors and a tokenizer."""
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    try:
+        gguf = find_smollm2()
+    except DemoError as error:
+        pytest.skip(str(error))
+    folder = tmp_path_factory.mktemp("smollm2")
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        gguf.parent, gguf_file=gguf.name, dtype=torch.bfloat16
+    )
+    model.save_pretrained(folder)
+    transformers.AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(
+        folder
+    )
+    return folder
+
+
+def run_block(code: str, model_folder: Path, cwd: Path) -> str:
+    assert HUB_ID in code
+    code = code.replace(HUB_ID, str(model_folder))
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=cwd,
+        env=environment,
+        text=True,
+        capture_output=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_python_blocks(model_folder: Path, tmp_path: Path) -> None:
+    transformers_block, langchain_block = blocks("python")
+    printed = run_block(transformers_block, model_folder, tmp_path)
+    assert "Paris" in printed
+    assert "gemm_s8_t4_" in printed
+    assert (tmp_path / "smollm2-nf4" / "model.safetensors").is_file()
+    pytest.importorskip("langchain_woq")
+    assert run_block(langchain_block, model_folder, tmp_path).strip()
+
+
+def test_cpp_and_cmake_blocks(tmp_path: Path) -> None:
+    (program,), (lines,) = blocks("cpp"), blocks("cmake")
+    cmake_dir = Path(woq.get_cmake_dir())
+    if not cmake_dir.is_dir():
+        pytest.skip(f"woq is not installed from a wheel: no {cmake_dir}")
+    (tmp_path / "main.cc").write_text(program)
+    (tmp_path / "CMakeLists.txt").write_text(
+        "cmake_minimum_required(VERSION 3.20)\nproject(app CXX)\nadd_executable(app main.cc)\n" + lines
+    )
+    path = os.pathsep.join((sysconfig.get_path("scripts"), os.environ.get("PATH", "")))
+    environment = {**os.environ, "PATH": path}
+    for command in (
+        ["cmake", "-S", ".", "-B", "build", f"-Dwoq_DIR={cmake_dir}"],
+        ["cmake", "--build", "build"],
+    ):
+        done = subprocess.run(
+            command, cwd=tmp_path, env=environment, text=True, capture_output=True, check=False
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+    printed = subprocess.run(
+        [tmp_path / "build" / "app"], text=True, capture_output=True, check=True
+    ).stdout
+    assert re.fullmatch(r"gemm_f32_t4_\d+x\d+_\w+: y\[0\] = -?[\d.]+\n", printed)
+
+
+def test_a_failing_block_is_seen(tmp_path: Path) -> None:
+    with pytest.raises(AssertionError, match="no such thing"):
+        run_block(f"raise SystemExit('no such thing') # {HUB_ID}", tmp_path, tmp_path)
