@@ -129,6 +129,31 @@ def test_live(index: int, bnb: ModuleType) -> None:
     assert_within_ulps(matrix.scales().reshape(-1), decoded, 0, case)
 
 
+def test_value_on_a_midpoint_goes_down() -> None:
+    """Scales with mean 1/4 and block maximum 1, and between them exact midpoints of the map."""
+    between = MAP[:-1].astype(np.float64) + MAP[1:]
+    exact = (between / 2).astype(np.float32).astype(np.float64) * 2 == between
+    # From 1/2 to 3/4 the sum with 1/4 is exact, so the midpoint comes back when the mean goes off.
+    lower = np.flatnonzero(exact & (between >= 1.0) & (between < 1.5))
+    assert lower.size >= 5
+    scales = np.empty(BLOCK)
+    scales[0] = 1.25
+    scales[1 : 1 + lower.size] = 0.25 + between[lower] / 2
+    scales[1 + lower.size :] = (0.25 * BLOCK - scales[: 1 + lower.size].sum()) / (
+        BLOCK - 1 - lower.size
+    )
+    weight = np.zeros((1, 16 * BLOCK), dtype=np.float32)
+    weight[0, ::16] = scales
+    tensors = {
+        name: np.array(tensor)
+        for name, tensor in quantize(weight, Scheme("nf4"), 16, "double").tensors().items()
+    }
+    assert tensors["scales_offset"].tolist() == [0.25]
+    assert tensors["scales_absmax"].tolist() == [1.0]
+    assert_same_codes(tensors["scales"][0, 1 : 1 + lower.size], lower, "midpoints")
+    assert tensors["scales"][0, 0] == 255
+
+
 def test_map_is_bitsandbytes_map(bnb: ModuleType) -> None:
     assert_within_ulps(bnb.dynamic_map(), MAP, 0, "map")
     assert (np.diff(MAP) > 0).all()
