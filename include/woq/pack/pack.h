@@ -102,7 +102,7 @@ inline QuantizedMatrix unpack(const PackedMatrix& packed, int threads = 0) {
   QuantizedMatrix matrix = QuantizedMatrix::allocate(packed.scheme, packed.rows, packed.cols);
   const int64_t groups = matrix.groups(), scale_size = stored_scale_bytes(packed.scheme.scales);
   const int64_t zero_size = packed.zero_bytes() / kTileRows;
-  matrix.scales = ScaleTable::allocate(packed.scheme.scales, packed.rows, groups, packed.dtype().signed_scale);
+  matrix.scales = ScaleTable::allocate(packed.scheme.scales, packed.rows, groups, has_signed_scales(packed.scheme));
   matrix.scales.block_absmax = packed.block_absmax;
   matrix.scales.offset = packed.scale_offset;
   parallel_for(packed.rows, usable_threads(threads), [&](int64_t begin, int64_t end) {

@@ -41,7 +41,7 @@ struct PackedMatrix {
   int64_t padded_cols() const { return round_up(cols, kStep); }
   int64_t group_length() const { return woq::group_length(scheme, cols); }
   int64_t groups() const { return group_count(scheme, cols); }
-  bool signed_double_scales() const { return scheme.scales == ScaleEncoding::kDouble && dtype().signed_scale; }
+  bool signed_double_scales() const { return scheme.scales == ScaleEncoding::kDouble && has_signed_scales(scheme); }
 
   // Bytes of one group's 16 scales, signs (a bit each) behind them.
   int64_t scale_bytes() const {

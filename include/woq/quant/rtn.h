@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Round to nearest: every weight takes the closest code of its group's scale.
 //   symmetric integers : scale = absmax / (127 | 8 | 7); int4_fullrange negates it when the largest weight is positive,
-//                        so that the extreme becomes code -8
+//                        so that the extreme becomes code -8 (when both signs reach it, it stays positive)
 //   asymmetric integers: range [min, max] forced to contain 0, scale = (max - min) / (2^bits - 1), integer zero point
 //   codebooks          : scale = absmax / largest code value
 //   a group of zeros   : as if absmax were 1 (integers; asymmetric: min -1, max 1) or 0 (codebooks)
@@ -109,7 +109,8 @@ inline void encode_group(const DtypeTraits& dtype, const float* w, int64_t n, fl
     std::fill_n(codes, n, encode(book, 0.0f));
     return;
   }
-  const float inverse = 1.0f / std::max(scale, 1e-38f);
+  // Double quantization can turn a scale far below its block's mean negative.
+  const float inverse = 1.0f / std::copysign(std::max(std::fabs(scale), 1e-38f), scale);
   for (int64_t i = 0; i < n; ++i) codes[i] = encode(book, book.multiply_by_reciprocal ? w[i] * inverse : w[i] / scale);
 }
 
@@ -203,7 +204,8 @@ inline QuantizedMatrix quantize_rtn(const ConstMatrixView& weight, const QuantSc
 
   std::vector<float> ideal(parameters.size());
   for (size_t i = 0; i < ideal.size(); ++i) ideal[i] = parameters[i].scale;
-  matrix.scales = ScaleTable::encode(ideal.data(), weight.rows, groups, scheme.scales, dtype.signed_scale);
+  matrix.scales = ScaleTable::encode(ideal.data(), weight.rows, groups, scheme.scales,
+                                     has_signed_scales(scheme));
 
   // Pass 2: codes for the stored scales.
   parallel_for(weight.rows, threads, [&](int64_t begin, int64_t end) {

@@ -118,26 +118,24 @@ struct ScaleTable {
     return table;
   }
 
-  // Encodes fp32 scales [rows, groups]. Throws InvalidArgument when fp16 cannot hold one.
+  // Encodes fp32 scales [rows, groups]. Throws InvalidArgument when the encoding cannot hold one as a finite number.
   static ScaleTable encode(const float* scales, int64_t rows, int64_t groups, ScaleEncoding encoding,
                            bool signed_scales) {
     ScaleTable table = allocate(encoding, rows, groups, signed_scales);
     if (encoding == ScaleEncoding::kDouble) {
       table.encode_double(scales, signed_scales);
-      return table;
+    } else if (table.size() > 0) {
+      const FloatType type = encoding == ScaleEncoding::kFp32   ? FloatType::kFp32
+                             : encoding == ScaleEncoding::kFp16 ? FloatType::kFp16
+                                                                : FloatType::kBf16;
+      store_floats(scales, type, table.size(), table.values.data());
     }
-    const FloatType type = encoding == ScaleEncoding::kFp32   ? FloatType::kFp32
-                           : encoding == ScaleEncoding::kFp16 ? FloatType::kFp16
-                                                              : FloatType::kBf16;
-    if (encoding == ScaleEncoding::kFp16) {
-      for (int64_t i = 0; i < table.size(); ++i) {
-        if (std::fabs(scales[i]) >= 65520.0f) {
-          fail("scale ", scales[i], " of row ", i / groups, ", group ", i % groups,
-               " does not fit fp16 (largest value 65504); use scale_dtype 'bf16' or 'fp32'");
-        }
-      }
+    for (int64_t i = 0; i < table.size(); ++i) {
+      if (std::isfinite(table.at(i))) continue;
+      fail("the scale of row ", i / groups, ", group ", i % groups, " (", scales[i], ") does not fit ",
+           encoding == ScaleEncoding::kFp16 ? "fp16, whose largest value is 65504; use scale_dtype 'bf16' or 'fp32'"
+                                            : "its type; the weights reach the end of fp32's range: rescale them");
     }
-    if (table.size() > 0) store_floats(scales, type, table.size(), table.values.data());
     return table;
   }
 

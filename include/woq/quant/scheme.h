@@ -62,6 +62,11 @@ inline void validate(const QuantScheme& scheme) {
   }
 }
 
+// Whether scales can be negative: int4_fullrange's, in its symmetric form.
+inline bool has_signed_scales(const QuantScheme& scheme) {
+  return traits_of(scheme.dtype).signed_scale && scheme.zeros == ZeroKind::kNone;
+}
+
 // Elements in a full group of a row of K elements.
 inline int64_t group_length(const QuantScheme& scheme, int64_t cols) {
   return scheme.group_size == -1 || scheme.group_size > cols ? cols : scheme.group_size;

@@ -49,7 +49,7 @@ std::vector<StoredTensor> stored_tensors(QuantizedMatrix& matrix) {
   }
   if (matrix.scheme.scales == ScaleEncoding::kDouble) {
     list.push_back({"scales_absmax", &matrix.scales.block_absmax, ElementType::kFp32, {matrix.scales.blocks()}});
-    if (matrix.dtype().signed_scale) {
+    if (has_signed_scales(matrix.scheme)) {
       list.push_back({"scales_sign", &matrix.scales.signs, ElementType::kUint8, {(n * g + 7) / 8}});
     }
   }
@@ -84,7 +84,7 @@ QuantizedMatrix from_tensors(const py::dict& tensors, int64_t rows, int64_t cols
                              int64_t group_size, bool asym, const std::string& scale_dtype, bool double_quant) {
   const QuantScheme scheme = make_scheme(dtype, group_size, asym, scale_dtype, double_quant);
   QuantizedMatrix matrix = QuantizedMatrix::allocate(scheme, rows, cols);
-  matrix.scales = ScaleTable::allocate(scheme.scales, rows, matrix.groups(), matrix.dtype().signed_scale);
+  matrix.scales = ScaleTable::allocate(scheme.scales, rows, matrix.groups(), has_signed_scales(scheme));
   for (const StoredTensor& tensor : stored_tensors(matrix)) {
     const ArrayRef ref = stored_tensor(tensors, tensor.name, tensor.type, tensor.shape);
     if (tensor.buffer->size() > 0) {
