@@ -40,9 +40,12 @@ inline std::mutex& team_mutex() {
 
 inline bool in_forked_child() { return detail::forked_flag().load(std::memory_order_relaxed); }
 
+// Whether a call must stay on its thread: in a forked child, or inside a parallel region, be it a team of one.
+inline bool must_run_serially() { return in_forked_child() || omp_get_level() > 0; }
+
 // Threads that a call may use: `requested`, or OpenMP's setting (OMP_NUM_THREADS, omp_set_num_threads, affinity).
 inline int usable_threads(int requested = 0) {
-  if (in_forked_child() || omp_in_parallel()) return 1;
+  if (must_run_serially()) return 1;
   return std::max(1, requested > 0 ? requested : omp_get_max_threads());
 }
 
@@ -69,7 +72,7 @@ struct TeamMember {
 // barrier() must not throw before it.
 template <class Body>
 void run_team(int threads, const Body& body) {
-  if (threads <= 1 || in_forked_child()) {
+  if (threads <= 1 || must_run_serially()) {
     body(TeamMember{});
     return;
   }
