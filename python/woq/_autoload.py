@@ -42,7 +42,7 @@ def install() -> None:
 
 def _register() -> None:
     try:
-        importlib.import_module("woq.transformers").register()
+        importlib.import_module("woq.transformers")
     except Exception as error:  # noqa: BLE001 (see the module's docstring)
         logger.warning(
             "woq could not register itself with transformers (%s: %s); woq checkpoints will not "

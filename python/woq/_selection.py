@@ -89,7 +89,7 @@ def _last_module(model: nn.Module) -> list[str]:
     # A classification head is small, decides the output, and is often untrained: transformers'
     # quantizers leave the last module alone, whatever its name.
     names = [name for name, _ in model.named_parameters()]
-    return [names[-1].removesuffix(".weight")] if names else []
+    return [names[-1].rpartition(".")[0]] if names else []
 
 
 def skip_patterns(model: nn.Module, config: WeightOnlyQuantConfig) -> list[str]:

@@ -60,6 +60,8 @@ def save_pretrained(
                 _flush(path)
             _publish(scratch, target)
     except OSError as error:
+        if created:
+            _remove_if_empty(target)
         kept = "nothing was written" if created else "the files that were there are unchanged"
         raise OSError(
             error.errno, f"{error.strerror or error} while saving to {target}; {kept}"

@@ -454,3 +454,8 @@ def _float_module(layer: WeightOnlyLinear, dtype: torch.dtype) -> nn.Module:
     if bias is not None:
         module.bias = nn.Parameter(bias, requires_grad=False)
     return module.train(layer.training)
+
+
+# Importing this module is registering: `_autoload` may find it half imported, if it was the first
+# to import transformers' quantizers, and cannot call anything in it then.
+register()

@@ -94,7 +94,9 @@ def run_python(code: str, *, timeout: float = 240, check: bool = True, **env: st
     """Run `code` in a fresh interpreter that finds the same woq; returns the finished process."""
     import woq
 
-    path = os.pathsep.join([str(Path(woq.__file__).parent.parent), os.environ.get("PYTHONPATH", "")])
+    path = os.pathsep.join(
+        [str(Path(woq.__file__).parent.parent), os.environ.get("PYTHONPATH", "")]
+    )
     process = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(code)],
         env={**os.environ, "PYTHONPATH": path, "HF_HUB_OFFLINE": "1", **env},

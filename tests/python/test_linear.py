@@ -87,7 +87,16 @@ def test_leading_dimensions(shape):
         lambda: torch.randn(10, 40)[::2],
         lambda: torch.complex(torch.randn(5, 40), torch.randn(5, 40)).conj().imag,
     ],
-    ids=["transposed", "strided", "sliced", "permuted", "rows", "columns", "every-other", "negated"],
+    ids=[
+        "transposed",
+        "strided",
+        "sliced",
+        "permuted",
+        "rows",
+        "columns",
+        "every-other",
+        "negated",
+    ],
 )
 def test_any_strides(x):
     assert_close(make(), x())

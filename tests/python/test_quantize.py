@@ -27,7 +27,9 @@ def quantized_names(model):
 
 
 def perceptron():
-    return nn.Sequential(nn.Linear(32, 48), nn.ReLU(), nn.Linear(48, 16, bias=False), nn.Linear(16, 4))
+    return nn.Sequential(
+        nn.Linear(32, 48), nn.ReLU(), nn.Linear(48, 16, bias=False), nn.Linear(16, 4)
+    )
 
 
 def test_plain_torch_model():

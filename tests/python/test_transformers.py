@@ -200,7 +200,7 @@ def test_generate_and_pipeline(saved):
     config = WeightOnlyQuantConfig("int8")
     model = AutoModelForCausalLM.from_pretrained(folder, quantization_config=config)
     ids = torch.arange(3, 9)[None]
-    out = model.generate(ids, max_new_tokens=4, do_sample=False)
+    out = model.generate(ids, max_new_tokens=4, min_new_tokens=4, do_sample=False)
     assert out.shape == (1, 10)
     for device in (None, "cpu", -1):
         pipe = pipeline("text-generation", model=model, tokenizer=_Tokenizer(), device=device)
@@ -217,7 +217,7 @@ class _Tokenizer:
     def __getattr__(self, name):
         if name.startswith("__"):
             raise AttributeError(name)
-        return None
+        return
 
 
 def test_pickle_and_deepcopy(saved):
@@ -300,7 +300,9 @@ def test_dequantize(kind, saved, tmp_path):
     for name, weight in weights.items():
         module = plain.get_submodule(name)
         assert type(module) is type(model.get_submodule(name))
-        assert torch.equal(module.weight if type(module) is nn.Linear else module.weight.t(), weight)
+        assert torch.equal(
+            module.weight if type(module) is nn.Linear else module.weight.t(), weight
+        )
     torch.testing.assert_close(logits(plain), expected, rtol=1e-4, atol=1e-4)
     plain.save_pretrained(tmp_path / "plain")
     again = auto(model).from_pretrained(tmp_path / "plain")
@@ -391,7 +393,7 @@ def test_wrong_shape_in_a_checkpoint(saved):
 
 def test_missing_files(tmp_path):
     for path in (tmp_path / "nowhere", tmp_path):
-        with pytest.raises(OSError, match=str(tmp_path)):
+        with pytest.raises((OSError, ValueError), match=str(tmp_path)):
             woq.AutoModelForCausalLM.from_pretrained(path, load_in_4bit=True)
 
 
@@ -410,7 +412,9 @@ def test_truncated_checkpoint(checkpoint, keep):
     path = checkpoint / "model.safetensors"
     data = path.read_bytes()
     path.write_bytes(data[: keep if isinstance(keep, int) else int(keep * len(data))])
-    with pytest.raises(Exception, match=r"(?i)header|safetensors|incomplete|invalid|deserializ|corrupt"):
+    with pytest.raises(
+        Exception, match=r"(?i)header|safetensors|incomplete|invalid|deserializ|corrupt"
+    ):
         AutoModelForCausalLM.from_pretrained(checkpoint)
 
 

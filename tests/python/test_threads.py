@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One pool of threads for torch and woq; calls from several Python threads; fork."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import threading
+
+import pytest
+import torch
+from model_support import last_json, run_python, seed
+from torch import nn
+
+import woq
+from woq import WeightOnlyLinear
+
+pytestmark = pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="needs Linux' /proc")
+
+COUNT = """
+import json, os
+{imports}
+torch.set_num_threads({threads})
+def count():
+    return len(os.listdir("/proc/self/task"))
+start = count()
+x = torch.randn(512, 512)
+for _ in range(3):
+    x @ x
+    torch.nn.functional.gelu(torch.randn(1 << 20))
+after_torch = count()
+layer = woq.WeightOnlyLinear.from_quantized(woq.quantize_rtn(torch.randn(1024, 512), dtype="nf4"))
+for rows in (1, 3, 64):
+    with torch.no_grad():
+        layer(torch.randn(rows, 512))
+after_woq = count()
+print(json.dumps([start, after_torch, after_woq, torch.get_num_threads()]))
+"""
+
+
+CORE_FIRST = """
+import numpy, woq
+woq.quantize_rtn(numpy.ones((256, 256), "f"), dtype="int8", num_threads=2)
+import torch"""
+
+
+@pytest.mark.parametrize(
+    ("imports", "threads"),
+    [
+        ("import torch, woq", 1),
+        ("import torch, woq", 4),
+        ("import woq, torch", 2),
+        (CORE_FIRST, 2),
+    ],
+    ids=["torch-first-1", "torch-first-4", "woq-first", "core-used-first"],
+)
+def test_no_second_pool(imports, threads):
+    process = run_python(COUNT.format(imports=imports, threads=threads))
+    _, after_torch, after_woq, held = last_json(process)
+    assert after_woq <= after_torch, "woq started threads beside torch's"
+    assert held == threads
+
+
+def make():
+    weight = torch.randn(96, 128)
+    return WeightOnlyLinear.from_quantized(
+        woq.quantize_rtn(weight, dtype="int4_clip"), torch.ones(96)
+    )
+
+
+@pytest.mark.parametrize("compute", ["eager", "gradient"])
+def test_four_threads_at_once(compute, request):
+    seed(request)
+    layers = [make() for _ in range(3)]
+    inputs = [torch.randn(rows, 128) for rows in (1, 2, 7, 33)]
+    expected = [[layer(x) for layer in layers] for x in inputs]
+    wrong, start = [], threading.Barrier(4)
+
+    def work(index):
+        start.wait()
+        x = inputs[index].clone().requires_grad_(compute == "gradient")
+        for _ in range(25):
+            for number, layer in enumerate(layers):
+                y = layer(x)
+                if compute == "gradient":
+                    y.sum().backward()
+                if not torch.equal(y.detach(), expected[index][number]):
+                    wrong.append((index, number))
+
+    threads = [threading.Thread(target=work, args=(index,)) for index in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(120)
+        assert not thread.is_alive(), "deadlock"
+    assert not wrong
+
+
+def test_results_do_not_depend_on_the_thread_count(request):
+    seed(request)
+    model = nn.Sequential(make())
+    x = torch.randn(9, 128)
+    before = torch.get_num_threads()
+    try:
+        results = []
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            results.append(model(x))
+            assert torch.get_num_threads() == count
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(result, results[0]) for result in results)
+
+
+def _child(layer, x, queue):
+    # More than one element per thread, so that a team is needed.
+    queue.put(layer(x).sum(1).tolist())
+
+
+def test_after_fork(request):
+    seed(request)
+    layer, x = make(), torch.randn(64, 128)
+    expected = layer(x).sum(1).tolist()  # starts the pool in the parent
+    context = multiprocessing.get_context("fork")
+    queue = context.Queue()
+    process = context.Process(target=_child, args=(layer, x, queue))
+    process.start()
+    try:
+        assert queue.get(timeout=60) == pytest.approx(expected)
+    finally:
+        process.join(10)
+        if process.is_alive():
+            process.kill()
+            pytest.fail("the child hangs")
+    assert process.exitcode == 0
+    assert layer(x).sum(1).tolist() == expected
+
+
+def test_gil_is_released():
+    layer = WeightOnlyLinear.from_quantized(
+        woq.quantize_rtn(torch.randn(1024, 1024), dtype="nf4"), name="big"
+    )
+    x = torch.randn(1024, 1024)
+    running, finished = threading.Event(), threading.Event()
+
+    def run():
+        running.set()
+        for _ in range(3):
+            layer(x)
+        finished.set()
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    running.wait(60)
+    ticks = 0
+    while not finished.is_set():
+        ticks += 1
+    thread.join(60)
+    # Three calls that held the lock would let this loop run for a switch interval between them.
+    assert ticks > 20_000
