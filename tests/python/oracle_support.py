@@ -82,7 +82,7 @@ def quantize(
     group_size: int,
     scale_kind: str = "fp32",
     mse_range: bool = False,
-    num_threads: int = 0,
+    num_threads: int = 1,  # the matrices are small; a pool only waits for its own threads
 ) -> core.QuantizedMatrix:
     double = scale_kind == "double"
     return core.quantize_rtn(

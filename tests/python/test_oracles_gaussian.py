@@ -35,7 +35,7 @@ def gaussian() -> np.ndarray:
 
 
 def relative_error(weight: np.ndarray, scheme: Scheme, group_size: int) -> float:
-    restored = quantize(weight, scheme, group_size).dequantize()
+    restored = quantize(weight, scheme, group_size, num_threads=0).dequantize()
     difference = (weight - restored).astype(np.float64)
     return float(np.square(difference).mean() / np.square(weight, dtype=np.float64).mean())
 
