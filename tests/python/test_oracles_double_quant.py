@@ -167,7 +167,7 @@ def test_every_scheme_decodes_by_the_formula(scheme: Scheme, rows: int) -> None:
     tensors = {name: np.array(tensor) for name, tensor in matrix.tensors().items()}
     magnitude = plain_decode(tensors).reshape(rows, -1)
     signed = scheme.dtype == "int4_fullrange" and not scheme.asym
-    assert "scales_sign" in tensors or not signed
+    assert ("scales_sign" in tensors) == signed
     if signed:
         bits = np.unpackbits(tensors["scales_sign"], bitorder="little")[: magnitude.size]
         magnitude = np.where(bits.reshape(magnitude.shape) == 1, -magnitude, magnitude)
