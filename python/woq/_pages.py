@@ -131,6 +131,6 @@ def _checkpoint_mappings() -> Iterator[_Mapping]:
 
 
 def _is_hub_blob(path: str) -> bool:
-    """Whether `path` is "blobs/<hash>" of the hub's cache: mappings show a file without its links."""
+    """Whether `path` is "blobs/<hash>" of the hub's cache (mappings show where links lead)."""
     parts = path.split(os.sep)
     return len(parts) > 1 and parts[-2] == "blobs" and len(parts[-1]) in (40, 64)
