@@ -108,7 +108,7 @@ def test_unknown_field_suggests_the_nearest(wrong, meant):
 
 
 def test_unknown_field_with_nothing_near():
-    with pytest.raises(InvalidArgument, match="no field 'zzz'. Known: algorithm"):
+    with pytest.raises(InvalidArgument, match=r"no field 'zzz'\. Known: algorithm"):
         WeightOnlyQuantConfig(zzz=1)
 
 
@@ -202,7 +202,7 @@ def test_import_loads_nothing_heavy():
     assert last_json(process) == []
 
 
-# -- RtnConfig --------------------------------------------------------------------------------------
+# -- RtnConfig ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
