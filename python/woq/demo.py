@@ -307,12 +307,14 @@ def _answer(model: Any, tokenizer: Any, question: str) -> tuple[str, float]:
 def _prepare(
     gguf: Path, fresh: bool, say: Callable[[str], None]
 ) -> tuple[dict[str, Any], Any, dict[str, Any]]:
+    from safetensors import SafetensorError
+
     folder = cache_folder(gguf)
     if not fresh and (folder / "facts.json").is_file():
         try:
             start = time.perf_counter()
             loaded = _load(folder)
-        except (OSError, ValueError, RuntimeError, KeyError) as error:
+        except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
             say(f"The cached models in {folder} can't be used ({error}); quantizing again.")
         else:
             say(f"FROM CACHE: models and figures of an earlier run, {folder}")
