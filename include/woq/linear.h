@@ -23,9 +23,8 @@ namespace detail {
 // (K = 4096: 1 MiB) still fit a second-level cache of a current server core.
 inline constexpr int64_t kRowBlock = 256;
 
-// A thread's share must be worth waking it: a team's fork and join cost about 5 microseconds, in which a core does
-// some 10^5 multiply-adds.
-inline constexpr int64_t kMinWorkPerThread = int64_t{1} << 17;
+// Multiply-adds worth a thread: a core does some 10^5 in the time of waking one.
+inline constexpr int64_t kMultiplyGrain = int64_t{1} << 17;
 
 // Scratch memory of the calling thread, kept between calls.
 inline Buffer& scratch(int64_t bytes) {
@@ -97,9 +96,7 @@ class WeightOnlyLinear {
     gemm.bias = bias_.empty() ? nullptr : bias_.data();
     gemm.c = y;
     const int64_t tiles = weight_.tiles();
-    const int64_t work = x.rows * weight_.rows * weight_.cols;
-    const int64_t useful = std::max<int64_t>(1, work / detail::kMinWorkPerThread);
-    const int team = static_cast<int>(std::min<int64_t>(usable_threads(threads), useful));
+    const int team = useful_threads(threads, x.rows * weight_.rows * weight_.cols, detail::kMultiplyGrain);
     // Threads share the tiles; where there are fewer tiles than threads, several split the rows of one share.
     const int columns = static_cast<int>(std::min<int64_t>(team, tiles));
     const int row_shares = static_cast<int>(std::max<int64_t>(1, std::min<int64_t>(team / columns, x.rows / 8)));

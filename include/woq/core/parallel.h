@@ -49,6 +49,14 @@ inline int usable_threads(int requested = 0) {
   return std::max(1, requested > 0 ? requested : omp_get_max_threads());
 }
 
+// As usable_threads(), but no more than have `grain` of the work each: waking a thread costs some 5 microseconds.
+inline int useful_threads(int requested, int64_t work, int64_t grain) {
+  return static_cast<int>(std::min<int64_t>(usable_threads(requested), std::max<int64_t>(1, work / grain)));
+}
+
+// Elements of a matrix that are worth a thread when each is looked at a few times.
+inline constexpr int64_t kElementGrain = int64_t{1} << 15;
+
 // One member of a team.
 struct TeamMember {
   int index = 0, size = 1;

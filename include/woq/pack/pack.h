@@ -69,7 +69,8 @@ inline PackedMatrix pack(const QuantizedMatrix& matrix, int threads = 0) {
   packed.scale_offset = matrix.scales.offset;
   const int64_t groups = matrix.groups(), scale_size = stored_scale_bytes(matrix.scheme.scales);
   const int64_t zero_size = packed.zero_bytes() / kTileRows;
-  parallel_for(packed.tiles(), usable_threads(threads), [&](int64_t begin, int64_t end) {
+  threads = useful_threads(threads, matrix.rows * matrix.cols, kElementGrain);
+  parallel_for(packed.tiles(), threads, [&](int64_t begin, int64_t end) {
     for (int64_t t = begin; t < end; ++t) {
       uint8_t* const tile = packed.tile(t);
       const int lanes = static_cast<int>(std::min<int64_t>(kTileRows, matrix.rows - t * kTileRows));
@@ -105,7 +106,8 @@ inline QuantizedMatrix unpack(const PackedMatrix& packed, int threads = 0) {
   matrix.scales = ScaleTable::allocate(packed.scheme.scales, packed.rows, groups, has_signed_scales(packed.scheme));
   matrix.scales.block_absmax = packed.block_absmax;
   matrix.scales.offset = packed.scale_offset;
-  parallel_for(packed.rows, usable_threads(threads), [&](int64_t begin, int64_t end) {
+  threads = useful_threads(threads, packed.rows * packed.cols, kElementGrain);
+  parallel_for(packed.rows, threads, [&](int64_t begin, int64_t end) {
     for (int64_t n = begin; n < end; ++n) {
       const uint8_t* const tile = packed.tile(n / kTileRows);
       const int lane = static_cast<int>(n % kTileRows);

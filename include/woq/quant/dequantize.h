@@ -37,7 +37,8 @@ inline void dequantize_row(const QuantizedMatrix& matrix, int64_t n, float* out)
 
 // Writes W [N, K], row stride K.
 inline void dequantize(const QuantizedMatrix& matrix, float* out, int threads = 0) {
-  parallel_for(matrix.rows, usable_threads(threads), [&](int64_t begin, int64_t end) {
+  threads = useful_threads(threads, matrix.rows * matrix.cols, kElementGrain);
+  parallel_for(matrix.rows, threads, [&](int64_t begin, int64_t end) {
     for (int64_t n = begin; n < end; ++n) dequantize_row(matrix, n, out + n * matrix.cols);
   });
 }

@@ -31,7 +31,8 @@ inline QuantError quantization_error(const ConstMatrixView& weight, const Quanti
   };
   // Summed row by row in order, so that the result does not depend on the number of threads.
   std::vector<RowError> row_errors(static_cast<size_t>(weight.rows));
-  parallel_for(weight.rows, usable_threads(threads), [&](int64_t begin, int64_t end) {
+  threads = useful_threads(threads, weight.rows * weight.cols, kElementGrain);
+  parallel_for(weight.rows, threads, [&](int64_t begin, int64_t end) {
     std::vector<float> source(static_cast<size_t>(weight.cols)), approximation(source.size());
     for (int64_t n = begin; n < end; ++n) {
       load_floats(weight.row(n), weight.type, weight.cols, source.data());

@@ -181,7 +181,7 @@ inline QuantizedMatrix quantize_rtn(const ConstMatrixView& weight, const QuantSc
   const DtypeTraits& dtype = matrix.dtype();
   const int64_t length = matrix.group_length(), groups = matrix.groups();
   const auto cols = static_cast<size_t>(weight.cols);
-  threads = usable_threads(threads);
+  threads = useful_threads(threads, weight.rows * weight.cols, kElementGrain);
 
   // Pass 1: ideal parameters. Two passes, because double quantization looks at all scales of the matrix.
   std::vector<detail::GroupParameters> parameters(static_cast<size_t>(weight.rows * groups));
