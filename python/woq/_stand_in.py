@@ -44,8 +44,8 @@ class WeightStandIn(torch.Tensor):
         name = getattr(func, "__name__", str(func))
         if name not in _QUESTIONS:
             raise _native.Unsupported(
-                f"{name} was called on the weight of a WeightOnlyLinear, which exists only in packed "
-                "form: call the layer, or take a float copy with layer.dequantize()"
+                f"{name} was called on the weight of a WeightOnlyLinear, which exists packed only: "
+                "call the layer, or take a float copy with layer.dequantize()"
             )
         return super().__torch_function__(func, types, args, kwargs or {})
 

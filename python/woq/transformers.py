@@ -305,8 +305,9 @@ class _StoredLayer(nn.Module):
         ]
 
     def pack(self, compute_dtype: str) -> WeightOnlyLinear:
-        check_marker(self._buffers[MARKER])
-        # The loader may have cast the scales (models with parts in float32): exact, and undone.
+        # The loader may have cast tensors of modules that it keeps in float32 (5.0 even those of
+        # bytes): that is exact, and undone here.
+        check_marker(self._buffers[MARKER].to(torch.uint8))  # type: ignore[union-attr]
         tensors = {
             name: self._buffers[name].to(kind)  # type: ignore[union-attr]
             for name, (_, kind) in self.specs.items()
