@@ -1,0 +1,101 @@
+// SPDX-License-Identifier: Apache-2.0
+// The kernel tables themselves: names are type signatures, targets are filled in, blocks tile K.
+#include "woq/kernels/kernel.h"
+
+#include <gtest/gtest.h>
+
+#include <regex>
+#include <set>
+#include <string>
+#include <tuple>
+
+#include "support/errors.h"
+#include "support/gemm.h"
+
+namespace woq::testing {
+namespace {
+
+TEST(Kernels, NamesAreTheirSignatures) {
+  const char* const formats[] = {"f32", "f32b", "bf16", "s8"};
+  std::set<std::string> names;
+  for (const Kernel* kernel : all_kernels()) {
+    const std::string pattern = std::string("gemm_") + formats[static_cast<int>(kernel->format)] +
+                                "_" + kWeightKindNames[static_cast<int>(kernel->weights)] +
+                                "_[1-9][0-9]*x[1-9][0-9]*_" + name_of(kernel->target);
+    EXPECT_TRUE(std::regex_match(kernel->name, std::regex(pattern)))
+        << kernel->name << " should match " << pattern;
+    EXPECT_TRUE(names.insert(kernel->name).second) << kernel->name << " occurs twice";
+    EXPECT_NE(kernel->run, nullptr);
+    EXPECT_NE(kernel->prepare, nullptr);
+  }
+}
+
+TEST(Kernels, TablesHoldTheirOwnTargetAndNoPairTwice) {
+  for (const TargetTraits& target : kTargets) {
+    const KernelTable table = kernels_of(target.target);
+    std::set<std::tuple<WeightKind, ComputeType>> pairs;
+    for (int i = 0; i < table.size; ++i) {
+      const Kernel& kernel = table.begin[i];
+      EXPECT_EQ(kernel.target, target.target) << kernel.name;
+      EXPECT_TRUE(pairs.emplace(kernel.weights, kernel.compute).second) << kernel.name;
+      const bool int8 = kernel.compute == ComputeType::kInt8;
+      EXPECT_EQ(int8, kernel.format == ActFormat::kS8) << kernel.name;
+      EXPECT_EQ(kernel.compute == ComputeType::kFp32, kernel.format == ActFormat::kF32)
+          << kernel.name;
+    }
+  }
+}
+
+TEST(Kernels, TheReferenceComputesEverything) {
+  EXPECT_EQ(kernels_of(Target::kRef).size, 9);
+}
+
+#if WOQ_X86
+TEST(Kernels, EveryTargetAddsSomething) {
+  for (const TargetTraits& target : kTargets)
+    EXPECT_GT(kernels_of(target.target).size, 0) << target.name;
+}
+#endif
+
+TEST(Kernels, EveryDtypeHasAKind) {
+  EXPECT_EQ(kind_of(traits_of(WeightDtype::kInt8)), WeightKind::kU8);
+  EXPECT_EQ(kind_of(traits_of(WeightDtype::kInt4Clip)), WeightKind::kU4);
+  EXPECT_EQ(kind_of(traits_of(WeightDtype::kInt4Fullrange)), WeightKind::kU4);
+  EXPECT_EQ(kind_of(traits_of(WeightDtype::kNf4)), WeightKind::kT4);
+  EXPECT_EQ(kind_of(traits_of(WeightDtype::kFp4E2m1)), WeightKind::kT4);
+  EXPECT_EQ(kind_of(traits_of(WeightDtype::kFp4E2m1Bnb)), WeightKind::kT4);
+}
+
+TEST(ComputeTypes, ParseBackAndListTheKnownOnes) {
+  for (const ComputeType type : {ComputeType::kFp32, ComputeType::kBf16, ComputeType::kInt8}) {
+    EXPECT_EQ(parse_compute_type(name_of(type)), type);
+  }
+  const std::string error = error_of<InvalidArgument>([] { parse_compute_type("fp16"); });
+  EXPECT_MENTIONS(error, "'fp16'");
+  EXPECT_MENTIONS(error, "fp32, bf16, int8");
+}
+
+TEST(BlockGeometry, BlocksTileEveryRow) {
+  for (int64_t k = 1; k <= 420; ++k) {
+    for (const int64_t group_size : kGroupSizes) {
+      PackedMatrix weights;
+      weights.scheme.group_size = group_size;
+      weights.rows = 1;
+      weights.cols = k;
+      const BlockGeometry geometry(weights);
+      int64_t blocks = 0, begin = 0;
+      for (int64_t g = 0; g < geometry.groups; ++g) {
+        const int64_t end = geometry.group_end(g);
+        ASSERT_GT(end, begin);
+        ASSERT_TRUE(end % kStep == 0) << "kernels read whole steps";
+        blocks += (end - begin + kBlock - 1) / kBlock;
+        begin = end;
+      }
+      ASSERT_EQ(begin, geometry.padded_cols);
+      ASSERT_EQ(blocks, geometry.blocks()) << "K=" << k << " g" << group_size;
+    }
+  }
+}
+
+}  // namespace
+}  // namespace woq::testing

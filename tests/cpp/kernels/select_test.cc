@@ -1,0 +1,116 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "woq/kernels/select.h"
+
+#include <gtest/gtest.h>
+
+#include <string>
+
+#include "support/errors.h"
+
+namespace woq::testing {
+namespace {
+
+constexpr CpuFeatureSet kEverything = (CpuFeatureSet{1} << kCpuFeatureCount) - 1;
+constexpr WeightKind kKinds[] = {WeightKind::kU4, WeightKind::kT4, WeightKind::kU8};
+constexpr ComputeType kComputes[] = {ComputeType::kFp32, ComputeType::kBf16, ComputeType::kInt8};
+
+bool has_kernel(Target target, WeightKind kind, ComputeType compute) {
+  const KernelTable table = kernels_of(target);
+  for (int i = 0; i < table.size; ++i) {
+    if (table.begin[i].weights == kind && table.begin[i].compute == compute) return true;
+  }
+  return false;
+}
+
+// The rule, said another way: no target of higher priority could have been taken.
+void expect_best(const KernelChoice& choice, WeightKind kind, ComputeType compute,
+                 CpuFeatureSet usable) {
+  ASSERT_NE(choice.kernel, nullptr);
+  EXPECT_EQ(choice.kernel->weights, kind);
+  EXPECT_EQ(choice.kernel->compute, compute);
+  EXPECT_TRUE(runs_on(choice.kernel->target, usable));
+  for (const TargetTraits& other : kTargets) {
+    if (other.target > choice.kernel->target && runs_on(other.target, usable)) {
+      EXPECT_FALSE(has_kernel(other.target, kind, compute)) << other.name << " was passed over";
+    }
+  }
+  EXPECT_EQ(choice.considered.back().target, choice.kernel->target);
+}
+
+TEST(Select, TakesTheBestThatTheFeaturesAllow) {
+  // Every subset of the ten features.
+  for (CpuFeatureSet available = 0; available <= kEverything; ++available) {
+    for (const WeightKind kind : kKinds) {
+      for (const ComputeType compute : kComputes) {
+        expect_best(select_kernel(kind, compute, "", available), kind, compute, available);
+      }
+    }
+    if (HasFailure()) FAIL() << "with features: " << names_of(available);
+  }
+}
+
+#if WOQ_X86
+TEST(Select, KnownMachines) {
+  const auto int8 = [](CpuFeatureSet available) {
+    return select_kernel(WeightKind::kU4, ComputeType::kInt8, "", available).kernel->target;
+  };
+  const CpuFeatureSet vnni = features(CpuFeature::kAvxVnni);
+  EXPECT_EQ(int8(0), Target::kRef);
+  EXPECT_EQ(int8(features(CpuFeature::kAvx2)), Target::kRef) << "without FMA and F16C";
+  EXPECT_EQ(int8(kAvx2Features), Target::kAvx2);              // Haswell
+  EXPECT_EQ(int8(kAvx2Features | vnni), Target::kAvxVnni);    // Alder Lake
+  EXPECT_EQ(int8(kAvx512Features), Target::kAvx512);          // Skylake-X
+  EXPECT_EQ(int8(kAvx512VnniFeatures), Target::kAvx512Vnni);  // Cascade Lake
+  EXPECT_EQ(int8(kEverything), Target::kAvx512Vnni);          // Sapphire Rapids
+  EXPECT_EQ(select_kernel(WeightKind::kU4, ComputeType::kBf16, "", kEverything).kernel->target,
+            Target::kAvx512Bf16);
+  EXPECT_EQ(select_kernel(WeightKind::kU4, ComputeType::kFp32, "", kEverything).kernel->target,
+            Target::kAvx512);
+}
+#endif
+
+TEST(Select, ForcingATargetRunsItsKernelOrOneItIncludes) {
+  for (const TargetTraits& forced : kTargets) {
+    for (const WeightKind kind : kKinds) {
+      for (const ComputeType compute : kComputes) {
+        const KernelChoice choice = select_kernel(kind, compute, forced.name, kEverything);
+        EXPECT_EQ(choice.forced, forced.name);
+        expect_best(choice, kind, compute, forced.required);
+        if (has_kernel(forced.target, kind, compute)) {
+          EXPECT_EQ(choice.kernel->target, forced.target);
+        }
+      }
+    }
+  }
+}
+
+TEST(Select, ForcingWhatTheCpuLacksIsUnsupported) {
+  const std::string error = error_of<Unsupported>(
+      [] { select_kernel(WeightKind::kU4, ComputeType::kInt8, "avx512", kAvx2Features); });
+  EXPECT_MENTIONS(error, "'avx512'");
+  EXPECT_MENTIONS(error, "avx512f, avx512bw, avx512vl, avx512dq");
+  EXPECT_THROW(select_kernel(WeightKind::kU4, ComputeType::kInt8, "sse9", kEverything),
+               InvalidArgument);
+}
+
+TEST(Select, TheChoiceSaysWhatWasConsideredAndWhy) {
+  const KernelChoice capped =
+      select_kernel(WeightKind::kU8, ComputeType::kFp32, "avx2", kAvx512Features);
+  ASSERT_EQ(capped.considered.front().target, Target::kAvx512Bf16);
+  for (const ConsideredTarget& entry : capped.considered) {
+    if (entry.target == Target::kAvx512) {
+      EXPECT_MENTIONS(entry.why, "'avx2' is forced");
+    }
+    if (entry.target == Target::kAvx512Vnni) {
+      EXPECT_MENTIONS(entry.why, "the CPU lacks avx512_vnni");
+    }
+    EXPECT_FALSE(entry.why.empty());
+  }
+#if WOQ_X86
+  const KernelChoice passed = select_kernel(WeightKind::kU8, ComputeType::kFp32, "", kEverything);
+  EXPECT_MENTIONS(passed.considered.front().why, "no kernel of its own for fp32 compute of u8");
+#endif
+}
+
+}  // namespace
+}  // namespace woq::testing

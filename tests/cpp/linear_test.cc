@@ -1,0 +1,189 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "woq/linear.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "support/bounds.h"
+#include "support/errors.h"
+
+namespace woq::testing {
+namespace {
+
+constexpr ComputeType kComputes[] = {ComputeType::kFp32, ComputeType::kBf16, ComputeType::kInt8};
+
+// One layer of every kind, of each compute type, on one target.
+class LinearTargets : public ::testing::TestWithParam<TargetTraits> {
+ protected:
+  void SetUp() override {
+    const CpuFeatureSet missing = GetParam().required & ~cpu_features();
+    if (missing != 0) GTEST_SKIP() << "this CPU lacks " << names_of(missing);
+  }
+
+  bool has_own_kernel(WeightKind kind, ComputeType compute) const {
+    const KernelTable table = kernels_of(GetParam().target);
+    return std::any_of(table.begin, table.begin + table.size, [&](const Kernel& kernel) {
+      return kernel.weights == kind && kernel.compute == compute;
+    });
+  }
+};
+
+TEST_P(LinearTargets, TheForcedTargetRunsAndAgreesWithTheReference) {
+  Random random = random_of_test();
+  for (const DtypeTraits& dtype : kDtypes) {
+    for (const ComputeType compute : kComputes) {
+      const QuantScheme scheme{dtype.dtype, 32, {}, random.pick(kScaleEncodings)};
+      const GemmProblem problem = random_problem(random, scheme, 6, 43, 107, FloatType::kBf16);
+      SCOPED_TRACE(describe(problem) + ", " + name_of(compute) + " compute");
+      const WeightOnlyLinear layer(problem.hub, {}, compute, "layer", 1, GetParam().name);
+      EXPECT_TRUE(runs_on(layer.kernel().target, GetParam().required));
+      if (has_own_kernel(kind_of(dtype), compute)) {
+        EXPECT_EQ(layer.kernel().target, GetParam().target) << layer.kernel().name;
+      }
+      EXPECT_EQ(layer.choice().forced, GetParam().name);
+      FloatMatrix c(FloatType::kFp16, 6, 43);
+      layer.forward(problem.x.view(), c.view(), 1);
+      const FloatMatrix expected =
+          run_gemm(reference_of(layer.kernel()), problem, FloatType::kFp16);
+      EXPECT_TRUE(agrees(c, expected, problem, compute));
+    }
+  }
+}
+
+// 300 rows are two blocks of rows inside forward().
+TEST_P(LinearTargets, ManyRows) {
+  Random random = random_of_test();
+  const GemmProblem problem = random_problem(random, {WeightDtype::kNf4, 16, {}, {}}, 300, 17, 24);
+  for (const ComputeType compute : kComputes) {
+    const WeightOnlyLinear layer(problem.hub, {}, compute, "layer", 1, GetParam().name);
+    FloatMatrix c(FloatType::kFp32, 300, 17, 1);
+    layer.forward(problem.x.view(), c.view(), 1);
+    EXPECT_TRUE(agrees(c, run_gemm(reference_of(layer.kernel()), problem), problem, compute));
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(All, LinearTargets, ::testing::ValuesIn(kTargets),
+                         [](const auto& test) { return std::string(test.param.name); });
+
+// A layer of 40 x 70 with its input.
+struct Fixture {
+  Random random = random_of_test();
+  GemmProblem problem = random_problem(random, {WeightDtype::kInt4Clip, 32, {}, {}}, 3, 40, 70);
+
+  WeightOnlyLinear layer(const std::vector<float>& bias = {}) const {
+    return {problem.hub, bias, ComputeType::kInt8, "model.q_proj", 1};
+  }
+};
+
+TEST(Linear, DescribesItself) {
+  const Fixture fixture;
+  const WeightOnlyLinear plain = fixture.layer();
+  EXPECT_EQ(plain.in_features(), 70);
+  EXPECT_EQ(plain.out_features(), 40);
+  EXPECT_EQ(plain.name(), "model.q_proj");
+  EXPECT_FALSE(plain.has_bias());
+  EXPECT_TRUE(fixture.layer(std::vector<float>(40)).has_bias());
+}
+
+TEST(Linear, WrongShapesAreNamed) {
+  const Fixture fixture;
+  const WeightOnlyLinear layer = fixture.layer();
+  const auto error = [&](int64_t x_rows, int64_t x_cols, int64_t y_rows, int64_t y_cols) {
+    const FloatMatrix x(FloatType::kFp32, x_rows, x_cols);
+    FloatMatrix y(FloatType::kFp32, y_rows, y_cols);
+    const std::string message =
+        error_of<InvalidArgument>([&] { layer.forward(x.view(), y.view()); });
+    EXPECT_EQ(y.changed_outside(0, 0, 0, 0), "");
+    EXPECT_MENTIONS(message, "'model.q_proj'");
+    return message;
+  };
+  EXPECT_MENTIONS(error(3, 69, 3, 40), "69 features, but in_features is 70");
+  EXPECT_MENTIONS(error(3, 70, 3, 41), "3 x 41, expected 3 x 40");
+  EXPECT_MENTIONS(error(3, 70, 2, 40), "2 x 40, expected 3 x 40");
+  EXPECT_MENTIONS(error(0, 71, 0, 40), "71 features");
+}
+
+TEST(Linear, ABiasOfTheWrongLengthIsNamed) {
+  const Fixture fixture;
+  for (const size_t length : {1u, 39u, 41u, 48u}) {
+    const std::string error =
+        error_of<InvalidArgument>([&] { fixture.layer(std::vector<float>(length)); });
+    EXPECT_MENTIONS(error, "'model.q_proj'");
+    EXPECT_MENTIONS(error, std::to_string(length) + " elements");
+    EXPECT_MENTIONS(error, "40 rows");
+  }
+}
+
+TEST(Linear, BiasIsAdded) {
+  const Fixture fixture;
+  std::vector<float> bias(40);
+  for (size_t n = 0; n < 40; ++n) bias[n] = static_cast<float>(n);
+  FloatMatrix with(FloatType::kFp32, 3, 40), without(FloatType::kFp32, 3, 40);
+  fixture.layer(bias).forward(fixture.problem.x.view(), with.view(), 1);
+  fixture.layer().forward(fixture.problem.x.view(), without.view(), 1);
+  for (int64_t m = 0; m < 3; ++m) {
+    for (int64_t n = 0; n < 40; ++n) {
+      EXPECT_EQ(with.get(m, n), without.get(m, n) + static_cast<float>(n));
+    }
+  }
+}
+
+TEST(Linear, NoRowsIsNoWork) {
+  const Fixture fixture;
+  fixture.layer().forward({nullptr, FloatType::kBf16, 0, 70, 70},
+                          {nullptr, FloatType::kFp32, 0, 40, 40});
+}
+
+TEST(Linear, StridesAreFollowedAndGapsLeftAlone) {
+  const Fixture fixture;
+  const WeightOnlyLinear layer = fixture.layer();
+  FloatMatrix dense(FloatType::kFp32, 3, 40);
+  layer.forward(fixture.problem.x.view(), dense.view(), 1);
+  for (const int64_t gap : {1, 16, 100}) {
+    FloatMatrix x(FloatType::kFp32, 3, 70, gap, 3), y(FloatType::kFp32, 3, 40, gap + 1, 1);
+    for (int64_t m = 0; m < 3; ++m) {
+      for (int64_t k = 0; k < 70; ++k) x.set(m, k, fixture.problem.x.get(m, k));
+    }
+    layer.forward(x.view(), y.view(), 1);
+    EXPECT_TRUE(identical(y, dense));
+    EXPECT_EQ(y.changed_outside(0, 3, 0, 40), "");
+  }
+}
+
+TEST(Linear, UnpacksUnchangedAfterUse) {
+  const Fixture fixture;
+  const WeightOnlyLinear layer = fixture.layer();
+  FloatMatrix y(FloatType::kFp32, 3, 40);
+  for (int i = 0; i < 3; ++i) layer.forward(fixture.problem.x.view(), y.view());
+  EXPECT_EQ(difference(unpack(layer.weight(), 1), fixture.problem.hub), "");
+}
+
+TEST(Linear, RepeatedCallsGiveTheSameBits) {
+  const Fixture fixture;
+  for (const ComputeType compute : kComputes) {
+    const WeightOnlyLinear layer(fixture.problem.hub, {}, compute);
+    FloatMatrix first(FloatType::kFp32, 3, 40), again(FloatType::kFp32, 3, 40);
+    layer.forward(fixture.problem.x.view(), first.view(), 1);
+    layer.forward(fixture.problem.x.view(), again.view(), 1);
+    EXPECT_TRUE(identical(again, first));
+  }
+}
+
+TEST(Linear, AForcedTargetThatTheCpuLacksIsUnsupported) {
+  const Fixture fixture;
+  for (const TargetTraits& target : kTargets) {
+    if (runs_on(target.target, cpu_features())) continue;
+    const std::string error = error_of<Unsupported>([&] {
+      const WeightOnlyLinear layer(fixture.problem.hub, {}, ComputeType::kInt8, "", 1, target.name);
+    });
+    EXPECT_MENTIONS(error, target.name);
+  }
+}
+
+}  // namespace
+}  // namespace woq::testing

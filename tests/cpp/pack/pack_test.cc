@@ -1,0 +1,151 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "woq/pack/pack.h"
+
+#include <gtest/gtest.h>
+
+#include <cstdint>
+#include <utility>
+
+#include "support/schemes.h"
+
+namespace woq::testing {
+namespace {
+
+constexpr int64_t kShapes[][2] = {{1, 1},    {1, 7},    {2, 8},   {3, 9},   {15, 16},
+                                  {16, 1},   {16, 24},  {17, 31}, {31, 33}, {32, 64},
+                                  {33, 129}, {48, 200}, {50, 203}};
+
+TEST(Pack, UnpackingGivesTheSameBits) {
+  Random random = random_of_test();
+  for (const DtypeTraits& dtype : kDtypes) {
+    for (const ZeroKind zeros : zero_kinds_of(dtype)) {
+      for (const ScaleEncoding scales : kScaleEncodings) {
+        for (const int64_t group_size : kGroupSizes) {
+          for (const auto& [n, k] : kShapes) {
+            const QuantizedMatrix hub =
+                random_hub(random, {dtype.dtype, group_size, zeros, scales}, n, k);
+            ASSERT_EQ(difference(unpack(pack(hub, 1), 1), hub), "")
+                << describe(hub) << ", seed " << random.seed();
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST(Pack, ThreadsMakeNoDifference) {
+  Random random = random_of_test();
+  const QuantizedMatrix hub = random_hub(
+      random, {WeightDtype::kInt4Fullrange, 16, ZeroKind::kInt, ScaleEncoding::kDouble}, 75, 100);
+  const PackedMatrix one = pack(hub, 1);
+  for (int threads = 2; threads <= 4; ++threads) {
+    const PackedMatrix many = pack(hub, threads);
+    EXPECT_TRUE(same_bytes(many.data, one.data));
+    EXPECT_EQ(difference(unpack(many, threads), hub), "");
+  }
+}
+
+// The layout as packed_matrix.h states it, byte by byte.
+TEST(Pack, CodesLieWhereTheLayoutSays) {
+  Random random = random_of_test();
+  for (const WeightDtype dtype : {WeightDtype::kNf4, WeightDtype::kInt8}) {
+    const QuantizedMatrix hub = random_hub(random, {dtype, 16, {}, {}}, 21, 43);
+    const PackedMatrix packed = pack(hub, 1);
+    ASSERT_EQ(packed.tiles(), 2);
+    const auto code = [&](int64_t n, int64_t k) { return n < 21 && k < 43 ? hub.code(n, k) : 0; };
+    for (int64_t t = 0; t < 2; ++t) {
+      for (int64_t step = 0; step < 6; ++step) {
+        for (int64_t lane = 0; lane < 16; ++lane) {
+          for (int64_t j = 0; j < 4; ++j) {
+            const int64_t n = 16 * t + lane, k = 8 * step + j;
+            if (hub.dtype().bits == 4) {
+              const int byte = packed.tile(t)[64 * step + 4 * lane + j];
+              ASSERT_EQ(byte, code(n, k) | code(n, k + 4) << 4) << n << ", " << k;
+            } else {
+              ASSERT_EQ(packed.tile(t)[128 * step + 4 * lane + j], code(n, k));
+              ASSERT_EQ(packed.tile(t)[128 * step + 64 + 4 * lane + j], code(n, k + 4));
+            }
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST(Pack, ScalesAndZerosFollowTheCodes) {
+  Random random = random_of_test();
+  const QuantizedMatrix hub =
+      random_hub(random, {WeightDtype::kInt4Clip, 16, ZeroKind::kInt, {}}, 21, 43);
+  const PackedMatrix packed = pack(hub, 1);
+  for (int64_t n = 0; n < 32; ++n) {
+    for (int64_t g = 0; g < 3; ++g) {
+      float scale = 0;
+      std::memcpy(&scale, packed.tile(n / 16) + 6 * 64 + (g * 16 + n % 16) * 4, 4);
+      const int zero = packed.tile(n / 16)[6 * 64 + 3 * 64 + g * 16 + n % 16];
+      EXPECT_EQ(scale, n < 21 ? hub.scales.at(n, g) : 0.0f);
+      EXPECT_EQ(zero, n < 21 ? static_cast<int>(hub.zero_point(n, g)) : 0);
+    }
+  }
+}
+
+TEST(Pack, TilesAreAligned) {
+  Random random = random_of_test();
+  for (const auto& [n, k] : kShapes) {
+    const PackedMatrix packed = pack(
+        random_hub(random, {WeightDtype::kInt4Fullrange, 16, {}, ScaleEncoding::kDouble}, n, k), 1);
+    for (int64_t t = 0; t < packed.tiles(); ++t) {
+      EXPECT_EQ(reinterpret_cast<uintptr_t>(packed.tile(t)) % 64, 0u);
+    }
+    EXPECT_EQ(packed.data.size(), packed.tiles() * packed.tile_bytes());
+  }
+}
+
+// Layers of SmolLM2-135M, Llama 3 8B and Qwen2.5 0.5B. Sizes follow from shapes, so nothing large
+// is filled.
+TEST(Pack, RealLayersGrowByAtMostFivePercent) {
+  constexpr int64_t kLayers[][2] = {{576, 576},    {192, 576},   {1536, 576},  {576, 1536},
+                                    {49152, 576},  {4096, 4096}, {1024, 4096}, {14336, 4096},
+                                    {4096, 14336}, {896, 896},   {128, 896},   {4864, 896},
+                                    {896, 4864},   {151936, 896}};
+  for (const DtypeTraits& dtype : kDtypes) {
+    for (const ZeroKind zeros : zero_kinds_of(dtype)) {
+      for (const ScaleEncoding scales : kScaleEncodings) {
+        for (const int64_t group_size : {-1, 32, 64, 128}) {
+          for (const auto& [n, k] : kLayers) {
+            PackedMatrix packed;
+            packed.scheme = {dtype.dtype, group_size, zeros, scales};
+            packed.rows = n;
+            packed.cols = k;
+            const int64_t count = n * packed.groups();
+            const bool nested = scales == ScaleEncoding::kDouble;
+            const int64_t blocks = nested ? (count + 255) / 256 * 4 : 0;
+            const int64_t signs = packed.signed_double_scales() ? count / 8 : 0;
+            const int64_t zero_bytes = zeros == ZeroKind::kInt     ? 1
+                                       : zeros == ZeroKind::kFloat ? 4
+                                                                   : 0;
+            const int64_t hub = n * k * dtype.bits / 8 + count * stored_scale_bytes(scales) +
+                                blocks + signs + count * zero_bytes;
+            const int64_t bytes = packed.tiles() * packed.tile_bytes() + blocks;
+            EXPECT_LE(static_cast<double>(bytes), 1.05 * static_cast<double>(hub))
+                << describe(packed.scheme) << ", N=" << n << " K=" << k;
+          }
+        }
+      }
+    }
+  }
+}
+
+// The sizes above, on real matrices.
+TEST(Pack, BytesAreWhatIsAllocated) {
+  Random random = random_of_test();
+  for (const ScaleEncoding scales : kScaleEncodings) {
+    const QuantizedMatrix hub =
+        random_hub(random, {WeightDtype::kInt4Fullrange, 32, ZeroKind::kNone, scales}, 192, 576);
+    const PackedMatrix packed = pack(hub, 1);
+    EXPECT_EQ(packed.bytes(), packed.data.size() + packed.block_absmax.size());
+    EXPECT_LE(static_cast<double>(packed.bytes()), 1.05 * static_cast<double>(hub.bytes()));
+  }
+}
+
+}  // namespace
+}  // namespace woq::testing

@@ -1,0 +1,64 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "woq/quant/dequantize.h"
+
+#include <gtest/gtest.h>
+
+#include <cstdint>
+#include <vector>
+
+#include "support/schemes.h"
+
+namespace woq::testing {
+namespace {
+
+TEST(Dequantize, ByHand) {
+  // 40 columns in groups of 32; scales 0.5 and 2, zero points 8 and 3.
+  QuantizedMatrix matrix =
+      uniform_hub({WeightDtype::kInt4Clip, 32, ZeroKind::kInt, {}}, 1, 40, 0.5f, 10);
+  matrix.scales.values.as<float>()[1] = 2.0f;
+  matrix.zero_points.data()[1] = 3;
+  set_code(&matrix, 0, 39, 0);
+  std::vector<float> w(40);
+  dequantize_row(matrix, 0, w.data());
+  EXPECT_EQ(w[0], 0.5f * (10 - 8));
+  EXPECT_EQ(w[31], 0.5f * (10 - 8));
+  EXPECT_EQ(w[32], 2.0f * (10 - 3));
+  EXPECT_EQ(w[39], 2.0f * (0 - 3));
+}
+
+TEST(Dequantize, FloatZeroPointsAreSubtractedInCodes) {
+  QuantizedMatrix matrix =
+      uniform_hub({WeightDtype::kInt8, -1, ZeroKind::kFloat, {}}, 1, 3, 0.25f, 100);
+  matrix.zero_points.as<float>()[0] = 98.5f;
+  std::vector<float> w(3);
+  dequantize_row(matrix, 0, w.data());
+  EXPECT_EQ(w[2], 0.25f * 1.5f);
+}
+
+TEST(Dequantize, TablesMultiplyTheirValues) {
+  for (const DtypeTraits& dtype : kDtypes) {
+    if (dtype.is_integer()) continue;
+    for (int code = 0; code < 16; ++code) {
+      const QuantizedMatrix matrix = uniform_hub({dtype.dtype, -1, {}, {}}, 1, 1, 0.3f, code);
+      float w = 0;
+      dequantize_row(matrix, 0, &w);
+      EXPECT_EQ(w, 0.3f * dtype.codebook->values[code]) << dtype.name << " " << code;
+    }
+  }
+}
+
+TEST(Dequantize, WholeMatrixIsItsRowsForAnyNumberOfThreads) {
+  Random random = random_of_test();
+  const QuantizedMatrix matrix = random_hub(
+      random, {WeightDtype::kInt4Fullrange, 24, ZeroKind::kNone, ScaleEncoding::kDouble}, 13, 61);
+  std::vector<float> rows(13 * 61);
+  for (int64_t n = 0; n < 13; ++n) dequantize_row(matrix, n, rows.data() + n * 61);
+  for (int threads = 1; threads <= 4; ++threads) {
+    std::vector<float> w(13 * 61);
+    dequantize(matrix, w.data(), threads);
+    EXPECT_EQ(w, rows);
+  }
+}
+
+}  // namespace
+}  // namespace woq::testing

@@ -1,0 +1,129 @@
+// SPDX-License-Identifier: Apache-2.0
+// Quantization schemes to iterate over, and hub matrices of random codes. Matrices made by hand
+// hold every code and, unlike quantized ones, float zero points.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+#include <string>
+#include <vector>
+
+#include "support/random.h"
+#include "woq/quant/quantized_matrix.h"
+
+namespace woq::testing {
+
+inline constexpr ScaleEncoding kScaleEncodings[] = {ScaleEncoding::kFp32, ScaleEncoding::kFp16,
+                                                    ScaleEncoding::kBf16, ScaleEncoding::kDouble};
+inline constexpr int64_t kGroupSizes[] = {-1, 16, 24, 32, 64, 128, 200};
+
+inline std::vector<ZeroKind> zero_kinds_of(const DtypeTraits& dtype) {
+  if (!dtype.is_integer()) return {ZeroKind::kNone};
+  return {ZeroKind::kNone, ZeroKind::kInt, ZeroKind::kFloat};
+}
+
+inline std::string describe(const QuantScheme& scheme) {
+  const char* const zeros = scheme.zeros == ZeroKind::kNone  ? "sym"
+                            : scheme.zeros == ZeroKind::kInt ? "asym"
+                                                             : "float zeros";
+  const std::string scales = scheme.scales == ScaleEncoding::kDouble
+                                 ? "double-quantized"
+                                 : scale_dtype_name(scheme.scales);
+  return std::string(name_of(scheme.dtype)) + " g" + std::to_string(scheme.group_size) + " " +
+         zeros + ", " + scales + " scales";
+}
+
+inline std::string describe(const QuantizedMatrix& matrix) {
+  return describe(matrix.scheme) + ", N=" + std::to_string(matrix.rows) +
+         " K=" + std::to_string(matrix.cols);
+}
+
+inline void set_code(QuantizedMatrix* matrix, int64_t n, int64_t k, int code) {
+  uint8_t* const row = matrix->row(n);
+  if (matrix->dtype().bits == 8) {
+    row[k] = static_cast<uint8_t>(code);
+    return;
+  }
+  const int shift = static_cast<int>(k % 2) * 4;
+  row[k / 2] = static_cast<uint8_t>((row[k / 2] & ~(15 << shift)) | code << shift);
+}
+
+// Every scale is `scale`, zero points are those of a symmetric matrix.
+inline QuantizedMatrix uniform_hub(const QuantScheme& scheme, int64_t rows, int64_t cols,
+                                   float scale, int code) {
+  QuantizedMatrix matrix = QuantizedMatrix::allocate(scheme, rows, cols);
+  matrix.qweight.fill_zero();
+  for (int64_t n = 0; n < rows; ++n) {
+    for (int64_t k = 0; k < cols; ++k) set_code(&matrix, n, k, code);
+  }
+  const std::vector<float> scales(static_cast<size_t>(rows * matrix.groups()), scale);
+  matrix.scales = ScaleTable::encode(scales.data(), rows, matrix.groups(), scheme.scales,
+                                     has_signed_scales(scheme));
+  for (int64_t i = 0; i < rows * matrix.groups(); ++i) {
+    if (scheme.zeros == ZeroKind::kInt) {
+      matrix.zero_points.data()[i] = static_cast<uint8_t>(matrix.dtype().center());
+    }
+    if (scheme.zeros == ZeroKind::kFloat) {
+      matrix.zero_points.as<float>()[i] = static_cast<float>(matrix.dtype().center());
+    }
+  }
+  return matrix;
+}
+
+// Uniform codes; scales of either sign where the dtype has signed ones, one in 16 of them zero;
+// zero points anywhere in the code range.
+inline QuantizedMatrix random_hub(Random& random, const QuantScheme& scheme, int64_t rows,
+                                  int64_t cols) {
+  QuantizedMatrix matrix = QuantizedMatrix::allocate(scheme, rows, cols);
+  const DtypeTraits& dtype = matrix.dtype();
+  matrix.qweight.fill_zero();
+  for (int64_t n = 0; n < rows; ++n) {
+    for (int64_t k = 0; k < cols; ++k) {
+      set_code(&matrix, n, k, static_cast<int>(random.below(dtype.max_code() + 1)));
+    }
+  }
+  std::vector<float> scales(static_cast<size_t>(rows * matrix.groups()));
+  for (float& scale : scales) {
+    scale = random.below(16) == 0 ? 0.0f : random.uniform(0.001f, 0.05f);
+    if (has_signed_scales(scheme) && random.coin()) scale = -scale;
+  }
+  matrix.scales = ScaleTable::encode(scales.data(), rows, matrix.groups(), scheme.scales,
+                                     has_signed_scales(scheme));
+  for (int64_t i = 0; i < rows * matrix.groups(); ++i) {
+    if (scheme.zeros == ZeroKind::kInt) {
+      matrix.zero_points.data()[i] = static_cast<uint8_t>(random.below(dtype.max_code() + 1));
+    }
+    if (scheme.zeros == ZeroKind::kFloat) {
+      matrix.zero_points.as<float>()[i] =
+          random.uniform(0.0f, static_cast<float>(dtype.max_code()));
+    }
+  }
+  return matrix;
+}
+
+inline bool same_bytes(const Buffer& a, const Buffer& b) {
+  return a.size() == b.size() &&
+         (a.size() == 0 || std::memcmp(a.data(), b.data(), static_cast<size_t>(a.size())) == 0);
+}
+
+// "" if a and b are the same bit for bit, or the first tensor that differs.
+inline std::string difference(const QuantizedMatrix& a, const QuantizedMatrix& b) {
+  if (a.rows != b.rows || a.cols != b.cols) return "shape";
+  if (a.scheme.dtype != b.scheme.dtype || a.scheme.group_size != b.scheme.group_size ||
+      a.scheme.zeros != b.scheme.zeros || a.scheme.scales != b.scheme.scales) {
+    return "scheme";
+  }
+  if (!same_bytes(a.qweight, b.qweight)) return "qweight";
+  if (!same_bytes(a.zero_points, b.zero_points)) return "zero_points";
+  if (a.scales.encoding != b.scales.encoding || a.scales.rows != b.scales.rows ||
+      a.scales.groups != b.scales.groups || !same_bytes(a.scales.values, b.scales.values)) {
+    return "scales";
+  }
+  if (!same_bytes(a.scales.block_absmax, b.scales.block_absmax)) return "block_absmax";
+  if (!same_bytes(a.scales.signs, b.scales.signs)) return "signs";
+  if (float_bits(a.scales.offset) != float_bits(b.scales.offset)) return "offset";
+  return {};
+}
+
+}  // namespace woq::testing
