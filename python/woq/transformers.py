@@ -432,8 +432,10 @@ def _module_of(param_name: str) -> str:
 def _float_dtype(model: Any, target: Target) -> torch.dtype:
     """The dtype in which transformers would hold the float weight of `target`."""
     dtype: torch.dtype = target.module.weight.dtype
-    plan = getattr(model, "_get_dtype_plan", None)
-    for pattern, planned in (plan(dtype) if plan is not None else {}).items():
+    # transformers 5.0 has the plan in an attribute, the same one for every dtype.
+    planner = getattr(model, "_get_dtype_plan", None)
+    plan = getattr(model, "dtype_plan", None) if planner is None else planner(dtype)
+    for pattern, planned in (plan or {}).items():
         if re.search(rf"(^|\.){pattern}(\.|$)", target.name):
             return planned
     return dtype
