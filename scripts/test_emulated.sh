@@ -4,7 +4,10 @@
 # CPU (tests/emulation). Machines that have AVX-512 run them natively, and skip this unless forced.
 . "$(dirname "$0")/common.sh"
 
-FILTER=${FILTER:-*avx512*}
+# Left out: what this CPU model lacks (BF16), what is too long for an emulator (the full grid of
+# shapes: minutes; mutations test the tests), and fp16 output, because bochs 2.7's vcvtps2ph rounds
+# ties away from zero.
+FILTER=${FILTER:-*avx512*-*avx512_bf16*:*KernelShapes.FullGrid*:*KernelMutations*:*KernelTypes.AllOfXAndC*}
 say "AVX-512 by emulation"
 if [ "$(uname -m)" != x86_64 ]; then
   echo "SKIPPED: this machine is not x86-64"
@@ -21,8 +24,8 @@ fi
 cmake -S . -B build/cpp -G Ninja -DWOQ_WERROR="$WERROR" >/dev/null
 cmake --build build/cpp -j "$JOBS" --target woq_tests_static
 mkdir -p build/emulation
-"$VENV/bin/python" tests/emulation/run.py build/cpp/woq_tests_static \
-  --gtest_brief=1 --gtest_filter="$FILTER" | tee build/emulation/log
+"$VENV/bin/python" tests/emulation/run.py --timeout 900 \
+  build/cpp/woq_tests_static --gtest_brief=1 --gtest_filter="$FILTER" | tee build/emulation/log
 # An empty run, or one whose targets were all skipped, proves nothing.
 grep -Eq '\[  PASSED  \] [1-9][0-9]* tests?\.' build/emulation/log ||
   die "emulation: no test ran; is the filter '$FILTER' still right?"
