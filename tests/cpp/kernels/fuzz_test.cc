@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Random layers on every target against the reference, through WeightOnlyLinear: selection,
-// packing, threads and portions take part. Each case has a seed of its own; a failure names it, and
-// WOQ_TEST_SEED=<shift> runs other cases. The time spent is bounded, not the number of cases.
+// Random layers on every target against the reference, through WeightOnlyLinear: selection, packing,
+// threads and portions take part. Each case has a seed of its own; a failure names the case, and
+// WOQ_TEST_SEED=<case> begins with it. The time spent is bounded, not the number of cases.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -34,8 +34,8 @@ int64_t skewed(Random& random, int64_t most) {
   return 1 + random.below(1 + random.below(1 + random.below(most)));
 }
 
-void check_layer(uint64_t seed, const std::string& target) {
-  Random random(seed);
+void check_layer(uint64_t seed, int number, const std::string& target) {
+  Random random(seed + static_cast<uint64_t>(number));
   const WeightKind kinds[] = {WeightKind::kU4, WeightKind::kT4, WeightKind::kU8};
   const ComputeType computes[] = {ComputeType::kFp32, ComputeType::kBf16, ComputeType::kInt8};
   const ComputeType compute = random.pick(computes);
@@ -49,7 +49,7 @@ void check_layer(uint64_t seed, const std::string& target) {
   const int threads = one_processor ? 1 : 1 + static_cast<int>(random.below(4));
   SCOPED_TRACE(describe(problem) + " -> " + name_of(type) + ", " + name_of(compute) + " compute, " +
                std::to_string(threads) + " threads, target " + target + ", seed " +
-               std::to_string(seed));
+               std::to_string(seed) + ", case " + std::to_string(number));
 
   std::vector<float> bias = problem.bias;
   if (!bias.empty()) bias.resize(static_cast<size_t>(n));
@@ -70,7 +70,7 @@ TEST_P(Fuzz, AgreesWithTheReference) {
   int cases = 0;
   for (; cases < kMostCases && !HasFailure(); ++cases) {
     if (std::chrono::steady_clock::now() - begin > kBudget) break;
-    check_layer(seed + static_cast<uint64_t>(cases), GetParam().name);
+    check_layer(seed, cases, GetParam().name);
   }
   EXPECT_GT(cases, 0);
   RecordProperty("cases", cases);

@@ -36,7 +36,8 @@ TEST(Pack, UnpackingGivesTheSameBits) {
 TEST(Pack, ThreadsMakeNoDifference) {
   Random random = random_of_test();
   const QuantizedMatrix hub = random_hub(
-      random, {WeightDtype::kInt4Fullrange, 16, ZeroKind::kInt, ScaleEncoding::kDouble}, 75, 100);
+      random, {WeightDtype::kInt4Fullrange, 16, ZeroKind::kInt, ScaleEncoding::kDouble}, 251, 523);
+  ASSERT_GE(hub.rows * hub.cols, 4 * kElementGrain);
   const PackedMatrix one = pack(hub, 1);
   for (int threads = 2; threads <= 4; ++threads) {
     const PackedMatrix many = pack(hub, threads);

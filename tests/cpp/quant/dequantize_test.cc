@@ -49,12 +49,15 @@ TEST(Dequantize, TablesMultiplyTheirValues) {
 
 TEST(Dequantize, WholeMatrixIsItsRowsForAnyNumberOfThreads) {
   Random random = random_of_test();
-  const QuantizedMatrix matrix = random_hub(
-      random, {WeightDtype::kInt4Fullrange, 24, ZeroKind::kNone, ScaleEncoding::kDouble}, 13, 61);
-  std::vector<float> rows(13 * 61);
-  for (int64_t n = 0; n < 13; ++n) dequantize_row(matrix, n, rows.data() + n * 61);
+  constexpr int64_t kRows = 251, kCols = 523;  // odd, and worth four threads
+  static_assert(kRows * kCols >= 4 * kElementGrain);
+  const QuantizedMatrix matrix =
+      random_hub(random, {WeightDtype::kInt4Fullrange, 24, ZeroKind::kNone, ScaleEncoding::kDouble},
+                 kRows, kCols);
+  std::vector<float> rows(kRows * kCols);
+  for (int64_t n = 0; n < kRows; ++n) dequantize_row(matrix, n, rows.data() + n * kCols);
   for (int threads = 1; threads <= 4; ++threads) {
-    std::vector<float> w(13 * 61);
+    std::vector<float> w(kRows * kCols);
     dequantize(matrix, w.data(), threads);
     EXPECT_EQ(w, rows);
   }

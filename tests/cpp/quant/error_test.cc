@@ -57,11 +57,13 @@ TEST(QuantizationError, ReadsTypesAndStrides) {
 
 TEST(QuantizationError, DoesNotDependOnTheNumberOfThreads) {
   Random random = random_of_test();
-  const std::vector<float> w = normal_weights(random, 17, 33);
-  const QuantizedMatrix matrix = random_hub(random, {WeightDtype::kNf4, 16, {}, {}}, 17, 33);
-  const QuantError one = quantization_error(view_of(w.data(), 17, 33), matrix, 1);
+  constexpr int64_t kRows = 251, kCols = 523;  // odd, and worth four threads
+  static_assert(kRows * kCols >= 4 * kElementGrain);
+  const std::vector<float> w = normal_weights(random, kRows, kCols);
+  const QuantizedMatrix matrix = random_hub(random, {WeightDtype::kNf4, 16, {}, {}}, kRows, kCols);
+  const QuantError one = quantization_error(view_of(w.data(), kRows, kCols), matrix, 1);
   for (int threads = 2; threads <= 4; ++threads) {
-    const QuantError many = quantization_error(view_of(w.data(), 17, 33), matrix, threads);
+    const QuantError many = quantization_error(view_of(w.data(), kRows, kCols), matrix, threads);
     EXPECT_EQ(many.mse, one.mse);
     EXPECT_EQ(many.sqnr_db, one.sqnr_db);
     EXPECT_EQ(many.max_abs, one.max_abs);
