@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// WeightOnlyLinear: y = x W^T + bias over a packed weight. The only class that the runtime and Python need.
+// WeightOnlyLinear: y = x W^T + bias over a packed weight. The only class that the runtime and
+// Python need.
 #pragma once
 
 #include <algorithm>
@@ -19,8 +20,8 @@ namespace woq {
 
 namespace detail {
 
-// Rows of x that are prepared and multiplied at a time: bounds the scratch memory, and 256 rows of int8 activations
-// (K = 4096: 1 MiB) still fit a second-level cache of a current server core.
+// Rows of x that are prepared and multiplied at a time: bounds the scratch memory, and 256 rows of
+// int8 activations (K = 4096: 1 MiB) still fit a second-level cache of a current server core.
 inline constexpr int64_t kRowBlock = 256;
 
 // Multiply-adds worth a thread: a core does some 10^5 in the time of waking one.
@@ -37,13 +38,16 @@ inline Buffer& scratch(int64_t bytes) {
 
 class WeightOnlyLinear {
  public:
-  // bias: [N] or empty. Selects the kernel now; `forced` names a target to cap the selection at (default:
-  // WOQ_FORCE_TARGET). Throws InvalidArgument (bias of the wrong length) and Unsupported (no kernel).
-  WeightOnlyLinear(const QuantizedMatrix& weight, const std::vector<float>& bias, ComputeType compute,
-                   std::string name = "", int threads = 0, const std::string& forced = forced_target())
+  // bias: [N] or empty. Selects the kernel now; `forced` names a target to cap the selection at
+  // (default: WOQ_FORCE_TARGET). Throws InvalidArgument (bias of the wrong length) and Unsupported
+  // (no kernel).
+  WeightOnlyLinear(const QuantizedMatrix& weight, const std::vector<float>& bias,
+                   ComputeType compute, std::string name = "", int threads = 0,
+                   const std::string& forced = forced_target())
       : name_(std::move(name)), choice_(select_kernel(kind_of(weight.dtype()), compute, forced)) {
     if (!bias.empty() && static_cast<int64_t>(bias.size()) != weight.rows) {
-      fail("layer '", name_, "': the bias has ", bias.size(), " elements, but the weight has ", weight.rows, " rows");
+      fail("layer '", name_, "': the bias has ", bias.size(), " elements, but the weight has ",
+           weight.rows, " rows");
     }
     weight_ = pack(weight, threads);
     if (!bias.empty()) {
@@ -60,19 +64,21 @@ class WeightOnlyLinear {
   const Kernel& kernel() const { return *choice_.kernel; }
   const std::string& name() const { return name_; }
 
-  // y [M, N] = x [M, K] W^T + bias; M may be 0. x and y must not overlap. Any mixture of fp32, bf16 and fp16. Safe to
-  // call from several threads at once. Throws InvalidArgument for wrong shapes.
+  // y [M, N] = x [M, K] W^T + bias; M may be 0. x and y must not overlap. Any mixture of fp32, bf16
+  // and fp16. Safe to call from several threads at once. Throws InvalidArgument for wrong shapes.
   void forward(const ConstMatrixView& x, const MatrixView& y, int threads = 0) const {
     if (x.cols != in_features()) {
-      fail("layer '", name_, "': the input has ", x.cols, " features, but in_features is ", in_features());
+      fail("layer '", name_, "': the input has ", x.cols, " features, but in_features is ",
+           in_features());
     }
     if (y.cols != out_features() || y.rows != x.rows) {
-      fail("layer '", name_, "': the output is ", y.rows, " x ", y.cols, ", expected ", x.rows, " x ", out_features());
+      fail("layer '", name_, "': the output is ", y.rows, " x ", y.cols, ", expected ", x.rows,
+           " x ", out_features());
     }
     for (int64_t m = 0; m < x.rows; m += detail::kRowBlock) {
       const int64_t rows = std::min(detail::kRowBlock, x.rows - m);
-      forward_rows({x.row(m), x.type, rows, x.cols, x.row_stride}, {y.row(m), y.type, rows, y.cols, y.row_stride},
-                   threads);
+      forward_rows({x.row(m), x.type, rows, x.cols, x.row_stride},
+                   {y.row(m), y.type, rows, y.cols, y.row_stride}, threads);
     }
   }
 
@@ -96,10 +102,13 @@ class WeightOnlyLinear {
     gemm.bias = bias_.empty() ? nullptr : bias_.data();
     gemm.c = y;
     const int64_t tiles = weight_.tiles();
-    const int team = useful_threads(threads, x.rows * weight_.rows * weight_.cols, detail::kMultiplyGrain);
-    // Threads share the tiles; where there are fewer tiles than threads, several split the rows of one share.
+    const int team =
+        useful_threads(threads, x.rows * weight_.rows * weight_.cols, detail::kMultiplyGrain);
+    // Threads share the tiles; where there are fewer tiles than threads, several split the rows of
+    // one share.
     const int columns = static_cast<int>(std::min<int64_t>(team, tiles));
-    const int row_shares = static_cast<int>(std::max<int64_t>(1, std::min<int64_t>(team / columns, x.rows / 8)));
+    const int row_shares =
+        static_cast<int>(std::max<int64_t>(1, std::min<int64_t>(team / columns, x.rows / 8)));
 
     run_team(columns * row_shares, [&](const TeamMember& member) {
       PrepareTask my_rows = prepare;
@@ -110,7 +119,8 @@ class WeightOnlyLinear {
       // OpenMP may grant fewer threads than asked for; shares follow what came.
       const int my_columns = member.size == columns * row_shares ? columns : member.size;
       TeamMember{member.index % my_columns, my_columns}.share(tiles, 1, &portion.t0, &portion.t1);
-      TeamMember{member.index / my_columns, member.size / my_columns}.share(x.rows, 8, &portion.m0, &portion.m1);
+      TeamMember{member.index / my_columns, member.size / my_columns}.share(x.rows, 8, &portion.m0,
+                                                                            &portion.m1);
       if (portion.m0 < portion.m1 && portion.t0 < portion.t1) kernel.run(portion);
     });
   }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Owning, 64-byte aligned bytes. Deliberately left uninitialised: the thread that first writes a page decides on which
-// memory node it lies.
+// Owning, 64-byte aligned bytes. Deliberately left uninitialised: the thread that first writes a
+// page decides on which memory node it lies.
 #pragma once
 
 #include <cstdint>
@@ -30,7 +30,8 @@ class Buffer {
     if (this != &other) *this = Buffer(other);
     return *this;
   }
-  Buffer(Buffer&& other) noexcept : data_(std::move(other.data_)), bytes_(std::exchange(other.bytes_, 0)) {}
+  Buffer(Buffer&& other) noexcept
+      : data_(std::move(other.data_)), bytes_(std::exchange(other.bytes_, 0)) {}
   Buffer& operator=(Buffer&& other) noexcept {
     data_ = std::move(other.data_);
     bytes_ = std::exchange(other.bytes_, 0);

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Errors. Two kinds leave the library: a caller's mistake or bad input (InvalidArgument), and something that this
-// build or machine cannot do (Unsupported). A broken invariant of our own is an assertion, not an exception.
+// Errors. Two kinds leave the library: a caller's mistake or bad input (InvalidArgument), and
+// something that this build or machine cannot do (Unsupported). A broken invariant of our own is an
+// assertion, not an exception.
 #pragma once
 
 #include <cassert>
@@ -17,7 +18,8 @@ class Error : public std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
-// Wrong shape, unknown name, NaN weight, corrupt tensor: the message names what, where and how to mend it.
+// Wrong shape, unknown name, NaN weight, corrupt tensor: the message names what, where and how to
+// mend it.
 class InvalidArgument : public Error {
  public:
   using Error::Error;

@@ -27,8 +27,9 @@ enum class CpuFeature : uint8_t {
   kAvx512Bf16,
 };
 
-inline constexpr const char* kCpuFeatureNames[] = {"avx2",     "fma",      "f16c",     "avx_vnni",    "avx512f",
-                                                   "avx512bw", "avx512vl", "avx512dq", "avx512_vnni", "avx512_bf16"};
+inline constexpr const char* kCpuFeatureNames[] = {
+    "avx2",     "fma",      "f16c",     "avx_vnni",    "avx512f",
+    "avx512bw", "avx512vl", "avx512dq", "avx512_vnni", "avx512_bf16"};
 inline constexpr int kCpuFeatureCount = 10;
 
 // A set of features, one bit each.
@@ -53,7 +54,8 @@ inline CpuFeatureSet detect_cpu_features() {
   CpuFeatureSet set = 0;
 #if WOQ_X86
   uint32_t eax = 0, ebx = 0, ecx = 0, edx = 0;
-  if (!__get_cpuid(1, &eax, &ebx, &ecx, &edx) || !(ecx >> 27 & 1u)) return set;  // no OSXSAVE: no AVX state
+  if (!__get_cpuid(1, &eax, &ebx, &ecx, &edx) || !(ecx >> 27 & 1u))
+    return set;  // no OSXSAVE: no AVX state
   const uint32_t leaf1_ecx = ecx;
   uint32_t xcr0 = 0, xcr0_high = 0;
   __asm__ volatile("xgetbv" : "=a"(xcr0), "=d"(xcr0_high) : "c"(0));

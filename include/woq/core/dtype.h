@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Weight dtypes: number formats only. The one list of them is kDtypes; names, parsers, tables and Python's
-// enumerations come from it. To add a 4-bit codebook, add its table to codes.h and a line here.
+// Weight dtypes: number formats only. The one list of them is kDtypes; names, parsers, tables and
+// Python's enumerations come from it. To add a 4-bit codebook, add its table to codes.h and a line
+// here.
 #pragma once
 
 #include <cstdint>
@@ -15,14 +16,14 @@ namespace woq {
 enum class WeightDtype : uint8_t { kInt8, kInt4Fullrange, kInt4Clip, kNf4, kFp4E2m1, kFp4E2m1Bnb };
 
 // The hub stores codes as unsigned numbers c in [0, 2^bits).
-//   integers : W = scale * (c - zero_point); symmetric matrices have the implied zero point 2^(bits-1)
-//   codebooks: W = scale * codebook->values[c]
+//   integers : W = scale * (c - zero_point); symmetric matrices have the implied zero point
+//   2^(bits-1) codebooks: W = scale * codebook->values[c]
 struct DtypeTraits {
   WeightDtype dtype;
   const char* name;
   int bits;
-  float scale_divisor;       // symmetric scale = absmax / scale_divisor
-  bool signed_scale;         // the sign of the scale maps the extreme weight to the most negative code
+  float scale_divisor;  // symmetric scale = absmax / scale_divisor
+  bool signed_scale;    // the sign of the scale maps the extreme weight to the most negative code
   const Codebook* codebook;  // nullptr for integers
 
   constexpr bool is_integer() const { return codebook == nullptr; }
@@ -45,9 +46,13 @@ struct DtypeAlias {
 };
 inline constexpr DtypeAlias kDtypeAliases[] = {{"int4", "int4_clip"}, {"fp4", "fp4_e2m1_bnb"}};
 
-constexpr const DtypeTraits& traits_of(WeightDtype dtype) { return kDtypes[static_cast<int>(dtype)]; }
+constexpr const DtypeTraits& traits_of(WeightDtype dtype) {
+  return kDtypes[static_cast<int>(dtype)];
+}
 
-inline const char* name_of(WeightDtype dtype) { return traits_of(dtype).name; }
+inline const char* name_of(WeightDtype dtype) {
+  return traits_of(dtype).name;
+}
 
 inline WeightDtype parse_weight_dtype(std::string_view text) {
   std::string_view name = text;
@@ -59,13 +64,15 @@ inline WeightDtype parse_weight_dtype(std::string_view text) {
     if (name == traits.name) return traits.dtype;
     known += concat(known.empty() ? "" : ", ", traits.name);
   }
-  for (const auto& alias : kDtypeAliases) known += concat(", ", alias.alias, " (= ", alias.name, ")");
+  for (const auto& alias : kDtypeAliases)
+    known += concat(", ", alias.alias, " (= ", alias.name, ")");
   fail("unknown weight dtype '", text, "'; known: ", known);
 }
 
 // Value of a code at scale 1 in a symmetric matrix.
 constexpr float code_value(const DtypeTraits& traits, int code) {
-  return traits.is_integer() ? static_cast<float>(code - traits.center()) : traits.codebook->values[code];
+  return traits.is_integer() ? static_cast<float>(code - traits.center())
+                             : traits.codebook->values[code];
 }
 
 }  // namespace woq

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Threads: one OpenMP team per call, calls from several threads one after the other. OpenMP, because a process that
-// also runs torch then has one pool of threads (both use the libgomp.so.1 that is loaded).
+// Threads: one OpenMP team per call, calls from several threads one after the other. OpenMP,
+// because a process that also runs torch then has one pool of threads (both use the libgomp.so.1
+// that is loaded).
 #pragma once
 
 #include <omp.h>
@@ -19,8 +20,8 @@ namespace woq {
 
 namespace detail {
 
-// After fork() the child has none of the pool's threads, and libgomp would wait for them for ever. A child therefore
-// runs everything on its one thread; explain() and cpu_info() say so.
+// After fork() the child has none of the pool's threads, and libgomp would wait for them for ever.
+// A child therefore runs everything on its one thread; explain() and cpu_info() say so.
 inline std::atomic<bool>& forked_flag() {
   static std::atomic<bool> forked{false};
 #if !defined(_WIN32)
@@ -38,20 +39,28 @@ inline std::mutex& team_mutex() {
 
 }  // namespace detail
 
-inline bool in_forked_child() { return detail::forked_flag().load(std::memory_order_relaxed); }
+inline bool in_forked_child() {
+  return detail::forked_flag().load(std::memory_order_relaxed);
+}
 
-// Whether a call must stay on its thread: in a forked child, or inside a parallel region, be it a team of one.
-inline bool must_run_serially() { return in_forked_child() || omp_get_level() > 0; }
+// Whether a call must stay on its thread: in a forked child, or inside a parallel region, be it a
+// team of one.
+inline bool must_run_serially() {
+  return in_forked_child() || omp_get_level() > 0;
+}
 
-// Threads that a call may use: `requested`, or OpenMP's setting (OMP_NUM_THREADS, omp_set_num_threads, affinity).
+// Threads that a call may use: `requested`, or OpenMP's setting (OMP_NUM_THREADS,
+// omp_set_num_threads, affinity).
 inline int usable_threads(int requested = 0) {
   if (must_run_serially()) return 1;
   return std::max(1, requested > 0 ? requested : omp_get_max_threads());
 }
 
-// As usable_threads(), but no more than have `grain` of the work each: waking a thread costs some 5 microseconds.
+// As usable_threads(), but no more than have `grain` of the work each: waking a thread costs some 5
+// microseconds.
 inline int useful_threads(int requested, int64_t work, int64_t grain) {
-  return static_cast<int>(std::min<int64_t>(usable_threads(requested), std::max<int64_t>(1, work / grain)));
+  return static_cast<int>(
+      std::min<int64_t>(usable_threads(requested), std::max<int64_t>(1, work / grain)));
 }
 
 // Elements of a matrix that are worth a thread when each is looked at a few times.
@@ -67,8 +76,8 @@ struct TeamMember {
     }
   }
 
-  // This member's share of n items, in whole multiples of `unit`: stable, so that the same thread meets the same items
-  // at every call.
+  // This member's share of n items, in whole multiples of `unit`: stable, so that the same thread
+  // meets the same items at every call.
   void share(int64_t n, int64_t unit, int64_t* begin, int64_t* end) const {
     const int64_t units = (n + unit - 1) / unit;
     *begin = std::min(n, units * index / size * unit);
@@ -76,8 +85,8 @@ struct TeamMember {
   }
 };
 
-// Runs body(TeamMember) on `threads` threads. The first exception of any member is rethrown; a body that uses
-// barrier() must not throw before it.
+// Runs body(TeamMember) on `threads` threads. The first exception of any member is rethrown; a body
+// that uses barrier() must not throw before it.
 template <class Body>
 void run_team(int threads, const Body& body) {
   if (threads <= 1 || must_run_serially()) {
@@ -104,11 +113,12 @@ void run_team(int threads, const Body& body) {
 // Splits [0, n) over the team; body(begin, end).
 template <class Body>
 void parallel_for(int64_t n, int threads, const Body& body) {
-  run_team(static_cast<int>(std::min<int64_t>(threads, std::max<int64_t>(n, 1))), [&](const TeamMember& member) {
-    int64_t begin = 0, end = 0;
-    member.share(n, 1, &begin, &end);
-    if (begin < end) body(begin, end);
-  });
+  run_team(static_cast<int>(std::min<int64_t>(threads, std::max<int64_t>(n, 1))),
+           [&](const TeamMember& member) {
+             int64_t begin = 0, end = 0;
+             member.share(n, 1, &begin, &end);
+             if (begin < end) body(begin, end);
+           });
 }
 
 }  // namespace woq

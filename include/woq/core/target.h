@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Kernel targets: sets of CPU features with a priority. A target may also run the kernels of every target whose
-// features it includes, so each adds only what it does better.
+// Kernel targets: sets of CPU features with a priority. A target may also run the kernels of every
+// target whose features it includes, so each adds only what it does better.
 #pragma once
 
 #include <cstdint>
@@ -22,11 +22,13 @@ struct TargetTraits {
   CpuFeatureSet required;
 };
 
-inline constexpr CpuFeatureSet kAvx2Features = features(CpuFeature::kAvx2, CpuFeature::kFma, CpuFeature::kF16c);
+inline constexpr CpuFeatureSet kAvx2Features =
+    features(CpuFeature::kAvx2, CpuFeature::kFma, CpuFeature::kF16c);
 inline constexpr CpuFeatureSet kAvx512Features =
-    kAvx2Features |
-    features(CpuFeature::kAvx512f, CpuFeature::kAvx512bw, CpuFeature::kAvx512vl, CpuFeature::kAvx512dq);
-inline constexpr CpuFeatureSet kAvx512VnniFeatures = kAvx512Features | features(CpuFeature::kAvx512Vnni);
+    kAvx2Features | features(CpuFeature::kAvx512f, CpuFeature::kAvx512bw, CpuFeature::kAvx512vl,
+                             CpuFeature::kAvx512dq);
+inline constexpr CpuFeatureSet kAvx512VnniFeatures =
+    kAvx512Features | features(CpuFeature::kAvx512Vnni);
 
 inline constexpr TargetTraits kTargets[] = {
     {Target::kRef, "ref", 0},
@@ -37,8 +39,12 @@ inline constexpr TargetTraits kTargets[] = {
     {Target::kAvx512Bf16, "avx512_bf16", kAvx512VnniFeatures | features(CpuFeature::kAvx512Bf16)},
 };
 
-constexpr const TargetTraits& traits_of(Target target) { return kTargets[static_cast<int>(target)]; }
-inline const char* name_of(Target target) { return traits_of(target).name; }
+constexpr const TargetTraits& traits_of(Target target) {
+  return kTargets[static_cast<int>(target)];
+}
+inline const char* name_of(Target target) {
+  return traits_of(target).name;
+}
 
 inline Target parse_target(std::string_view text) {
   std::string known;
@@ -53,19 +59,23 @@ inline bool runs_on(Target target, CpuFeatureSet available) {
   return (traits_of(target).required & ~available) == 0;
 }
 
-// The features that selection may use: the CPU's, capped to those of `forced` (a target's name; empty: no cap).
-inline CpuFeatureSet usable_features(std::string_view forced, CpuFeatureSet available = cpu_features()) {
+// The features that selection may use: the CPU's, capped to those of `forced` (a target's name;
+// empty: no cap).
+inline CpuFeatureSet usable_features(std::string_view forced,
+                                     CpuFeatureSet available = cpu_features()) {
   if (forced.empty()) return available;
   const TargetTraits& traits = traits_of(parse_target(forced));
   const CpuFeatureSet missing = traits.required & ~available;
   if (missing != 0) {
-    fail<Unsupported>("target '", traits.name, "' was forced, but this CPU lacks: ", names_of(missing),
-                      "; unset WOQ_FORCE_TARGET or name a target that `targets()` lists as available");
+    fail<Unsupported>(
+        "target '", traits.name, "' was forced, but this CPU lacks: ", names_of(missing),
+        "; unset WOQ_FORCE_TARGET or name a target that `targets()` lists as available");
   }
   return traits.required;
 }
 
-// WOQ_FORCE_TARGET, read anew at each call so that tests and long-lived processes can change it between layers.
+// WOQ_FORCE_TARGET, read anew at each call so that tests and long-lived processes can change it
+// between layers.
 inline std::string forced_target() {
   const char* value = std::getenv("WOQ_FORCE_TARGET");
   return value != nullptr ? value : "";

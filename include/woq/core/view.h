@@ -16,7 +16,9 @@ inline const char* name_of(FloatType type) {
   return type == FloatType::kFp32 ? "fp32" : type == FloatType::kBf16 ? "bf16" : "fp16";
 }
 
-inline int64_t size_of(FloatType type) { return type == FloatType::kFp32 ? 4 : 2; }
+inline int64_t size_of(FloatType type) {
+  return type == FloatType::kFp32 ? 4 : 2;
+}
 
 // [rows, cols] with unit column stride; row_stride counts elements.
 template <class Pointer>
@@ -26,7 +28,8 @@ struct BasicMatrixView {
   int64_t rows = 0, cols = 0, row_stride = 0;
 
   auto row(int64_t r) const {
-    using Byte = std::conditional_t<std::is_const_v<std::remove_pointer_t<Pointer>>, const char, char>;
+    using Byte =
+        std::conditional_t<std::is_const_v<std::remove_pointer_t<Pointer>>, const char, char>;
     return static_cast<Pointer>(static_cast<Byte*>(data) + r * row_stride * size_of(type));
   }
 

@@ -1,16 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
-// The loop nest, written once: kernel.h's formulas on a register tile of kRows rows of X by kTiles tiles of 16 rows of
-// W, over the ISA vocabulary. A policy says how one step (8 elements of K) of a tile is unpacked and multiplied.
+// The loop nest, written once: kernel.h's formulas on a register tile of kRows rows of X by kTiles
+// tiles of 16 rows of W, over the ISA vocabulary. A policy says how one step (8 elements of K) of a
+// tile is unpacked and multiplied.
 namespace woq::WOQ_TARGET_NS {
 
-// Sums of one block, kChains partial ones per output: few outputs alone cannot fill the multipliers' latency (4 to 6
-// cycles, one or two results a cycle).
+// Sums of one block, kChains partial ones per output: few outputs alone cannot fill the
+// multipliers' latency (4 to 6 cycles, one or two results a cycle).
 template <class Acc, int kRows, int kTiles, int kChains>
 struct Accumulators {
   Acc v[kRows][kTiles][kChains];
 };
 
-constexpr int chains_for(int outputs, int wanted) { return outputs >= wanted ? 1 : outputs * 2 >= wanted ? 2 : 4; }
+constexpr int chains_for(int outputs, int wanted) {
+  return outputs >= wanted ? 1 : outputs * 2 >= wanted ? 2 : 4;
+}
 
 // fp32 activations; kFormat kF32B: activations and table hold bfloat16 values.
 template <WeightKind kWeights, ActFormat kFormat>
@@ -38,10 +41,13 @@ struct FloatPolicy {
     }
   }
 
-  // Element by element, so that few registers hold decoded weights and broadcast activations at a time.
+  // Element by element, so that few registers hold decoded weights and broadcast activations at a
+  // time.
   template <int kElement, int kRows, int kTiles, int kChains>
-  static WOQ_INLINE void element(const FloatTable& table, const I32 (&first)[kTiles], const I32 (&second)[kTiles],
-                                 Accumulators<F32, kRows, kTiles, kChains>& acc, const uint8_t* const (&a)[kRows]) {
+  static WOQ_INLINE void element(const FloatTable& table, const I32 (&first)[kTiles],
+                                 const I32 (&second)[kTiles],
+                                 Accumulators<F32, kRows, kTiles, kChains>& acc,
+                                 const uint8_t* const (&a)[kRows]) {
     F32 w[kTiles];
     WOQ_UNROLL for (int t = 0; t < kTiles; ++t) w[t] = weight<kElement>(table, first[t], second[t]);
     WOQ_UNROLL for (int m = 0; m < kRows; ++m) {
@@ -56,7 +62,8 @@ struct FloatPolicy {
   }
 
   template <int kRows, int kTiles, int kChains>
-  WOQ_INLINE void step(Accumulators<F32, kRows, kTiles, kChains>& acc, const uint8_t* const (&codes)[kTiles],
+  WOQ_INLINE void step(Accumulators<F32, kRows, kTiles, kChains>& acc,
+                       const uint8_t* const (&codes)[kTiles],
                        const uint8_t* const (&a)[kRows]) const {
     const FloatTable table(values);
     I32 first[kTiles], second[kTiles];
@@ -84,7 +91,8 @@ struct OperandPair {
   Operand lo, hi;
 };
 
-// int8 activations. t is stored as an unsigned byte with an excess, which the accumulator's start takes back.
+// int8 activations. t is stored as an unsigned byte with an excess, which the accumulator's start
+// takes back.
 template <WeightKind kWeights>
 struct Int8Policy {
   using Acc = I32;
@@ -105,17 +113,20 @@ struct Int8Policy {
   WOQ_INLINE auto operands(const uint8_t* codes, const ByteTable& image) const {
     const I32 first = load_codes(codes);
     if constexpr (kWeights == WeightKind::kU4) {
-      return OperandPair<NibbleOperand>{nibble_operand(low_nibbles(first)), nibble_operand(high_nibbles(first))};
+      return OperandPair<NibbleOperand>{nibble_operand(low_nibbles(first)),
+                                        nibble_operand(high_nibbles(first))};
     } else if constexpr (kWeights == WeightKind::kT4) {
       return OperandPair<ByteOperand>{byte_operand(look_up(image, low_nibbles(first))),
                                       byte_operand(look_up(image, high_nibbles(first)))};
     } else {
-      return OperandPair<ByteOperand>{byte_operand(first), byte_operand(load_codes(codes + kStepBytes4))};
+      return OperandPair<ByteOperand>{byte_operand(first),
+                                      byte_operand(load_codes(codes + kStepBytes4))};
     }
   }
 
   template <int kRows, int kTiles, int kChains>
-  WOQ_INLINE void step(Accumulators<I32, kRows, kTiles, kChains>& acc, const uint8_t* const (&codes)[kTiles],
+  WOQ_INLINE void step(Accumulators<I32, kRows, kTiles, kChains>& acc,
+                       const uint8_t* const (&codes)[kTiles],
                        const uint8_t* const (&a)[kRows]) const {
     const ByteTable image(table);
     using Pair = decltype(operands(nullptr, image));
@@ -123,7 +134,8 @@ struct Int8Policy {
     WOQ_UNROLL for (int t = 0; t < kTiles; ++t) w[t] = operands(codes[t], image);
     WOQ_UNROLL for (int m = 0; m < kRows; ++m) {
       const I32 a_lo = broadcast_bytes(a[m]), a_hi = broadcast_bytes(a[m] + 4);
-      WOQ_UNROLL for (int t = 0; t < kTiles; ++t) dot_step(acc.v[m][t], w[t].lo, w[t].hi, a_lo, a_hi);
+      WOQ_UNROLL for (int t = 0; t < kTiles; ++t)
+          dot_step(acc.v[m][t], w[t].lo, w[t].hi, a_lo, a_hi);
     }
   }
 };
@@ -155,8 +167,10 @@ struct Bf16Policy {
   }
 
   template <int kPair, int kRows, int kTiles, int kChains>
-  static WOQ_INLINE void pair(const Bf16Table& values, const I32 (&first)[kTiles], const I32 (&second)[kTiles],
-                              Accumulators<F32, kRows, kTiles, kChains>& acc, const uint8_t* const (&a)[kRows]) {
+  static WOQ_INLINE void pair(const Bf16Table& values, const I32 (&first)[kTiles],
+                              const I32 (&second)[kTiles],
+                              Accumulators<F32, kRows, kTiles, kChains>& acc,
+                              const uint8_t* const (&a)[kRows]) {
     I32 w[kTiles];
     WOQ_UNROLL for (int t = 0; t < kTiles; ++t) w[t] = weights<kPair>(values, first[t], second[t]);
     WOQ_UNROLL for (int m = 0; m < kRows; ++m) {
@@ -169,7 +183,8 @@ struct Bf16Policy {
   }
 
   template <int kRows, int kTiles, int kChains>
-  WOQ_INLINE void step(Accumulators<F32, kRows, kTiles, kChains>& acc, const uint8_t* const (&codes)[kTiles],
+  WOQ_INLINE void step(Accumulators<F32, kRows, kTiles, kChains>& acc,
+                       const uint8_t* const (&codes)[kTiles],
                        const uint8_t* const (&a)[kRows]) const {
     const Bf16Table values(table);
     I32 first[kTiles], second[kTiles];
@@ -190,24 +205,23 @@ struct Bf16Policy {
 #endif
 
 // The 16 scales of a tile and group.
-WOQ_INLINE F32 load_scales(const PackedMatrix& w, const uint8_t* scales, int64_t tile, int64_t group) {
+WOQ_INLINE F32 load_scales(const PackedMatrix& w, const uint8_t* scales, int64_t tile,
+                           int64_t group) {
   switch (w.scheme.scales) {
-    case ScaleEncoding::kFp32:
-      return load_f32(scales);
-    case ScaleEncoding::kFp16:
-      return load_fp16(scales);
-    case ScaleEncoding::kBf16:
-      return load_bf16(scales);
-    case ScaleEncoding::kDouble:
-      break;
+    case ScaleEncoding::kFp32: return load_f32(scales);
+    case ScaleEncoding::kFp16: return load_fp16(scales);
+    case ScaleEncoding::kBf16: return load_bf16(scales);
+    case ScaleEncoding::kDouble: break;
   }
   alignas(64) float decoded[kTileRows] = {};
   const int64_t lanes = std::min<int64_t>(kTileRows, w.rows - tile * kTileRows);
   const bool is_signed = w.signed_double_scales();
   for (int64_t lane = 0; lane < lanes; ++lane) {
     const int64_t block = ((tile * kTileRows + lane) * w.groups() + group) / kDoubleQuantBlock;
-    const float magnitude = rounded(dynamic_map()[scales[lane]] * w.block_absmax.as<float>()[block]) + w.scale_offset;
-    decoded[lane] = is_signed && (scales[kTileRows + lane / 8] >> (lane % 8) & 1) ? -magnitude : magnitude;
+    const float magnitude =
+        rounded(dynamic_map()[scales[lane]] * w.block_absmax.as<float>()[block]) + w.scale_offset;
+    decoded[lane] =
+        is_signed && (scales[kTileRows + lane / 8] >> (lane % 8) & 1) ? -magnitude : magnitude;
   }
   return load_f32(decoded);
 }
@@ -239,8 +253,8 @@ WOQ_INLINE void store_row(const GemmTask& task, int64_t m, int64_t tile, F32 c) 
 }
 
 template <class Policy, int kRows, int kTiles>
-void multiply_tile(const GemmTask& task, const Policy& policy, const BlockGeometry& geometry, float unit, int64_t m0,
-                   int64_t tile) {
+void multiply_tile(const GemmTask& task, const Policy& policy, const BlockGeometry& geometry,
+                   float unit, int64_t m0, int64_t tile) {
   constexpr int kChains = Policy::chains(kRows * kTiles);
   const PackedMatrix& w = *task.weights;
   const bool has_zeros = w.scheme.zeros != ZeroKind::kNone;
@@ -319,10 +333,12 @@ void multiply_tile(const GemmTask& task, const Policy& policy, const BlockGeomet
 
 // All rows of one column of register tiles: as many full ones as fit, then halves.
 template <class Policy, int kRows, int kTiles>
-void multiply_rows(const GemmTask& task, const Policy& policy, const BlockGeometry& geometry, float unit, int64_t m,
-                   int64_t tile) {
-  for (; m + kRows <= task.m1; m += kRows) multiply_tile<Policy, kRows, kTiles>(task, policy, geometry, unit, m, tile);
-  if constexpr (kRows > 1) multiply_rows<Policy, kRows / 2, kTiles>(task, policy, geometry, unit, m, tile);
+void multiply_rows(const GemmTask& task, const Policy& policy, const BlockGeometry& geometry,
+                   float unit, int64_t m, int64_t tile) {
+  for (; m + kRows <= task.m1; m += kRows)
+    multiply_tile<Policy, kRows, kTiles>(task, policy, geometry, unit, m, tile);
+  if constexpr (kRows > 1)
+    multiply_rows<Policy, kRows / 2, kTiles>(task, policy, geometry, unit, m, tile);
 }
 
 template <class Policy>
@@ -332,7 +348,8 @@ void gemm(const GemmTask& task) {
   const BlockGeometry geometry(*task.weights);
   const float unit = dtype.is_integer() ? 1.0f : dtype.codebook->image_unit;
   int64_t tile = task.t0;
-  // Pairs of tiles halve the loads of activations; with one or two rows a single stream of weights reads faster.
+  // Pairs of tiles halve the loads of activations; with one or two rows a single stream of weights
+  // reads faster.
   if constexpr (WOQ_TILE_PAIRS > 1) {
     if (task.m1 - task.m0 >= 4) {
       for (; tile + 2 <= task.t1; tile += 2) {
@@ -340,33 +357,48 @@ void gemm(const GemmTask& task) {
       }
     }
   }
-  for (; tile < task.t1; ++tile) multiply_rows<Policy, WOQ_TILE_ROWS, 1>(task, policy, geometry, unit, task.m0, tile);
+  for (; tile < task.t1; ++tile)
+    multiply_rows<Policy, WOQ_TILE_ROWS, 1>(task, policy, geometry, unit, task.m0, tile);
 }
 
-#define WOQ_KERNEL_NAME(act, weights) "gemm_" act "_" weights "_" WOQ_TILE_NAME "_" WOQ_STRING(WOQ_TARGET)
+#define WOQ_KERNEL_NAME(act, weights) \
+  "gemm_" act "_" weights "_" WOQ_TILE_NAME "_" WOQ_STRING(WOQ_TARGET)
 inline constexpr Target kThisTarget = static_cast<Target>(WOQ_TARGET_ID);
 
 template <WeightKind kWeights>
 constexpr Kernel float_kernel(const char* name) {
-  return {name,     kThisTarget,       ComputeType::kFp32,
-          kWeights, ActFormat::kF32,   &prepare_float<ActFormat::kF32>,
+  return {name,
+          kThisTarget,
+          ComputeType::kFp32,
+          kWeights,
+          ActFormat::kF32,
+          &prepare_float<ActFormat::kF32>,
           &gemm<FloatPolicy<kWeights, ActFormat::kF32>>};
 }
 template <WeightKind kWeights>
 constexpr Kernel rounded_float_kernel(const char* name) {
-  return {name,     kThisTarget,       ComputeType::kBf16,
-          kWeights, ActFormat::kF32B,  &prepare_float<ActFormat::kF32B>,
+  return {name,
+          kThisTarget,
+          ComputeType::kBf16,
+          kWeights,
+          ActFormat::kF32B,
+          &prepare_float<ActFormat::kF32B>,
           &gemm<FloatPolicy<kWeights, ActFormat::kF32B>>};
 }
 template <WeightKind kWeights>
 constexpr Kernel int8_kernel(const char* name) {
-  return {name, kThisTarget, ComputeType::kInt8, kWeights, ActFormat::kS8, &prepare_s8, &gemm<Int8Policy<kWeights>>};
+  return {name,           kThisTarget, ComputeType::kInt8,         kWeights,
+          ActFormat::kS8, &prepare_s8, &gemm<Int8Policy<kWeights>>};
 }
 #if WOQ_HAS_BF16
 template <WeightKind kWeights>
 constexpr Kernel bf16_kernel(const char* name) {
-  return {name,     kThisTarget,       ComputeType::kBf16,
-          kWeights, ActFormat::kBf16,  &prepare_float<ActFormat::kBf16>,
+  return {name,
+          kThisTarget,
+          ComputeType::kBf16,
+          kWeights,
+          ActFormat::kBf16,
+          &prepare_float<ActFormat::kBf16>,
           &gemm<Bf16Policy<kWeights>>};
 }
 #endif

@@ -1,16 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
-// What a kernel is: plain data and two pure functions. Kernels allocate nothing, know nothing of threads and compute a
-// portion C[m0:m1, tiles t0:t1] of
+// What a kernel is: plain data and two pure functions. Kernels allocate nothing, know nothing of
+// threads and compute a portion C[m0:m1, tiles t0:t1] of
 //     C [M, N] = act(X) [M, K] W^T [K, N] + bias [N]
 // from prepared activations and a PackedMatrix.
 //
-// Every kernel computes, for each row m and row n of W, over the blocks b of K (see BlockGeometry; g is b's group):
-//     P = sum over k in b of t(n, k) * a(m, k)          t: the code's centred integer or table value
-//     P = P - z(n, g) * sum over k in b of a(m, k)      z: zero point minus centre; only when W has zero points
-//     C = C + P * scale                                 scale: fp32 and bf16: s(n, g); int8: s(n, g) * (s_a(m, b) * unit)
-// int8: P's first line is an exact 32-bit integer: |t| <= 255, |a| <= 127 and blocks of at most 128 keep it, and the
-// second line for integer zero points, below 2^24, so fp32 holds it exactly too. The third line is one rounded product
-// and one fused multiply-add, in the order of b. Hence int8 results are bit-identical on every target.
+// Every kernel computes, for each row m and row n of W, over the blocks b of K (see BlockGeometry;
+// g is b's group):
+//     P = sum over k in b of t(n, k) * a(m, k)          t: the code's centred integer or table
+//     value P = P - z(n, g) * sum over k in b of a(m, k)      z: zero point minus centre; only when
+//     W has zero points C = C + P * scale                                 scale: fp32 and bf16:
+//     s(n, g); int8: s(n, g) * (s_a(m, b) * unit)
+// int8: P's first line is an exact 32-bit integer: |t| <= 255, |a| <= 127 and blocks of at most 128
+// keep it, and the second line for integer zero points, below 2^24, so fp32 holds it exactly too.
+// The third line is one rounded product and one fused multiply-add, in the order of b. Hence int8
+// results are bit-identical on every target.
 #pragma once
 
 #include <algorithm>
@@ -25,12 +28,15 @@
 
 namespace woq {
 
-// fp32: weights dequantized and accumulated in fp32. bf16: activations and code values rounded to bfloat16, products
-// accumulated in fp32, scales applied in fp32. int8: activations quantized to 8 bits at run time.
+// fp32: weights dequantized and accumulated in fp32. bf16: activations and code values rounded to
+// bfloat16, products accumulated in fp32, scales applied in fp32. int8: activations quantized to 8
+// bits at run time.
 enum class ComputeType : uint8_t { kFp32, kBf16, kInt8 };
 inline constexpr const char* kComputeTypeNames[] = {"fp32", "bf16", "int8"};
 
-inline const char* name_of(ComputeType compute) { return kComputeTypeNames[static_cast<int>(compute)]; }
+inline const char* name_of(ComputeType compute) {
+  return kComputeTypeNames[static_cast<int>(compute)];
+}
 
 inline ComputeType parse_compute_type(std::string_view text) {
   for (int i = 0; i < 3; ++i) {
@@ -50,13 +56,13 @@ constexpr WeightKind kind_of(const DtypeTraits& dtype) {
 // How activations are laid out for a kernel; rows start at multiples of 64 bytes and are 0 past K.
 //   kF32   : fp32
 //   kF32B  : fp32 numbers that bfloat16 holds
-//   kBf16  : bfloat16, each 8 elements in the order 0 2 4 6 1 3 5 7, the pairs that one shift of packed codes yields
-//   kS8    : int8
+//   kBf16  : bfloat16, each 8 elements in the order 0 2 4 6 1 3 5 7, the pairs that one shift of
+//   packed codes yields kS8    : int8
 enum class ActFormat : uint8_t { kF32, kF32B, kBf16, kS8 };
 
-// Blocks of K: each group, cut into pieces of at most 128 elements. 128 bounds the int8 sums (above) and keeps the
-// activation scale of a long group local: with one scale per row of K = 4096 the quantization error of activations
-// grows several-fold.
+// Blocks of K: each group, cut into pieces of at most 128 elements. 128 bounds the int8 sums
+// (above) and keeps the activation scale of a long group local: with one scale per row of K = 4096
+// the quantization error of activations grows several-fold.
 inline constexpr int64_t kBlock = 128;
 
 struct BlockGeometry {
@@ -69,7 +75,9 @@ struct BlockGeometry {
         groups(weights.groups()) {}
 
   // Groups start at multiples of 8; the last one ends at the padded K.
-  int64_t group_end(int64_t g) const { return g + 1 == groups ? padded_cols : (g + 1) * group_length; }
+  int64_t group_end(int64_t g) const {
+    return g + 1 == groups ? padded_cols : (g + 1) * group_length;
+  }
   int64_t blocks() const {
     const int64_t per_group = (group_length + kBlock - 1) / kBlock;
     const int64_t last = padded_cols - (groups - 1) * group_length;
@@ -80,9 +88,9 @@ struct BlockGeometry {
   }
 };
 
-// Symmetric, round to nearest even, -127..127: the one definition of activation quantization. A block whose largest
-// magnitude is below kTinyActivation counts as zeros (its reciprocal would overflow); a block with a NaN or infinity
-// gets the scale NaN, so that the result shows it.
+// Symmetric, round to nearest even, -127..127: the one definition of activation quantization. A
+// block whose largest magnitude is below kTinyActivation counts as zeros (its reciprocal would
+// overflow); a block with a NaN or infinity gets the scale NaN, so that the result shows it.
 inline constexpr float kActivationMax = 127.0f;
 inline constexpr float kTinyActivation = 1e-36f;
 

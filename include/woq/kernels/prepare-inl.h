@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-// Preparation of activations: kernel.h's definitions, 16 elements at a time. Two passes over a block of at most 128
-// elements, which stay in the first-level cache.
+// Preparation of activations: kernel.h's definitions, 16 elements at a time. Two passes over a
+// block of at most 128 elements, which stay in the first-level cache.
 namespace woq::WOQ_TARGET_NS {
 
-// Row m of x, elements [k0, k1), as fp32 into buffer [kBlock], zeros up to a multiple of 16. k1 may lie in the padding.
-WOQ_INLINE void load_block(const PrepareTask& task, int64_t m, int64_t k0, int64_t k1, float* buffer) {
+// Row m of x, elements [k0, k1), as fp32 into buffer [kBlock], zeros up to a multiple of 16. k1 may
+// lie in the padding.
+WOQ_INLINE void load_block(const PrepareTask& task, int64_t m, int64_t k0, int64_t k1,
+                           float* buffer) {
   const int64_t valid = std::max<int64_t>(0, std::min(k1, task.geometry.cols) - k0);
   const FloatType type = task.x.type;
   const char* row = static_cast<const char*>(task.x.row(m)) + k0 * size_of(type);
@@ -67,7 +69,8 @@ inline void prepare_s8(const PrepareTask& task) {
       alignas(64) float x[kBlock];
       load_block(task, m, k0, k1, x);
       I32 bits = zero_i32();
-      for (int64_t k = 0; k < k1 - k0; k += 16) bits = max_i32(bits, magnitude_bits(load_f32(x + k)));
+      for (int64_t k = 0; k < k1 - k0; k += 16)
+        bits = max_i32(bits, magnitude_bits(load_f32(x + k)));
       const auto largest = static_cast<uint32_t>(reduce_max(bits));
       const bool finite = largest < 0x7f800000u;
       const float absmax = bits_float(largest);
@@ -80,7 +83,9 @@ inline void prepare_s8(const PrepareTask& task) {
         sum = add_i32(sum, q);
       }
       const int64_t i = m * task.out.blocks + block;
-      task.out.scales[i] = !finite ? std::numeric_limits<float>::quiet_NaN() : zero ? 0.0f : absmax / kActivationMax;
+      task.out.scales[i] = !finite ? std::numeric_limits<float>::quiet_NaN()
+                           : zero  ? 0.0f
+                                   : absmax / kActivationMax;
       task.out.sums[i] = static_cast<float>(reduce_add(sum));
     });
   }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The scalar reference: kernel.h's formulas, one element at a time. Runs on every machine, and is what all other
-// targets are compared with.
+// The scalar reference: kernel.h's formulas, one element at a time. Runs on every machine, and is
+// what all other targets are compared with.
 #pragma once
 
 #include <algorithm>
@@ -59,7 +59,8 @@ inline void prepare_s8(const PrepareTask& task) {
       float x[kBlock];
       load_block(task, m, k0, k1, x);
       uint32_t largest = 0;
-      for (int64_t k = 0; k < k1 - k0; ++k) largest = std::max(largest, float_bits(x[k]) & 0x7fffffffu);
+      for (int64_t k = 0; k < k1 - k0; ++k)
+        largest = std::max(largest, float_bits(x[k]) & 0x7fffffffu);
       const bool finite = largest < 0x7f800000u;
       const float absmax = bits_float(largest);
       const bool zero = !finite || absmax < kTinyActivation;
@@ -71,7 +72,9 @@ inline void prepare_s8(const PrepareTask& task) {
         sum += q;
       }
       const int64_t i = m * task.out.blocks + block;
-      task.out.scales[i] = !finite ? std::numeric_limits<float>::quiet_NaN() : zero ? 0.0f : absmax / kActivationMax;
+      task.out.scales[i] = !finite ? std::numeric_limits<float>::quiet_NaN()
+                           : zero  ? 0.0f
+                                   : absmax / kActivationMax;
       task.out.sums[i] = static_cast<float>(sum);
     });
   }
@@ -82,18 +85,18 @@ inline float packed_scale(const PackedMatrix& w, int64_t n, int64_t g) {
   const uint8_t* scales = w.tile(n / kTileRows) + w.scales_offset() + g * w.scale_bytes();
   const int64_t lane = n % kTileRows;
   switch (w.scheme.scales) {
-    case ScaleEncoding::kFp32:
-      return reinterpret_cast<const float*>(scales)[lane];
+    case ScaleEncoding::kFp32: return reinterpret_cast<const float*>(scales)[lane];
     case ScaleEncoding::kFp16:
       return fp16_to_float(reinterpret_cast<const uint16_t*>(scales)[lane]);
     case ScaleEncoding::kBf16:
       return bf16_to_float(reinterpret_cast<const uint16_t*>(scales)[lane]);
-    case ScaleEncoding::kDouble:
-      break;
+    case ScaleEncoding::kDouble: break;
   }
   const int64_t block = (n * w.groups() + g) / kDoubleQuantBlock;
-  const float magnitude = rounded(dynamic_map()[scales[lane]] * w.block_absmax.as<float>()[block]) + w.scale_offset;
-  return w.signed_double_scales() && (scales[kTileRows + lane / 8] >> (lane % 8) & 1) ? -magnitude : magnitude;
+  const float magnitude =
+      rounded(dynamic_map()[scales[lane]] * w.block_absmax.as<float>()[block]) + w.scale_offset;
+  return w.signed_double_scales() && (scales[kTileRows + lane / 8] >> (lane % 8) & 1) ? -magnitude
+                                                                                      : magnitude;
 }
 
 // Zero point minus centre.
@@ -146,7 +149,8 @@ void gemm(const GemmTask& task) {
         c = std::fma(p, scale, c);
       });
       if (task.bias != nullptr) c += task.bias[n];
-      store_floats(&c, task.c.type, 1, static_cast<char*>(task.c.row(m)) + n * size_of(task.c.type));
+      store_floats(&c, task.c.type, 1,
+                   static_cast<char*>(task.c.row(m)) + n * size_of(task.c.type));
     }
   }
 }
@@ -164,12 +168,12 @@ inline constexpr Kernel kKernels[] = {
      &prepare_float<ActFormat::kF32B>, &gemm<ComputeType::kBf16>},
     {"gemm_f32b_u8_1x1_ref", Target::kRef, ComputeType::kBf16, WeightKind::kU8, ActFormat::kF32B,
      &prepare_float<ActFormat::kF32B>, &gemm<ComputeType::kBf16>},
-    {"gemm_s8_u4_1x1_ref", Target::kRef, ComputeType::kInt8, WeightKind::kU4, ActFormat::kS8, &prepare_s8,
-     &gemm<ComputeType::kInt8>},
-    {"gemm_s8_t4_1x1_ref", Target::kRef, ComputeType::kInt8, WeightKind::kT4, ActFormat::kS8, &prepare_s8,
-     &gemm<ComputeType::kInt8>},
-    {"gemm_s8_u8_1x1_ref", Target::kRef, ComputeType::kInt8, WeightKind::kU8, ActFormat::kS8, &prepare_s8,
-     &gemm<ComputeType::kInt8>},
+    {"gemm_s8_u4_1x1_ref", Target::kRef, ComputeType::kInt8, WeightKind::kU4, ActFormat::kS8,
+     &prepare_s8, &gemm<ComputeType::kInt8>},
+    {"gemm_s8_t4_1x1_ref", Target::kRef, ComputeType::kInt8, WeightKind::kT4, ActFormat::kS8,
+     &prepare_s8, &gemm<ComputeType::kInt8>},
+    {"gemm_s8_u8_1x1_ref", Target::kRef, ComputeType::kInt8, WeightKind::kU8, ActFormat::kS8,
+     &prepare_s8, &gemm<ComputeType::kInt8>},
 };
 
 }  // namespace woq::ref

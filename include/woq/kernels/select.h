@@ -24,13 +24,25 @@
 namespace woq {
 
 #if defined(WOQ_HEADER_ONLY)
-inline KernelTable kernels_ref() { return ref::kTable; }
+inline KernelTable kernels_ref() {
+  return ref::kTable;
+}
 #if WOQ_X86
-inline KernelTable kernels_avx2() { return avx2::kTable; }
-inline KernelTable kernels_avx_vnni() { return avx_vnni::kTable; }
-inline KernelTable kernels_avx512() { return avx512::kTable; }
-inline KernelTable kernels_avx512_vnni() { return avx512_vnni::kTable; }
-inline KernelTable kernels_avx512_bf16() { return avx512_bf16::kTable; }
+inline KernelTable kernels_avx2() {
+  return avx2::kTable;
+}
+inline KernelTable kernels_avx_vnni() {
+  return avx_vnni::kTable;
+}
+inline KernelTable kernels_avx512() {
+  return avx512::kTable;
+}
+inline KernelTable kernels_avx512_vnni() {
+  return avx512_vnni::kTable;
+}
+inline KernelTable kernels_avx512_bf16() {
+  return avx512_bf16::kTable;
+}
 #endif
 #else
 // Defined in src/kernels/targets/, one file each.
@@ -45,22 +57,15 @@ KernelTable kernels_avx512_bf16();
 // The kernels that a target adds to those of the targets below it; empty where this build has none.
 inline KernelTable kernels_of(Target target) {
   switch (target) {
-    case Target::kRef:
-      return kernels_ref();
+    case Target::kRef: return kernels_ref();
 #if WOQ_X86
-    case Target::kAvx2:
-      return kernels_avx2();
-    case Target::kAvxVnni:
-      return kernels_avx_vnni();
-    case Target::kAvx512:
-      return kernels_avx512();
-    case Target::kAvx512Vnni:
-      return kernels_avx512_vnni();
-    case Target::kAvx512Bf16:
-      return kernels_avx512_bf16();
+    case Target::kAvx2: return kernels_avx2();
+    case Target::kAvxVnni: return kernels_avx_vnni();
+    case Target::kAvx512: return kernels_avx512();
+    case Target::kAvx512Vnni: return kernels_avx512_vnni();
+    case Target::kAvx512Bf16: return kernels_avx512_bf16();
 #endif
-    default:
-      return {};
+    default: return {};
   }
 }
 
@@ -76,8 +81,10 @@ struct KernelChoice {
   std::vector<ConsideredTarget> considered;
 };
 
-// The kernel of the highest-priority target that the features allow. Throws Unsupported, listing what was tried.
-inline KernelChoice select_kernel(WeightKind weights, ComputeType compute, std::string_view forced = forced_target(),
+// The kernel of the highest-priority target that the features allow. Throws Unsupported, listing
+// what was tried.
+inline KernelChoice select_kernel(WeightKind weights, ComputeType compute,
+                                  std::string_view forced = forced_target(),
                                   CpuFeatureSet available = cpu_features()) {
   KernelChoice choice;
   choice.forced = forced;
@@ -88,25 +95,29 @@ inline KernelChoice select_kernel(WeightKind weights, ComputeType compute, std::
     if (missing != 0) {
       const bool capped = (target.required & ~available) == 0;
       choice.considered.push_back(
-          {target.target, capped ? concat("excluded, because '", forced, "' is forced")
-                                 : concat("the CPU lacks ", names_of(target.required & ~available))});
+          {target.target, capped
+                              ? concat("excluded, because '", forced, "' is forced")
+                              : concat("the CPU lacks ", names_of(target.required & ~available))});
       continue;
     }
     const KernelTable table = kernels_of(target.target);
     for (int k = 0; k < table.size; ++k) {
       if (table.begin[k].weights == weights && table.begin[k].compute == compute) {
         choice.kernel = &table.begin[k];
-        choice.considered.push_back({target.target, "highest priority with a kernel for this weight and compute type"});
+        choice.considered.push_back(
+            {target.target, "highest priority with a kernel for this weight and compute type"});
         return choice;
       }
     }
-    choice.considered.push_back({target.target, concat("has no kernel of its own for ", name_of(compute), " compute of ",
-                                                       kWeightKindNames[static_cast<int>(weights)], " weights")});
+    choice.considered.push_back(
+        {target.target, concat("has no kernel of its own for ", name_of(compute), " compute of ",
+                               kWeightKindNames[static_cast<int>(weights)], " weights")});
   }
   std::string tried;
-  for (const auto& entry : choice.considered) tried += concat("\n  ", name_of(entry.target), ": ", entry.why);
-  fail<Unsupported>("no kernel for ", name_of(compute), " compute of ", kWeightKindNames[static_cast<int>(weights)],
-                    " weights; tried:", tried);
+  for (const auto& entry : choice.considered)
+    tried += concat("\n  ", name_of(entry.target), ": ", entry.why);
+  fail<Unsupported>("no kernel for ", name_of(compute), " compute of ",
+                    kWeightKindNames[static_cast<int>(weights)], " weights; tried:", tried);
 }
 
 }  // namespace woq

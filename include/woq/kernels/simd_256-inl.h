@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The ISA vocabulary on 256-bit registers: 16 lanes of 32 bits are two registers. simd_512-inl.h has the same names.
+// The ISA vocabulary on 256-bit registers: 16 lanes of 32 bits are two registers. simd_512-inl.h
+// has the same names.
 namespace woq::WOQ_TARGET_NS {
 
 struct F32 {  // 16 floats
@@ -10,24 +11,48 @@ struct I32 {  // 16 dwords, or 64 bytes
 };
 
 // Arithmetic.
-WOQ_INLINE F32 set_f32(float x) { return {_mm256_set1_ps(x), _mm256_set1_ps(x)}; }
-WOQ_INLINE I32 set_i32(int32_t x) { return {_mm256_set1_epi32(x), _mm256_set1_epi32(x)}; }
-WOQ_INLINE F32 zero_f32() { return {_mm256_setzero_ps(), _mm256_setzero_ps()}; }
-WOQ_INLINE I32 zero_i32() { return {_mm256_setzero_si256(), _mm256_setzero_si256()}; }
-WOQ_INLINE F32 add(F32 a, F32 b) { return {_mm256_add_ps(a.lo, b.lo), _mm256_add_ps(a.hi, b.hi)}; }
-WOQ_INLINE F32 subtract(F32 a, F32 b) { return {_mm256_sub_ps(a.lo, b.lo), _mm256_sub_ps(a.hi, b.hi)}; }
-WOQ_INLINE F32 multiply(F32 a, F32 b) { return {_mm256_mul_ps(a.lo, b.lo), _mm256_mul_ps(a.hi, b.hi)}; }
+WOQ_INLINE F32 set_f32(float x) {
+  return {_mm256_set1_ps(x), _mm256_set1_ps(x)};
+}
+WOQ_INLINE I32 set_i32(int32_t x) {
+  return {_mm256_set1_epi32(x), _mm256_set1_epi32(x)};
+}
+WOQ_INLINE F32 zero_f32() {
+  return {_mm256_setzero_ps(), _mm256_setzero_ps()};
+}
+WOQ_INLINE I32 zero_i32() {
+  return {_mm256_setzero_si256(), _mm256_setzero_si256()};
+}
+WOQ_INLINE F32 add(F32 a, F32 b) {
+  return {_mm256_add_ps(a.lo, b.lo), _mm256_add_ps(a.hi, b.hi)};
+}
+WOQ_INLINE F32 subtract(F32 a, F32 b) {
+  return {_mm256_sub_ps(a.lo, b.lo), _mm256_sub_ps(a.hi, b.hi)};
+}
+WOQ_INLINE F32 multiply(F32 a, F32 b) {
+  return {_mm256_mul_ps(a.lo, b.lo), _mm256_mul_ps(a.hi, b.hi)};
+}
 WOQ_INLINE F32 fused_add(F32 a, F32 b, F32 c) {  // a b + c
   return {_mm256_fmadd_ps(a.lo, b.lo, c.lo), _mm256_fmadd_ps(a.hi, b.hi, c.hi)};
 }
 WOQ_INLINE F32 fused_subtract(F32 a, F32 b, F32 c) {  // c - a b
   return {_mm256_fnmadd_ps(a.lo, b.lo, c.lo), _mm256_fnmadd_ps(a.hi, b.hi, c.hi)};
 }
-WOQ_INLINE I32 add_i32(I32 a, I32 b) { return {_mm256_add_epi32(a.lo, b.lo), _mm256_add_epi32(a.hi, b.hi)}; }
-WOQ_INLINE I32 max_i32(I32 a, I32 b) { return {_mm256_max_epi32(a.lo, b.lo), _mm256_max_epi32(a.hi, b.hi)}; }
-WOQ_INLINE I32 and_i32(I32 a, I32 b) { return {_mm256_and_si256(a.lo, b.lo), _mm256_and_si256(a.hi, b.hi)}; }
-WOQ_INLINE F32 to_f32(I32 a) { return {_mm256_cvtepi32_ps(a.lo), _mm256_cvtepi32_ps(a.hi)}; }
-WOQ_INLINE I32 round_i32(F32 a) { return {_mm256_cvtps_epi32(a.lo), _mm256_cvtps_epi32(a.hi)}; }  // nearest even
+WOQ_INLINE I32 add_i32(I32 a, I32 b) {
+  return {_mm256_add_epi32(a.lo, b.lo), _mm256_add_epi32(a.hi, b.hi)};
+}
+WOQ_INLINE I32 max_i32(I32 a, I32 b) {
+  return {_mm256_max_epi32(a.lo, b.lo), _mm256_max_epi32(a.hi, b.hi)};
+}
+WOQ_INLINE I32 and_i32(I32 a, I32 b) {
+  return {_mm256_and_si256(a.lo, b.lo), _mm256_and_si256(a.hi, b.hi)};
+}
+WOQ_INLINE F32 to_f32(I32 a) {
+  return {_mm256_cvtepi32_ps(a.lo), _mm256_cvtepi32_ps(a.hi)};
+}
+WOQ_INLINE I32 round_i32(F32 a) {
+  return {_mm256_cvtps_epi32(a.lo), _mm256_cvtps_epi32(a.hi)};
+}  // nearest even
 WOQ_INLINE I32 magnitude_bits(F32 a) {
   return and_i32({_mm256_castps_si256(a.lo), _mm256_castps_si256(a.hi)}, set_i32(0x7fffffff));
 }
@@ -63,7 +88,9 @@ WOQ_INLINE __m256 round_to_bf16(__m256 a) {
   const __m256 mask = _mm256_castsi256_ps(_mm256_set1_epi32(static_cast<int32_t>(0xffff0000u)));
   return _mm256_and_ps(_mm256_blendv_ps(_mm256_castsi256_ps(up), quiet, nan), mask);
 }
-WOQ_INLINE F32 round_to_bf16(F32 a) { return {round_to_bf16(a.lo), round_to_bf16(a.hi)}; }
+WOQ_INLINE F32 round_to_bf16(F32 a) {
+  return {round_to_bf16(a.lo), round_to_bf16(a.hi)};
+}
 
 // Memory: 16 elements.
 WOQ_INLINE F32 load_f32(const void* p) {
@@ -107,8 +134,8 @@ WOQ_INLINE void store_fp16(void* p, F32 a) {
 }
 WOQ_INLINE void store_s8(void* p, I32 a) {
   const __m256i words = pack_words(a.lo, a.hi, true);
-  _mm_storeu_si128(static_cast<__m128i*>(p),
-                   _mm_packs_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1)));
+  _mm_storeu_si128(static_cast<__m128i*>(p), _mm_packs_epi16(_mm256_castsi256_si128(words),
+                                                             _mm256_extracti128_si256(words, 1)));
 }
 
 // Packed codes: 64 bytes.
@@ -125,7 +152,9 @@ WOQ_INLINE I32 low_nibbles(I32 codes) {
   const __m256i mask = _mm256_set1_epi8(15);
   return and_i32(codes, {mask, mask});
 }
-WOQ_INLINE I32 high_nibbles(I32 codes) { return low_nibbles({_mm256_srli_epi16(codes.lo, 4), _mm256_srli_epi16(codes.hi, 4)}); }
+WOQ_INLINE I32 high_nibbles(I32 codes) {
+  return low_nibbles({_mm256_srli_epi16(codes.lo, 4), _mm256_srli_epi16(codes.hi, 4)});
+}
 WOQ_INLINE I32 flip_sign_bits(I32 codes) {
   const __m256i mask = _mm256_set1_epi8(-128);
   return {_mm256_xor_si256(codes.lo, mask), _mm256_xor_si256(codes.hi, mask)};
@@ -141,8 +170,8 @@ WOQ_INLINE I32 look_up(const ByteTable& table, I32 nibbles) {
   return {_mm256_shuffle_epi8(table.v, nibbles.lo), _mm256_shuffle_epi8(table.v, nibbles.hi)};
 }
 
-// Element kElement (0..7) of a 4-bit step as floats from a table of 16: vpermps reads three index bits, so two look-ups
-// are blended by the fourth.
+// Element kElement (0..7) of a 4-bit step as floats from a table of 16: vpermps reads three index
+// bits, so two look-ups are blended by the fourth.
 struct FloatTable {
   __m256 first, second;
   explicit FloatTable(const float* p) : first(_mm256_loadu_ps(p)), second(_mm256_loadu_ps(p + 8)) {}
@@ -168,27 +197,34 @@ WOQ_INLINE F32 decode8(I32 codes) {
                  _mm256_srai_epi32(_mm256_slli_epi32(codes.hi, kShift), 24)});
 }
 
-// 4-way dot products of bytes into dwords, weights x activations. Weights come as their code plus an excess that the
-// caller has subtracted from the accumulator as excess * sum(activations).
+// 4-way dot products of bytes into dwords, weights x activations. Weights come as their code plus
+// an excess that the caller has subtracted from the accumulator as excess * sum(activations).
 #if WOQ_HAS_VNNI
 inline constexpr int kByteExcess = 128;
 struct ByteOperand {
   I32 v;
 };
 using NibbleOperand = ByteOperand;
-WOQ_INLINE ByteOperand byte_operand(I32 excess128) { return {excess128}; }
-WOQ_INLINE NibbleOperand nibble_operand(I32 nibbles) { return {nibbles}; }
+WOQ_INLINE ByteOperand byte_operand(I32 excess128) {
+  return {excess128};
+}
+WOQ_INLINE NibbleOperand nibble_operand(I32 nibbles) {
+  return {nibbles};
+}
 WOQ_INLINE I32 dot(I32 acc, const ByteOperand& w, I32 a) {
-  return {_mm256_dpbusd_avx_epi32(acc.lo, w.v.lo, a.lo), _mm256_dpbusd_avx_epi32(acc.hi, w.v.hi, a.hi)};
+  return {_mm256_dpbusd_avx_epi32(acc.lo, w.v.lo, a.lo),
+          _mm256_dpbusd_avx_epi32(acc.hi, w.v.hi, a.hi)};
 }
 template <int kChains>
-WOQ_INLINE void dot_step(I32 (&acc)[kChains], const ByteOperand& lo, const ByteOperand& hi, I32 a_lo, I32 a_hi) {
+WOQ_INLINE void dot_step(I32 (&acc)[kChains], const ByteOperand& lo, const ByteOperand& hi,
+                         I32 a_lo, I32 a_hi) {
   acc[0] = dot(acc[0], lo, a_lo);
   acc[kChains - 1] = dot(acc[kChains - 1], hi, a_hi);
 }
 #else
-// vpmaddubsw saturates at 32767: two products of nibbles reach 2 * 15 * 127 = 3810, and those of a signed byte's
-// magnitude (at most 128) with the activation carrying its sign, 2 * 128 * 127 = 32512.
+// vpmaddubsw saturates at 32767: two products of nibbles reach 2 * 15 * 127 = 3810, and those of a
+// signed byte's magnitude (at most 128) with the activation carrying its sign, 2 * 128 * 127 =
+// 32512.
 inline constexpr int kByteExcess = 0;
 struct ByteOperand {
   I32 magnitude, value;
@@ -200,16 +236,20 @@ WOQ_INLINE ByteOperand byte_operand(I32 excess128) {
   const I32 value = flip_sign_bits(excess128);
   return {{_mm256_abs_epi8(value.lo), _mm256_abs_epi8(value.hi)}, value};
 }
-WOQ_INLINE NibbleOperand nibble_operand(I32 nibbles) { return {nibbles}; }
+WOQ_INLINE NibbleOperand nibble_operand(I32 nibbles) {
+  return {nibbles};
+}
 WOQ_INLINE __m256i add_pairs(__m256i acc, __m256i pairs) {
   return _mm256_add_epi32(acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
 }
 WOQ_INLINE I32 dot(I32 acc, const ByteOperand& w, I32 a) {
-  return {add_pairs(acc.lo, _mm256_maddubs_epi16(w.magnitude.lo, _mm256_sign_epi8(a.lo, w.value.lo))),
-          add_pairs(acc.hi, _mm256_maddubs_epi16(w.magnitude.hi, _mm256_sign_epi8(a.hi, w.value.hi)))};
+  return {
+      add_pairs(acc.lo, _mm256_maddubs_epi16(w.magnitude.lo, _mm256_sign_epi8(a.lo, w.value.lo))),
+      add_pairs(acc.hi, _mm256_maddubs_epi16(w.magnitude.hi, _mm256_sign_epi8(a.hi, w.value.hi)))};
 }
 template <int kChains>
-WOQ_INLINE void dot_step(I32 (&acc)[kChains], const ByteOperand& lo, const ByteOperand& hi, I32 a_lo, I32 a_hi) {
+WOQ_INLINE void dot_step(I32 (&acc)[kChains], const ByteOperand& lo, const ByteOperand& hi,
+                         I32 a_lo, I32 a_hi) {
   acc[0] = dot(acc[0], lo, a_lo);
   acc[kChains - 1] = dot(acc[kChains - 1], hi, a_hi);
 }
@@ -217,7 +257,8 @@ WOQ_INLINE __m256i nibble_pairs(__m256i lo, __m256i hi, __m256i a_lo, __m256i a_
   return _mm256_add_epi16(_mm256_maddubs_epi16(lo, a_lo), _mm256_maddubs_epi16(hi, a_hi));
 }
 template <int kChains>
-WOQ_INLINE void dot_step(I32 (&acc)[kChains], const NibbleOperand& lo, const NibbleOperand& hi, I32 a_lo, I32 a_hi) {
+WOQ_INLINE void dot_step(I32 (&acc)[kChains], const NibbleOperand& lo, const NibbleOperand& hi,
+                         I32 a_lo, I32 a_hi) {
   acc[0] = {add_pairs(acc[0].lo, nibble_pairs(lo.v.lo, hi.v.lo, a_lo.lo, a_hi.lo)),
             add_pairs(acc[0].hi, nibble_pairs(lo.v.hi, hi.v.hi, a_lo.hi, a_hi.hi))};
 }

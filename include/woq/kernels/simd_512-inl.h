@@ -1,28 +1,63 @@
 // SPDX-License-Identifier: Apache-2.0
-// The ISA vocabulary on 512-bit registers: 16 lanes of 32 bits are one register. simd_256-inl.h has the same names.
+// The ISA vocabulary on 512-bit registers: 16 lanes of 32 bits are one register. simd_256-inl.h has
+// the same names.
 namespace woq::WOQ_TARGET_NS {
 
 using F32 = __m512;   // 16 floats
 using I32 = __m512i;  // 16 dwords, or 64 bytes
 
 // Arithmetic.
-WOQ_INLINE F32 zero_f32() { return _mm512_setzero_ps(); }
-WOQ_INLINE I32 zero_i32() { return _mm512_setzero_si512(); }
-WOQ_INLINE F32 set_f32(float x) { return _mm512_set1_ps(x); }
-WOQ_INLINE I32 set_i32(int32_t x) { return _mm512_set1_epi32(x); }
-WOQ_INLINE F32 add(F32 a, F32 b) { return _mm512_add_ps(a, b); }
-WOQ_INLINE F32 subtract(F32 a, F32 b) { return _mm512_sub_ps(a, b); }
-WOQ_INLINE F32 multiply(F32 a, F32 b) { return _mm512_mul_ps(a, b); }
-WOQ_INLINE F32 fused_add(F32 a, F32 b, F32 c) { return _mm512_fmadd_ps(a, b, c); }        // a b + c
-WOQ_INLINE F32 fused_subtract(F32 a, F32 b, F32 c) { return _mm512_fnmadd_ps(a, b, c); }  // c - a b
-WOQ_INLINE I32 add_i32(I32 a, I32 b) { return _mm512_add_epi32(a, b); }
-WOQ_INLINE I32 max_i32(I32 a, I32 b) { return _mm512_max_epi32(a, b); }
-WOQ_INLINE F32 to_f32(I32 a) { return _mm512_cvtepi32_ps(a); }
-WOQ_INLINE I32 round_i32(F32 a) { return _mm512_cvtps_epi32(a); }  // nearest even
-WOQ_INLINE I32 magnitude_bits(F32 a) { return _mm512_and_si512(_mm512_castps_si512(a), set_i32(0x7fffffff)); }
-WOQ_INLINE int32_t reduce_max(I32 a) { return _mm512_reduce_max_epi32(a); }
-WOQ_INLINE int32_t reduce_add(I32 a) { return _mm512_reduce_add_epi32(a); }
-WOQ_INLINE float reduce_add(F32 a) { return _mm512_reduce_add_ps(a); }
+WOQ_INLINE F32 zero_f32() {
+  return _mm512_setzero_ps();
+}
+WOQ_INLINE I32 zero_i32() {
+  return _mm512_setzero_si512();
+}
+WOQ_INLINE F32 set_f32(float x) {
+  return _mm512_set1_ps(x);
+}
+WOQ_INLINE I32 set_i32(int32_t x) {
+  return _mm512_set1_epi32(x);
+}
+WOQ_INLINE F32 add(F32 a, F32 b) {
+  return _mm512_add_ps(a, b);
+}
+WOQ_INLINE F32 subtract(F32 a, F32 b) {
+  return _mm512_sub_ps(a, b);
+}
+WOQ_INLINE F32 multiply(F32 a, F32 b) {
+  return _mm512_mul_ps(a, b);
+}
+WOQ_INLINE F32 fused_add(F32 a, F32 b, F32 c) {
+  return _mm512_fmadd_ps(a, b, c);
+}  // a b + c
+WOQ_INLINE F32 fused_subtract(F32 a, F32 b, F32 c) {
+  return _mm512_fnmadd_ps(a, b, c);
+}  // c - a b
+WOQ_INLINE I32 add_i32(I32 a, I32 b) {
+  return _mm512_add_epi32(a, b);
+}
+WOQ_INLINE I32 max_i32(I32 a, I32 b) {
+  return _mm512_max_epi32(a, b);
+}
+WOQ_INLINE F32 to_f32(I32 a) {
+  return _mm512_cvtepi32_ps(a);
+}
+WOQ_INLINE I32 round_i32(F32 a) {
+  return _mm512_cvtps_epi32(a);
+}  // nearest even
+WOQ_INLINE I32 magnitude_bits(F32 a) {
+  return _mm512_and_si512(_mm512_castps_si512(a), set_i32(0x7fffffff));
+}
+WOQ_INLINE int32_t reduce_max(I32 a) {
+  return _mm512_reduce_max_epi32(a);
+}
+WOQ_INLINE int32_t reduce_add(I32 a) {
+  return _mm512_reduce_add_epi32(a);
+}
+WOQ_INLINE float reduce_add(F32 a) {
+  return _mm512_reduce_add_ps(a);
+}
 
 // Rounds to what bfloat16 holds; NaN stays NaN.
 WOQ_INLINE F32 round_to_bf16(F32 a) {
@@ -31,11 +66,14 @@ WOQ_INLINE F32 round_to_bf16(F32 a) {
   const I32 up = _mm512_add_epi32(bits, _mm512_add_epi32(odd, set_i32(0x7fff)));
   const __mmask16 nan = _mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q);
   const I32 quiet = _mm512_or_si512(bits, set_i32(0x400000));
-  return _mm512_castsi512_ps(_mm512_and_si512(_mm512_mask_mov_epi32(up, nan, quiet), set_i32(static_cast<int32_t>(0xffff0000u))));
+  return _mm512_castsi512_ps(_mm512_and_si512(_mm512_mask_mov_epi32(up, nan, quiet),
+                                              set_i32(static_cast<int32_t>(0xffff0000u))));
 }
 
 // Memory: 16 elements.
-WOQ_INLINE F32 load_f32(const void* p) { return _mm512_loadu_ps(p); }
+WOQ_INLINE F32 load_f32(const void* p) {
+  return _mm512_loadu_ps(p);
+}
 WOQ_INLINE F32 load_bf16(const void* p) {
   const __m256i halves = _mm256_loadu_si256(static_cast<const __m256i*>(p));
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(halves), 16));
@@ -46,37 +84,52 @@ WOQ_INLINE F32 load_fp16(const void* p) {
 WOQ_INLINE F32 load_u8(const void* p) {
   return to_f32(_mm512_cvtepu8_epi32(_mm_loadu_si128(static_cast<const __m128i*>(p))));
 }
-WOQ_INLINE void store_f32(void* p, F32 a) { _mm512_storeu_ps(p, a); }
+WOQ_INLINE void store_f32(void* p, F32 a) {
+  _mm512_storeu_ps(p, a);
+}
 WOQ_INLINE void store_bf16(void* p, F32 a) {
   const I32 halves = _mm512_srli_epi32(_mm512_castps_si512(round_to_bf16(a)), 16);
   _mm256_storeu_si256(static_cast<__m256i*>(p), _mm512_cvtepi32_epi16(halves));
 }
 WOQ_INLINE void store_fp16(void* p, F32 a) {
-  _mm256_storeu_si256(static_cast<__m256i*>(p), _mm512_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+  _mm256_storeu_si256(static_cast<__m256i*>(p),
+                      _mm512_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
 }
-WOQ_INLINE void store_s8(void* p, I32 a) { _mm_storeu_si128(static_cast<__m128i*>(p), _mm512_cvtepi32_epi8(a)); }
+WOQ_INLINE void store_s8(void* p, I32 a) {
+  _mm_storeu_si128(static_cast<__m128i*>(p), _mm512_cvtepi32_epi8(a));
+}
 
 // Packed codes: 64 bytes.
-WOQ_INLINE I32 load_codes(const uint8_t* p) { return _mm512_loadu_si512(p); }
+WOQ_INLINE I32 load_codes(const uint8_t* p) {
+  return _mm512_loadu_si512(p);
+}
 WOQ_INLINE I32 broadcast_bytes(const uint8_t* p) {  // 4 bytes in every lane
   int32_t x;
   std::memcpy(&x, p, sizeof x);
   return _mm512_set1_epi32(x);
 }
-WOQ_INLINE I32 low_nibbles(I32 codes) { return _mm512_and_si512(codes, _mm512_set1_epi8(15)); }
+WOQ_INLINE I32 low_nibbles(I32 codes) {
+  return _mm512_and_si512(codes, _mm512_set1_epi8(15));
+}
 WOQ_INLINE I32 high_nibbles(I32 codes) {
   return _mm512_and_si512(_mm512_srli_epi16(codes, 4), _mm512_set1_epi8(15));
 }
-WOQ_INLINE I32 flip_sign_bits(I32 codes) { return _mm512_xor_si512(codes, _mm512_set1_epi8(-128)); }
+WOQ_INLINE I32 flip_sign_bits(I32 codes) {
+  return _mm512_xor_si512(codes, _mm512_set1_epi8(-128));
+}
 
 // Bytes looked up in a table of 16.
 struct ByteTable {
   I32 v;
-  explicit ByteTable(const uint8_t* p) : v(_mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))) {}
+  explicit ByteTable(const uint8_t* p)
+      : v(_mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))) {}
 };
-WOQ_INLINE I32 look_up(const ByteTable& table, I32 nibbles) { return _mm512_shuffle_epi8(table.v, nibbles); }
+WOQ_INLINE I32 look_up(const ByteTable& table, I32 nibbles) {
+  return _mm512_shuffle_epi8(table.v, nibbles);
+}
 
-// Element kElement (0..7) of a 4-bit step as floats from a table of 16: vpermps reads the low four bits of each lane.
+// Element kElement (0..7) of a 4-bit step as floats from a table of 16: vpermps reads the low four
+// bits of each lane.
 struct FloatTable {
   F32 v;
   explicit FloatTable(const float* p) : v(_mm512_loadu_ps(p)) {}
@@ -93,24 +146,29 @@ WOQ_INLINE F32 decode8(I32 codes) {
   return to_f32(_mm512_srai_epi32(_mm512_slli_epi32(codes, 24 - 8 * kByte), 24));
 }
 
-// 4-way dot products of bytes into dwords, weights x activations. Weights come as their code plus an excess that the
-// caller has subtracted from the accumulator as excess * sum(activations).
+// 4-way dot products of bytes into dwords, weights x activations. Weights come as their code plus
+// an excess that the caller has subtracted from the accumulator as excess * sum(activations).
 #if WOQ_HAS_VNNI
 inline constexpr int kByteExcess = 128;
 struct ByteOperand {
   I32 v;
 };
 using NibbleOperand = ByteOperand;
-WOQ_INLINE ByteOperand byte_operand(I32 excess128) { return {excess128}; }
-WOQ_INLINE NibbleOperand nibble_operand(I32 nibbles) { return {nibbles}; }
+WOQ_INLINE ByteOperand byte_operand(I32 excess128) {
+  return {excess128};
+}
+WOQ_INLINE NibbleOperand nibble_operand(I32 nibbles) {
+  return {nibbles};
+}
 template <int kChains>
 WOQ_INLINE void dot_step(I32 (&acc)[kChains], ByteOperand lo, ByteOperand hi, I32 a_lo, I32 a_hi) {
   acc[0] = _mm512_dpbusd_epi32(acc[0], lo.v, a_lo);
   acc[kChains - 1] = _mm512_dpbusd_epi32(acc[kChains - 1], hi.v, a_hi);
 }
 #else
-// vpmaddubsw saturates at 32767: two products of nibbles reach 2 * 15 * 127 = 3810, and those of a signed byte's
-// magnitude (at most 128) with the activation carrying its sign, 2 * 128 * 127 = 32512.
+// vpmaddubsw saturates at 32767: two products of nibbles reach 2 * 15 * 127 = 3810, and those of a
+// signed byte's magnitude (at most 128) with the activation carrying its sign, 2 * 128 * 127 =
+// 32512.
 inline constexpr int kByteExcess = 0;
 struct ByteOperand {
   I32 magnitude;
@@ -123,28 +181,35 @@ WOQ_INLINE ByteOperand byte_operand(I32 excess128) {
   const I32 value = flip_sign_bits(excess128);
   return {_mm512_abs_epi8(value), _mm512_movepi8_mask(value)};
 }
-WOQ_INLINE NibbleOperand nibble_operand(I32 nibbles) { return {nibbles}; }
+WOQ_INLINE NibbleOperand nibble_operand(I32 nibbles) {
+  return {nibbles};
+}
 WOQ_INLINE I32 dot(I32 acc, const ByteOperand& w, I32 a) {
   const I32 signed_a = _mm512_mask_sub_epi8(a, w.negative, zero_i32(), a);
   const I32 pairs = _mm512_maddubs_epi16(w.magnitude, signed_a);
   return _mm512_add_epi32(acc, _mm512_madd_epi16(pairs, _mm512_set1_epi16(1)));
 }
 template <int kChains>
-WOQ_INLINE void dot_step(I32 (&acc)[kChains], const ByteOperand& lo, const ByteOperand& hi, I32 a_lo, I32 a_hi) {
+WOQ_INLINE void dot_step(I32 (&acc)[kChains], const ByteOperand& lo, const ByteOperand& hi,
+                         I32 a_lo, I32 a_hi) {
   acc[0] = dot(acc[0], lo, a_lo);
   acc[kChains - 1] = dot(acc[kChains - 1], hi, a_hi);
 }
 template <int kChains>
-WOQ_INLINE void dot_step(I32 (&acc)[kChains], NibbleOperand lo, NibbleOperand hi, I32 a_lo, I32 a_hi) {
-  const I32 pairs = _mm512_add_epi16(_mm512_maddubs_epi16(lo.v, a_lo), _mm512_maddubs_epi16(hi.v, a_hi));
+WOQ_INLINE void dot_step(I32 (&acc)[kChains], NibbleOperand lo, NibbleOperand hi, I32 a_lo,
+                         I32 a_hi) {
+  const I32 pairs =
+      _mm512_add_epi16(_mm512_maddubs_epi16(lo.v, a_lo), _mm512_maddubs_epi16(hi.v, a_hi));
   acc[0] = _mm512_add_epi32(acc[0], _mm512_madd_epi16(pairs, _mm512_set1_epi16(1)));
 }
 #endif
 
 #if WOQ_HAS_BF16
-// bfloat16 pairs: word 0 and word 1 of a lane are elements k and k + 2 of a step, see ActFormat::kBf16.
+// bfloat16 pairs: word 0 and word 1 of a lane are elements k and k + 2 of a step, see
+// ActFormat::kBf16.
 struct Bf16Table {
-  I32 v;  // 16 values twice: vpermw reads five index bits, the fifth of which belongs to a neighbour
+  I32 v;  // 16 values twice: vpermw reads five index bits, the fifth of which belongs to a
+          // neighbour
   explicit Bf16Table(const uint16_t* p)
       : v(_mm512_broadcast_i64x4(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))) {}
 };
@@ -153,8 +218,8 @@ template <int kPair>
 WOQ_INLINE I32 decode4_pair(const Bf16Table& table, I32 codes) {
   return _mm512_permutexvar_epi16(_mm512_srli_epi32(codes, 4 * kPair), table.v);
 }
-// Bytes kByte and kByte + 2 of each lane, signed, as bfloat16: integers of 8 bits are exact, so the upper halves of
-// their fp32 forms are all there is.
+// Bytes kByte and kByte + 2 of each lane, signed, as bfloat16: integers of 8 bits are exact, so the
+// upper halves of their fp32 forms are all there is.
 template <int kByte>
 WOQ_INLINE I32 decode8_pair(I32 codes) {
   const I32 first = _mm512_castps_si512(decode8<kByte>(codes));

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// No include guard: opens a region whose functions are compiled for the target that WOQ_TARGET names, in the target's
-// own namespace name WOQ_TARGET_NS; target_end.h closes it. No -m flags are needed, so no instruction of a target can
-// leak into code that other targets share. All other headers must be included before.
+// No include guard: opens a region whose functions are compiled for the target that WOQ_TARGET
+// names, in the target's own namespace name WOQ_TARGET_NS; target_end.h closes it. No -m flags are
+// needed, so no instruction of a target can leak into code that other targets share. All other
+// headers must be included before.
 //
 // In a region, predefined macros such as __AVX512F__ do not tell the target: the code branches on
 //   WOQ_VECTOR_BITS  512 or 256
@@ -30,8 +31,8 @@
 #define WOQ_UNROLL _Pragma("GCC unroll 16")
 #endif
 
-// GCC 12 warns of uninitialised variables in its own AVX-512 headers (_mm512_undefined_ps and the like), and that a
-// vector type as a template argument loses attributes that it does not need.
+// GCC 12 warns of uninitialised variables in its own AVX-512 headers (_mm512_undefined_ps and the
+// like), and that a vector type as a template argument loses attributes that it does not need.
 #if !defined(__clang__)
 #pragma GCC diagnostic push
 #pragma GCC diagnostic ignored "-Wignored-attributes"
@@ -63,8 +64,9 @@
 #define WOQ_HAS_VNNI 0
 #define WOQ_HAS_BF16 0
 #if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c"))), \
-                             apply_to = function)
+#pragma clang attribute push(                                                    \
+    __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c"))), \
+    apply_to = function)
 #else
 #pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")
 #endif
@@ -73,8 +75,9 @@
 #define WOQ_HAS_VNNI 1
 #define WOQ_HAS_BF16 0
 #if defined(__clang__)
-#pragma clang attribute push(                                                                      \
-    __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c"))), apply_to = function)
+#pragma clang attribute push(                                                               \
+    __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c"))), \
+    apply_to = function)
 #else
 #pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")
 #endif
@@ -83,8 +86,9 @@
 #define WOQ_HAS_VNNI 1
 #define WOQ_HAS_BF16 1
 #if defined(__clang__)
-#pragma clang attribute push(                                                                               \
-    __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512bf16,avx2,fma,f16c"))),      \
+#pragma clang attribute push(                                                               \
+    __attribute__((                                                                         \
+        target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512bf16,avx2,fma,f16c"))), \
     apply_to = function)
 #else
 #pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512bf16,avx2,fma,f16c")
@@ -93,8 +97,9 @@
 #error "WOQ_TARGET names no known target"
 #endif
 
-// Register budgets. 512 bits: 8 rows x 2 tiles = 16 accumulators of 32 registers, 4 for unpacked weights, the rest for
-// constants and results. 256 bits: a tile is two registers; 4 rows x 1 tile = 8 accumulators of 16 registers.
+// Register budgets. 512 bits: 8 rows x 2 tiles = 16 accumulators of 32 registers, 4 for unpacked
+// weights, the rest for constants and results. 256 bits: a tile is two registers; 4 rows x 1 tile =
+// 8 accumulators of 16 registers.
 #if WOQ_VECTOR_BITS == 512
 #define WOQ_TILE_ROWS 8
 #define WOQ_TILE_PAIRS 2

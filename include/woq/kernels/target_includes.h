@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// What code inside a target region uses. Included before the region opens, so that none of it is compiled for a target.
+// What code inside a target region uses. Included before the region opens, so that none of it is
+// compiled for a target.
 #pragma once
 
 #include <immintrin.h>

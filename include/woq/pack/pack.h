@@ -27,14 +27,17 @@ inline uint32_t gather_nibbles(uint32_t x) {
 }
 
 // One row of a 4-bit step: the hub has nibble k at bit 4 k.
-inline uint32_t pack_step4(uint32_t hub) { return spread_nibbles(hub & 0xffffu) | spread_nibbles(hub >> 16) << 4; }
+inline uint32_t pack_step4(uint32_t hub) {
+  return spread_nibbles(hub & 0xffffu) | spread_nibbles(hub >> 16) << 4;
+}
 
 inline uint32_t unpack_step4(uint32_t packed) {
   return gather_nibbles(packed & 0x0f0f0f0fu) | gather_nibbles(packed >> 4 & 0x0f0f0f0fu) << 16;
 }
 
 // Copies `lane` of a tile's codes from or to a row of the hub.
-inline void pack_row_codes(const uint8_t* row, int64_t row_bytes, int bits, int lane, uint8_t* tile) {
+inline void pack_row_codes(const uint8_t* row, int64_t row_bytes, int bits, int lane,
+                           uint8_t* tile) {
   const int64_t unit = bits == 4 ? 4 : 8;  // bytes of a row in a step
   for (int64_t byte = 0; byte < row_bytes; byte += unit, tile += kStepBytes4 * bits / 4) {
     uint32_t words[2] = {0, 0};
@@ -45,7 +48,8 @@ inline void pack_row_codes(const uint8_t* row, int64_t row_bytes, int bits, int 
   }
 }
 
-inline void unpack_row_codes(const uint8_t* tile, int bits, int lane, int64_t row_bytes, uint8_t* row) {
+inline void unpack_row_codes(const uint8_t* tile, int bits, int lane, int64_t row_bytes,
+                             uint8_t* row) {
   const int64_t unit = bits == 4 ? 4 : 8;
   for (int64_t byte = 0; byte < row_bytes; byte += unit, tile += kStepBytes4 * bits / 4) {
     uint32_t words[2] = {0, 0};
@@ -58,7 +62,8 @@ inline void unpack_row_codes(const uint8_t* tile, int bits, int lane, int64_t ro
 
 }  // namespace detail
 
-// The destination is first touched by the threads that kernels will read it with (the same static shares).
+// The destination is first touched by the threads that kernels will read it with (the same static
+// shares).
 inline PackedMatrix pack(const QuantizedMatrix& matrix, int threads = 0) {
   PackedMatrix packed;
   packed.scheme = matrix.scheme;
@@ -85,7 +90,8 @@ inline PackedMatrix pack(const QuantizedMatrix& matrix, int threads = 0) {
           uint8_t* const scales = tile + packed.scales_offset() + g * packed.scale_bytes();
           std::memcpy(scales + lane * scale_size, matrix.scales.values.data() + i * scale_size,
                       static_cast<size_t>(scale_size));
-          if (packed.signed_double_scales() && (matrix.scales.signs.data()[i / 8] >> (i % 8) & 1) != 0) {
+          if (packed.signed_double_scales() &&
+              (matrix.scales.signs.data()[i / 8] >> (i % 8) & 1) != 0) {
             scales[kTileRows + lane / 8] |= static_cast<uint8_t>(1 << (lane % 8));
           }
           if (zero_size > 0) {
@@ -103,7 +109,8 @@ inline QuantizedMatrix unpack(const PackedMatrix& packed, int threads = 0) {
   QuantizedMatrix matrix = QuantizedMatrix::allocate(packed.scheme, packed.rows, packed.cols);
   const int64_t groups = matrix.groups(), scale_size = stored_scale_bytes(packed.scheme.scales);
   const int64_t zero_size = packed.zero_bytes() / kTileRows;
-  matrix.scales = ScaleTable::allocate(packed.scheme.scales, packed.rows, groups, has_signed_scales(packed.scheme));
+  matrix.scales = ScaleTable::allocate(packed.scheme.scales, packed.rows, groups,
+                                       has_signed_scales(packed.scheme));
   matrix.scales.block_absmax = packed.block_absmax;
   matrix.scales.offset = packed.scale_offset;
   threads = useful_threads(threads, packed.rows * packed.cols, kElementGrain);
@@ -130,8 +137,10 @@ inline QuantizedMatrix unpack(const PackedMatrix& packed, int threads = 0) {
     matrix.scales.signs.fill_zero();
     for (int64_t i = 0; i < matrix.scales.size(); ++i) {
       const int64_t n = i / groups, g = i % groups, lane = n % kTileRows;
-      const uint8_t* const signs = packed.tile(n / kTileRows) + packed.scales_offset() + g * packed.scale_bytes() + kTileRows;
-      if (signs[lane / 8] >> (lane % 8) & 1) matrix.scales.signs.data()[i / 8] |= static_cast<uint8_t>(1 << (i % 8));
+      const uint8_t* const signs = packed.tile(n / kTileRows) + packed.scales_offset() +
+                                   g * packed.scale_bytes() + kTileRows;
+      if (signs[lane / 8] >> (lane % 8) & 1)
+        matrix.scales.signs.data()[i / 8] |= static_cast<uint8_t>(1 << (i % 8));
     }
   }
   return matrix;

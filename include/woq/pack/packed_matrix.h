@@ -1,15 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
-// PackedMatrix: the one layout that every kernel reads, whatever its instruction set or compute type. Rebuildable from
-// the hub and back, bit for bit; never an exchange format.
+// PackedMatrix: the one layout that every kernel reads, whatever its instruction set or compute
+// type. Rebuildable from the hub and back, bit for bit; never an exchange format.
 //
-// Rows of W are taken in tiles of 16 (one lane of a 512-bit register each), K in steps of 8. A step is
-//   4 bits: 64 bytes; byte 4 n + j holds W[n][k + j] in its low and W[n][k + 4 + j] in its high nibble (j = 0..3)
-//   8 bits: two blocks of 64 bytes; byte 4 n + j of block b holds W[n][k + 4 b + j]
-// so that one 64-byte load, after at most an and and a shift, is an operand of a 4-way byte dot product (vpdpbusd), its
-// 16-bit halves index a table of bfloat16 pairs (vpermw), and its dwords a table of floats (vpermps).
-// A tile lies in one piece: its codes, ceil(K / 8) steps; its scales [G][16] in their stored encoding; its zero points
-// [G][16]. A thread that computes a range of tiles reads them once and in order.
-// Rows past N and elements past K are stored as code 0 with scale 0; prepared activations are 0 past K.
+// Rows of W are taken in tiles of 16 (one lane of a 512-bit register each), K in steps of 8. A step
+// is
+//   4 bits: 64 bytes; byte 4 n + j holds W[n][k + j] in its low and W[n][k + 4 + j] in its high
+//   nibble (j = 0..3) 8 bits: two blocks of 64 bytes; byte 4 n + j of block b holds W[n][k + 4 b +
+//   j]
+// so that one 64-byte load, after at most an and and a shift, is an operand of a 4-way byte dot
+// product (vpdpbusd), its 16-bit halves index a table of bfloat16 pairs (vpermw), and its dwords a
+// table of floats (vpermps). A tile lies in one piece: its codes, ceil(K / 8) steps; its scales
+// [G][16] in their stored encoding; its zero points [G][16]. A thread that computes a range of
+// tiles reads them once and in order. Rows past N and elements past K are stored as code 0 with
+// scale 0; prepared activations are 0 past K.
 #pragma once
 
 #include <cstdint>
@@ -25,7 +28,9 @@ inline constexpr int64_t kStepBytes4 = kTileRows * kStep / 2;
 inline constexpr const char* kLayoutName = "n16k8";
 inline constexpr int kLayoutVersion = 1;
 
-constexpr int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
+constexpr int64_t round_up(int64_t n, int64_t unit) {
+  return (n + unit - 1) / unit * unit;
+}
 
 struct PackedMatrix {
   int layout_version = kLayoutVersion;
@@ -41,19 +46,26 @@ struct PackedMatrix {
   int64_t padded_cols() const { return round_up(cols, kStep); }
   int64_t group_length() const { return woq::group_length(scheme, cols); }
   int64_t groups() const { return group_count(scheme, cols); }
-  bool signed_double_scales() const { return scheme.scales == ScaleEncoding::kDouble && has_signed_scales(scheme); }
+  bool signed_double_scales() const {
+    return scheme.scales == ScaleEncoding::kDouble && has_signed_scales(scheme);
+  }
 
   // Bytes of one group's 16 scales, signs (a bit each) behind them.
   int64_t scale_bytes() const {
-    return kTileRows * stored_scale_bytes(scheme.scales) + (signed_double_scales() ? kTileRows / 8 : 0);
+    return kTileRows * stored_scale_bytes(scheme.scales) +
+           (signed_double_scales() ? kTileRows / 8 : 0);
   }
   int64_t zero_bytes() const {
-    return scheme.zeros == ZeroKind::kInt ? kTileRows : scheme.zeros == ZeroKind::kFloat ? kTileRows * 4 : 0;
+    return scheme.zeros == ZeroKind::kInt     ? kTileRows
+           : scheme.zeros == ZeroKind::kFloat ? kTileRows * 4
+                                              : 0;
   }
   int64_t step_bytes() const { return kStepBytes4 * dtype().bits / 4; }
   int64_t scales_offset() const { return padded_cols() / kStep * step_bytes(); }
   int64_t zeros_offset() const { return scales_offset() + groups() * scale_bytes(); }
-  int64_t tile_bytes() const { return round_up(zeros_offset() + groups() * zero_bytes(), Buffer::kAlignment); }
+  int64_t tile_bytes() const {
+    return round_up(zeros_offset() + groups() * zero_bytes(), Buffer::kAlignment);
+  }
   int64_t bytes() const { return data.size() + block_absmax.size(); }
 
   const uint8_t* tile(int64_t t) const { return data.data() + t * tile_bytes(); }

@@ -24,7 +24,8 @@ inline void dequantize_row(const QuantizedMatrix& matrix, int64_t n, float* out)
     }
     float values[16];  // of this group's codes
     for (int code = 0; code < 16; ++code) {
-      values[code] = scale * (dtype.is_integer() ? static_cast<float>(code) - zero : dtype.codebook->values[code]);
+      values[code] = scale * (dtype.is_integer() ? static_cast<float>(code) - zero
+                                                 : dtype.codebook->values[code]);
     }
     // Groups start at even k.
     for (int64_t k = begin; k + 1 < end; k += 2) {

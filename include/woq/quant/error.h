@@ -21,10 +21,11 @@ struct QuantError {
 };
 
 // weight: [N, K], the matrix that was quantized.
-inline QuantError quantization_error(const ConstMatrixView& weight, const QuantizedMatrix& matrix, int threads = 0) {
+inline QuantError quantization_error(const ConstMatrixView& weight, const QuantizedMatrix& matrix,
+                                     int threads = 0) {
   if (weight.rows != matrix.rows || weight.cols != matrix.cols) {
-    fail("the weight is ", weight.rows, " x ", weight.cols, ", but the quantized matrix is ", matrix.rows, " x ",
-         matrix.cols);
+    fail("the weight is ", weight.rows, " x ", weight.cols, ", but the quantized matrix is ",
+         matrix.rows, " x ", matrix.cols);
   }
   struct RowError {
     double squared = 0, signal = 0, max_abs = 0;
@@ -54,7 +55,8 @@ inline QuantError quantization_error(const ConstMatrixView& weight, const Quanti
   }
   const double count = static_cast<double>(weight.rows) * static_cast<double>(weight.cols);
   const double infinity = std::numeric_limits<double>::infinity();
-  return {total.squared / count, total.squared > 0 ? 10 * std::log10(total.signal / total.squared) : infinity,
+  return {total.squared / count,
+          total.squared > 0 ? 10 * std::log10(total.signal / total.squared) : infinity,
           total.max_abs};
 }
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// QuantizedMatrix, the hub: what readers produce, quantizers fill, writers and pack() consume. Free of any instruction
-// set. W is [N, K] with N = out_features, K = in_features, K contiguous.
+// QuantizedMatrix, the hub: what readers produce, quantizers fill, writers and pack() consume. Free
+// of any instruction set. W is [N, K] with N = out_features, K = in_features, K contiguous.
 #pragma once
 
 #include <cstdint>
@@ -15,9 +15,10 @@ namespace woq {
 struct QuantizedMatrix {
   QuantScheme scheme;
   int64_t rows = 0, cols = 0;  // N, K
-  Buffer qweight;              // [N, ceil(K * bits / 8)]; 4 bits: two codes a byte, the even k in the low nibble
-  ScaleTable scales;           // [N, G]
-  Buffer zero_points;          // [N, G]; kInt: uint8 codes, kFloat: fp32, kNone: empty
+  Buffer
+      qweight;  // [N, ceil(K * bits / 8)]; 4 bits: two codes a byte, the even k in the low nibble
+  ScaleTable scales;   // [N, G]
+  Buffer zero_points;  // [N, G]; kInt: uint8 codes, kFloat: fp32, kNone: empty
 
   const DtypeTraits& dtype() const { return traits_of(scheme.dtype); }
   int64_t group_length() const { return woq::group_length(scheme, cols); }
@@ -44,13 +45,16 @@ struct QuantizedMatrix {
   // Allocates every tensor but the scales; contents unset.
   static QuantizedMatrix allocate(const QuantScheme& scheme, int64_t rows, int64_t cols) {
     validate(scheme);
-    if (rows < 1 || cols < 1) fail("a quantized matrix needs at least one row and one column, got ", rows, " x ", cols);
+    if (rows < 1 || cols < 1)
+      fail("a quantized matrix needs at least one row and one column, got ", rows, " x ", cols);
     QuantizedMatrix matrix;
     matrix.scheme = scheme;
     matrix.rows = rows;
     matrix.cols = cols;
     matrix.qweight = Buffer(rows * matrix.row_bytes());
-    const int64_t zero_bytes = scheme.zeros == ZeroKind::kInt ? 1 : scheme.zeros == ZeroKind::kFloat ? 4 : 0;
+    const int64_t zero_bytes = scheme.zeros == ZeroKind::kInt     ? 1
+                               : scheme.zeros == ZeroKind::kFloat ? 4
+                                                                  : 0;
     matrix.zero_points = Buffer(rows * matrix.groups() * zero_bytes);
     return matrix;
   }

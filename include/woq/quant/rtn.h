@@ -1,12 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 // Round to nearest: every weight takes the closest code of its group's scale.
-//   symmetric integers : scale = absmax / (127 | 8 | 7); int4_fullrange negates it when the largest weight is positive,
-//                        so that the extreme becomes code -8 (when both signs reach it, it stays positive)
-//   asymmetric integers: range [min, max] forced to contain 0, scale = (max - min) / (2^bits - 1), integer zero point
-//   codebooks          : scale = absmax / largest code value
-//   a group of zeros   : as if absmax were 1 (integers; asymmetric: min -1, max 1) or 0 (codebooks)
-// Rounding is half to even; these are neural-compressor 2.6's rules for the integers and bitsandbytes' for nf4 and fp4.
-// The scale is rounded to its stored form first, and codes are chosen for the stored scale.
+//   symmetric integers : scale = absmax / (127 | 8 | 7); int4_fullrange negates it when the largest
+//   weight is positive,
+//                        so that the extreme becomes code -8 (when both signs reach it, it stays
+//                        positive)
+//   asymmetric integers: range [min, max] forced to contain 0, scale = (max - min) / (2^bits - 1),
+//   integer zero point codebooks          : scale = absmax / largest code value a group of zeros :
+//   as if absmax were 1 (integers; asymmetric: min -1, max 1) or 0 (codebooks)
+// Rounding is half to even; these are neural-compressor 2.6's rules for the integers and
+// bitsandbytes' for nf4 and fp4. The scale is rounded to its stored form first, and codes are
+// chosen for the stored scale.
 #pragma once
 
 #include <algorithm>
@@ -22,8 +25,8 @@
 namespace woq {
 
 struct RtnOptions {
-  // Searches each group's scale for the least squared error over shrunken ranges (neural-compressor has one ratio for
-  // a whole layer; one per group is never worse).
+  // Searches each group's scale for the least squared error over shrunken ranges (neural-compressor
+  // has one ratio for a whole layer; one per group is never worse).
   bool mse_search = false;
   std::string name = "weight";  // for messages
 };
@@ -58,12 +61,14 @@ inline GroupRange range_of(const float* w, int64_t n) {
   return range;
 }
 
-// Scale and, for asymmetric matrices, the real minimum of a group, before any rounding to a stored form.
+// Scale and, for asymmetric matrices, the real minimum of a group, before any rounding to a stored
+// form.
 struct GroupParameters {
   float scale = 0, min = 0;
 };
 
-inline GroupParameters group_parameters(const QuantScheme& scheme, const GroupRange& range, float ratio) {
+inline GroupParameters group_parameters(const QuantScheme& scheme, const GroupRange& range,
+                                        float ratio) {
   const DtypeTraits& dtype = traits_of(scheme.dtype);
   if (scheme.zeros == ZeroKind::kInt) {
     float min = std::min(range.min, 0.0f), max = std::max(range.max, 0.0f);
@@ -90,13 +95,14 @@ inline float integer_zero_point(const DtypeTraits& dtype, float min, float scale
 }
 
 // Codes of one group for a scale and zero point (in codes; the centre when symmetric).
-inline void encode_group(const DtypeTraits& dtype, const float* w, int64_t n, float scale, float zero, uint8_t* codes) {
+inline void encode_group(const DtypeTraits& dtype, const float* w, int64_t n, float scale,
+                         float zero, uint8_t* codes) {
   if (dtype.is_integer()) {
     const float low = -zero, high = static_cast<float>(dtype.max_code()) - zero;
     const float divisor = scale == 0.0f ? 1.0f : scale, keep = scale == 0.0f ? 0.0f : 1.0f;
     for (int64_t i = 0; i < n; ++i) {
-      // Clamped before rounding: the bounds are integers, so the order makes no difference, and round_half_even needs
-      // a small argument.
+      // Clamped before rounding: the bounds are integers, so the order makes no difference, and
+      // round_half_even needs a small argument.
       float q = w[i] * keep / divisor;
       q = q < low ? low : q;
       q = q > high ? high : q;
@@ -111,14 +117,16 @@ inline void encode_group(const DtypeTraits& dtype, const float* w, int64_t n, fl
   }
   // Double quantization can turn a scale far below its block's mean negative.
   const float inverse = 1.0f / std::copysign(std::max(std::fabs(scale), 1e-38f), scale);
-  for (int64_t i = 0; i < n; ++i) codes[i] = encode(book, book.multiply_by_reciprocal ? w[i] * inverse : w[i] / scale);
+  for (int64_t i = 0; i < n; ++i)
+    codes[i] = encode(book, book.multiply_by_reciprocal ? w[i] * inverse : w[i] / scale);
 }
 
-inline double group_squared_error(const DtypeTraits& dtype, const float* w, const uint8_t* codes, int64_t n, float scale,
-                                  float zero) {
+inline double group_squared_error(const DtypeTraits& dtype, const float* w, const uint8_t* codes,
+                                  int64_t n, float scale, float zero) {
   float error = 0;
   for (int64_t i = 0; i < n; ++i) {
-    const float value = dtype.is_integer() ? static_cast<float>(codes[i]) - zero : dtype.codebook->values[codes[i]];
+    const float value =
+        dtype.is_integer() ? static_cast<float>(codes[i]) - zero : dtype.codebook->values[codes[i]];
     const float difference = w[i] - scale * value;
     error += difference * difference;
   }
@@ -132,8 +140,8 @@ inline float zero_for(const QuantScheme& scheme, const GroupParameters& group, f
 }
 
 // The parameters with the least squared error; the widest range wins a tie.
-inline GroupParameters search_parameters(const QuantScheme& scheme, const GroupRange& range, const float* w, int64_t n,
-                                         uint8_t* scratch) {
+inline GroupParameters search_parameters(const QuantScheme& scheme, const GroupRange& range,
+                                         const float* w, int64_t n, uint8_t* scratch) {
   const DtypeTraits& dtype = traits_of(scheme.dtype);
   GroupParameters best;
   double best_error = 0;
@@ -156,34 +164,40 @@ inline void store_codes(const uint8_t* codes, int64_t n, int bits, uint8_t* out)
     std::copy_n(codes, n, out);
     return;
   }
-  for (int64_t i = 0; i + 1 < n; i += 2) out[i / 2] = static_cast<uint8_t>(codes[i] | codes[i + 1] << 4);
+  for (int64_t i = 0; i + 1 < n; i += 2)
+    out[i / 2] = static_cast<uint8_t>(codes[i] | codes[i + 1] << 4);
   if (n % 2 != 0) out[n / 2] = codes[n - 1];
 }
 
-[[noreturn]] inline void fail_not_finite(const std::string& name, const float* row, int64_t n, int64_t cols) {
+[[noreturn]] inline void fail_not_finite(const std::string& name, const float* row, int64_t n,
+                                         int64_t cols) {
   int64_t k = 0;
   while (k < cols && (float_bits(row[k]) & 0x7fffffffu) < 0x7f800000u) ++k;
-  fail("tensor '", name, "' holds ", row[k] != row[k] ? "NaN" : "an infinite value", " at row ", n, ", column ", k,
+  fail("tensor '", name, "' holds ", row[k] != row[k] ? "NaN" : "an infinite value", " at row ", n,
+       ", column ", k,
        "; quantization needs finite weights: repair the checkpoint or exclude the module");
 }
 
 }  // namespace detail
 
-// Quantizes weight [N, K]. Throws InvalidArgument for an unsupported scheme, an empty matrix, or a NaN or infinite
-// weight (naming tensor, row and column).
+// Quantizes weight [N, K]. Throws InvalidArgument for an unsupported scheme, an empty matrix, or a
+// NaN or infinite weight (naming tensor, row and column).
 inline QuantizedMatrix quantize_rtn(const ConstMatrixView& weight, const QuantScheme& scheme,
                                     const RtnOptions& options = {}, int threads = 0) {
   if (weight.rows < 1 || weight.cols < 1) {
-    fail("tensor '", options.name, "' is empty (", weight.rows, " x ", weight.cols, "); nothing to quantize");
+    fail("tensor '", options.name, "' is empty (", weight.rows, " x ", weight.cols,
+         "); nothing to quantize");
   }
-  if (scheme.zeros == ZeroKind::kFloat) fail("round to nearest has no float zero points; use integer ones");
+  if (scheme.zeros == ZeroKind::kFloat)
+    fail("round to nearest has no float zero points; use integer ones");
   QuantizedMatrix matrix = QuantizedMatrix::allocate(scheme, weight.rows, weight.cols);
   const DtypeTraits& dtype = matrix.dtype();
   const int64_t length = matrix.group_length(), groups = matrix.groups();
   const auto cols = static_cast<size_t>(weight.cols);
   threads = useful_threads(threads, weight.rows * weight.cols, kElementGrain);
 
-  // Pass 1: ideal parameters. Two passes, because double quantization looks at all scales of the matrix.
+  // Pass 1: ideal parameters. Two passes, because double quantization looks at all scales of the
+  // matrix.
   std::vector<detail::GroupParameters> parameters(static_cast<size_t>(weight.rows * groups));
   parallel_for(weight.rows, threads, [&](int64_t begin, int64_t end) {
     std::vector<float> row(cols);
@@ -217,8 +231,10 @@ inline QuantizedMatrix quantize_rtn(const ConstMatrixView& weight, const QuantSc
         const int64_t index = n * groups + g, size = std::min(length, weight.cols - g * length);
         const float scale = matrix.scales.at(index);
         const float zero = detail::zero_for(scheme, parameters[static_cast<size_t>(index)], scale);
-        detail::encode_group(dtype, row.data() + g * length, size, scale, zero, codes.data() + g * length);
-        if (scheme.zeros == ZeroKind::kInt) matrix.zero_points.data()[index] = static_cast<uint8_t>(zero);
+        detail::encode_group(dtype, row.data() + g * length, size, scale, zero,
+                             codes.data() + g * length);
+        if (scheme.zeros == ZeroKind::kInt)
+          matrix.zero_points.data()[index] = static_cast<uint8_t>(zero);
       }
       detail::store_codes(codes.data(), weight.cols, dtype.bits, matrix.row(n));
     }

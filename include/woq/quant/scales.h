@@ -15,16 +15,18 @@
 
 namespace woq {
 
-// Double quantization (QLoRA, arXiv:2305.14314, section 3; the map and the block layout are bitsandbytes'): scales in
-// row-major order in blocks of 256; |s| - offset, divided by its block's absolute maximum, becomes the nearest of 256
-// fixed values; offset is the mean of |s|. A signed scale keeps its sign as one bit.
+// Double quantization (QLoRA, arXiv:2305.14314, section 3; the map and the block layout are
+// bitsandbytes'): scales in row-major order in blocks of 256; |s| - offset, divided by its block's
+// absolute maximum, becomes the nearest of 256 fixed values; offset is the mean of |s|. A signed
+// scale keeps its sign as one bit.
 inline constexpr int64_t kDoubleQuantBlock = 256;
 
 namespace detail {
 
-// bitsandbytes' signed dynamic map, `create_dynamic_map(signed=True)`: for each decade 10^(i-6), 2^i midpoints of a
-// linear division of [0.1, 1], both signs, and 0 and 1. Ascending. Single precision with fused steps, as
-// torch.linspace computes there: all 256 entries are equal bit for bit.
+// bitsandbytes' signed dynamic map, `create_dynamic_map(signed=True)`: for each decade 10^(i-6),
+// 2^i midpoints of a linear division of [0.1, 1], both signs, and 0 and 1. Ascending. Single
+// precision with fused steps, as torch.linspace computes there: all 256 entries are equal bit for
+// bit.
 inline std::array<float, 256> make_dynamic_map() {
   std::array<float, 256> map{};
   size_t size = 0;
@@ -75,8 +77,8 @@ struct ScaleTable {
   int64_t rows = 0, groups = 0;  // N, G
   Buffer values;                 // [N, G] of the encoding's type
   Buffer block_absmax;           // double: fp32 [ceil(N * G / 256)]
-  Buffer signs;                  // double and signed: one bit a scale, [ceil(N * G / 8)], 1 = negative
-  float offset = 0.0f;           // double
+  Buffer signs;         // double and signed: one bit a scale, [ceil(N * G / 8)], 1 = negative
+  float offset = 0.0f;  // double
 
   int64_t size() const { return rows * groups; }
   int64_t blocks() const { return (size() + kDoubleQuantBlock - 1) / kDoubleQuantBlock; }
@@ -88,24 +90,22 @@ struct ScaleTable {
   // Scale number i in row-major order.
   float at(int64_t i) const {
     switch (encoding) {
-      case ScaleEncoding::kFp32:
-        return values.as<float>()[i];
-      case ScaleEncoding::kFp16:
-        return fp16_to_float(values.as<uint16_t>()[i]);
-      case ScaleEncoding::kBf16:
-        return bf16_to_float(values.as<uint16_t>()[i]);
-      case ScaleEncoding::kDouble:
-        break;
+      case ScaleEncoding::kFp32: return values.as<float>()[i];
+      case ScaleEncoding::kFp16: return fp16_to_float(values.as<uint16_t>()[i]);
+      case ScaleEncoding::kBf16: return bf16_to_float(values.as<uint16_t>()[i]);
+      case ScaleEncoding::kDouble: break;
     }
     const float magnitude =
-        rounded(dynamic_map()[values.data()[i]] * block_absmax.as<float>()[i / kDoubleQuantBlock]) + offset;
+        rounded(dynamic_map()[values.data()[i]] * block_absmax.as<float>()[i / kDoubleQuantBlock]) +
+        offset;
     const bool negative = signs.size() > 0 && (signs.data()[i / 8] >> (i % 8) & 1);
     return negative ? -magnitude : magnitude;
   }
   float at(int64_t row, int64_t group) const { return at(row * groups + group); }
 
   // Allocates for [rows, groups] scales, contents unset.
-  static ScaleTable allocate(ScaleEncoding encoding, int64_t rows, int64_t groups, bool signed_scales) {
+  static ScaleTable allocate(ScaleEncoding encoding, int64_t rows, int64_t groups,
+                             bool signed_scales) {
     ScaleTable table;
     table.encoding = encoding;
     table.rows = rows;
@@ -118,9 +118,10 @@ struct ScaleTable {
     return table;
   }
 
-  // Encodes fp32 scales [rows, groups]. Throws InvalidArgument when the encoding cannot hold one as a finite number.
-  static ScaleTable encode(const float* scales, int64_t rows, int64_t groups, ScaleEncoding encoding,
-                           bool signed_scales) {
+  // Encodes fp32 scales [rows, groups]. Throws InvalidArgument when the encoding cannot hold one as
+  // a finite number.
+  static ScaleTable encode(const float* scales, int64_t rows, int64_t groups,
+                           ScaleEncoding encoding, bool signed_scales) {
     ScaleTable table = allocate(encoding, rows, groups, signed_scales);
     if (encoding == ScaleEncoding::kDouble) {
       table.encode_double(scales, signed_scales);
@@ -132,9 +133,11 @@ struct ScaleTable {
     }
     for (int64_t i = 0; i < table.size(); ++i) {
       if (std::isfinite(table.at(i))) continue;
-      fail("the scale of row ", i / groups, ", group ", i % groups, " (", scales[i], ") does not fit ",
-           encoding == ScaleEncoding::kFp16 ? "fp16, whose largest value is 65504; use scale_dtype 'bf16' or 'fp32'"
-                                            : "its type; the weights reach the end of fp32's range: rescale them");
+      fail("the scale of row ", i / groups, ", group ", i % groups, " (", scales[i],
+           ") does not fit ",
+           encoding == ScaleEncoding::kFp16
+               ? "fp16, whose largest value is 65504; use scale_dtype 'bf16' or 'fp32'"
+               : "its type; the weights reach the end of fp32's range: rescale them");
     }
     return table;
   }
@@ -146,15 +149,18 @@ struct ScaleTable {
     offset = size() > 0 ? static_cast<float>(sum / static_cast<double>(size())) : 0.0f;
     if (signed_scales) signs.fill_zero();
     for (int64_t b = 0; b < blocks(); ++b) {
-      const int64_t begin = b * kDoubleQuantBlock, end = std::min(size(), begin + kDoubleQuantBlock);
+      const int64_t begin = b * kDoubleQuantBlock,
+                    end = std::min(size(), begin + kDoubleQuantBlock);
       float absmax = 0;
-      for (int64_t i = begin; i < end; ++i) absmax = std::max(absmax, std::fabs(std::fabs(scales[i]) - offset));
+      for (int64_t i = begin; i < end; ++i)
+        absmax = std::max(absmax, std::fabs(std::fabs(scales[i]) - offset));
       block_absmax.as<float>()[b] = absmax;
       const float inverse = 1.0f / std::max(absmax, 1e-38f);
       for (int64_t i = begin; i < end; ++i) {
         const float x = std::clamp((std::fabs(scales[i]) - offset) * inverse, -1.0f, 1.0f);
         values.data()[i] = encode_dynamic(x);
-        if (signed_scales && scales[i] < 0) signs.data()[i / 8] |= static_cast<uint8_t>(1 << (i % 8));
+        if (signed_scales && scales[i] < 0)
+          signs.data()[i / 8] |= static_cast<uint8_t>(1 << (i % 8));
       }
     }
   }

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// QuantScheme: how a weight matrix is quantized. Says nothing about instruction sets or compute types.
+// QuantScheme: how a weight matrix is quantized. Says nothing about instruction sets or compute
+// types.
 #pragma once
 
 #include <cstdint>
@@ -10,8 +11,8 @@
 
 namespace woq {
 
-// kInt: an unsigned code per group. kFloat: a real number per group, as HQQ and GGUF's Q4_1 have; read by
-// dequantization and kernels, produced by no quantizer of ours yet.
+// kInt: an unsigned code per group. kFloat: a real number per group, as HQQ and GGUF's Q4_1 have;
+// read by dequantization and kernels, produced by no quantizer of ours yet.
 enum class ZeroKind : uint8_t { kNone, kInt, kFloat };
 
 // kDouble: 8-bit codes of bitsandbytes' dynamic map, see scales.h.
@@ -39,7 +40,8 @@ inline ScaleEncoding parse_scale_encoding(std::string_view scale_dtype, bool dou
   if (!double_quant) return encoding;
   if (encoding != ScaleEncoding::kFp32) {
     fail("scale_dtype '", scale_dtype,
-         "' and double quantization exclude each other: double-quantized scales are 8-bit codes with fp32 block "
+         "' and double quantization exclude each other: double-quantized scales are 8-bit codes "
+         "with fp32 block "
          "maxima; use scale_dtype 'fp32' or turn double quantization off");
   }
   return ScaleEncoding::kDouble;
@@ -47,18 +49,21 @@ inline ScaleEncoding parse_scale_encoding(std::string_view scale_dtype, bool dou
 
 // The name of the type that scales have before double quantization.
 inline const char* scale_dtype_name(ScaleEncoding encoding) {
-  return encoding == ScaleEncoding::kFp16 ? "fp16" : encoding == ScaleEncoding::kBf16 ? "bf16" : "fp32";
+  return encoding == ScaleEncoding::kFp16   ? "fp16"
+         : encoding == ScaleEncoding::kBf16 ? "bf16"
+                                            : "fp32";
 }
 
 inline void validate(const QuantScheme& scheme) {
   const int64_t g = scheme.group_size;
   if (g != -1 && (g < kMinGroupSize || g % kGroupSizeStep != 0)) {
-    fail("group_size ", g, " is not supported: use -1 (one group per row) or a multiple of ", kGroupSizeStep, " from ",
-         kMinGroupSize, " up");
+    fail("group_size ", g, " is not supported: use -1 (one group per row) or a multiple of ",
+         kGroupSizeStep, " from ", kMinGroupSize, " up");
   }
   if (scheme.zeros != ZeroKind::kNone && !traits_of(scheme.dtype).is_integer()) {
     fail("weight dtype '", name_of(scheme.dtype),
-         "' has no asymmetric form: its code points are fixed; use scheme 'sym', or an integer dtype");
+         "' has no asymmetric form: its code points are fixed; use scheme 'sym', or an integer "
+         "dtype");
   }
 }
 

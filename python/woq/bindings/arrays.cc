@@ -13,9 +13,10 @@ struct TorchDtypes {
 
   TorchDtypes() {
     const py::module_ torch = py::module_::import("torch");
-    for (ElementType type : {ElementType::kFp32, ElementType::kFp16, ElementType::kBf16, ElementType::kUint8,
-                             ElementType::kUint16}) {
-      if (py::hasattr(torch, name_of(type))) known.emplace_back(torch.attr(name_of(type)).ptr(), type);
+    for (ElementType type : {ElementType::kFp32, ElementType::kFp16, ElementType::kBf16,
+                             ElementType::kUint8, ElementType::kUint16}) {
+      if (py::hasattr(torch, name_of(type)))
+        known.emplace_back(torch.attr(name_of(type)).ptr(), type);
     }
   }
 };
@@ -26,7 +27,8 @@ const TorchDtypes& torch_dtypes() {
 }
 
 [[noreturn]] void fail_dtype(const char* what, const std::string& dtype) {
-  fail(what, " has dtype ", dtype, "; supported: float32, float16, bfloat16 (and, for stored tensors, uint8, uint16)");
+  fail(what, " has dtype ", dtype,
+       "; supported: float32, float16, bfloat16 (and, for stored tensors, uint8, uint16)");
 }
 
 ArrayRef from_numpy(const py::array& array, const char* what) {
@@ -34,20 +36,22 @@ ArrayRef from_numpy(const py::array& array, const char* what) {
   const py::dtype dtype = array.dtype();
   const std::string name = py::str(dtype.attr("name"));
   bool known = false;
-  for (ElementType type : {ElementType::kFp32, ElementType::kFp16, ElementType::kBf16, ElementType::kUint8,
-                           ElementType::kUint16}) {
+  for (ElementType type : {ElementType::kFp32, ElementType::kFp16, ElementType::kBf16,
+                           ElementType::kUint8, ElementType::kUint16}) {
     if (name == name_of(type)) {
       ref.type = type;
       known = true;
     }
   }
   if (!known) fail_dtype(what, name);
-  if (!py::cast<bool>(dtype.attr("isnative"))) fail(what, " is in foreign byte order; convert it with .astype('", name, "')");
+  if (!py::cast<bool>(dtype.attr("isnative")))
+    fail(what, " is in foreign byte order; convert it with .astype('", name, "')");
   ref.data = const_cast<void*>(array.data());
   ref.writable = array.writeable();
   for (py::ssize_t i = 0; i < array.ndim(); ++i) {
     ref.shape.push_back(array.shape(i));
-    if (array.strides(i) % size_of(ref.type) != 0) fail(what, " has strides that are no multiple of its element size");
+    if (array.strides(i) % size_of(ref.type) != 0)
+      fail(what, " has strides that are no multiple of its element size");
     ref.strides.push_back(array.strides(i) / size_of(ref.type));
   }
   return ref;
@@ -77,21 +81,20 @@ ArrayRef from_tensor(py::handle tensor, const char* what) {
 
 FloatType float_type(const ArrayRef& ref, const char* what) {
   switch (ref.type) {
-    case ElementType::kFp32:
-      return FloatType::kFp32;
-    case ElementType::kFp16:
-      return FloatType::kFp16;
-    case ElementType::kBf16:
-      return FloatType::kBf16;
+    case ElementType::kFp32: return FloatType::kFp32;
+    case ElementType::kFp16: return FloatType::kFp16;
+    case ElementType::kBf16: return FloatType::kBf16;
     default:
       fail(what, " has dtype ", name_of(ref.type), "; supported: float32, float16, bfloat16");
   }
 }
 
 MatrixView matrix_view(const ArrayRef& ref, const char* what) {
-  if (ref.shape.size() != 2) fail(what, " has shape ", shape_text(ref.shape), "; expected a 2-D array");
+  if (ref.shape.size() != 2)
+    fail(what, " has shape ", shape_text(ref.shape), "; expected a 2-D array");
   if (ref.shape[1] > 1 && ref.strides[1] != 1) {
-    fail(what, " has a column stride of ", ref.strides[1], "; rows must be contiguous: pass a contiguous copy");
+    fail(what, " has a column stride of ", ref.strides[1],
+         "; rows must be contiguous: pass a contiguous copy");
   }
   return {ref.data, float_type(ref, what), ref.shape[0], ref.shape[1], ref.strides[0]};
 }
@@ -114,13 +117,16 @@ std::string shape_text(const std::vector<int64_t>& shape) {
 }
 
 ArrayRef array_ref(py::handle object, const char* what) {
-  if (py::isinstance<py::array>(object)) return from_numpy(py::reinterpret_borrow<py::array>(object), what);
+  if (py::isinstance<py::array>(object))
+    return from_numpy(py::reinterpret_borrow<py::array>(object), what);
   if (py::hasattr(object, "data_ptr")) return from_tensor(object, what);
   fail(what, " is a ", std::string(py::str(py::type::handle_of(object).attr("__name__"))),
        "; expected a numpy array or a torch tensor");
 }
 
-ConstMatrixView input_matrix(py::handle object, const char* what) { return matrix_view(array_ref(object, what), what); }
+ConstMatrixView input_matrix(py::handle object, const char* what) {
+  return matrix_view(array_ref(object, what), what);
+}
 
 MatrixView output_matrix(py::handle object, const char* what) {
   const ArrayRef ref = array_ref(object, what);
@@ -130,12 +136,13 @@ MatrixView output_matrix(py::handle object, const char* what) {
 
 std::vector<float> float_vector(py::handle object, const char* what) {
   const ArrayRef ref = array_ref(object, what);
-  if (ref.shape.size() != 1) fail(what, " has shape ", shape_text(ref.shape), "; expected a 1-D array");
+  if (ref.shape.size() != 1)
+    fail(what, " has shape ", shape_text(ref.shape), "; expected a 1-D array");
   const FloatType type = float_type(ref, what);
   std::vector<float> values(static_cast<size_t>(ref.shape[0]));
   for (size_t i = 0; i < values.size(); ++i) {
-    const char* element =
-        static_cast<const char*>(ref.data) + static_cast<int64_t>(i) * ref.strides[0] * woq::size_of(type);
+    const char* element = static_cast<const char*>(ref.data) +
+                          static_cast<int64_t>(i) * ref.strides[0] * woq::size_of(type);
     load_floats(element, type, 1, &values[i]);
   }
   return values;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Arrays from Python, read in place: numpy arrays (float32, float16, ml_dtypes.bfloat16, unsigned integers) and torch
-// CPU tensors. Nothing here links torch; a tensor is asked for its address.
+// Arrays from Python, read in place: numpy arrays (float32, float16, ml_dtypes.bfloat16, unsigned
+// integers) and torch CPU tensors. Nothing here links torch; a tensor is asked for its address.
 #pragma once
 
 #include <pybind11/numpy.h>
@@ -45,7 +45,8 @@ struct ArrayRef {
 // "[2, 3]"
 std::string shape_text(const std::vector<int64_t>& shape);
 
-// Throws InvalidArgument, calling the array `what`, for anything that is not such an array on the CPU.
+// Throws InvalidArgument, calling the array `what`, for anything that is not such an array on the
+// CPU.
 ArrayRef array_ref(py::handle object, const char* what);
 
 // A 2-D floating-point array with unit column stride.

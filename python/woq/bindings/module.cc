@@ -31,19 +31,21 @@ py::dict dtype_aliases() {
 py::array_t<float> code_values(const std::string& dtype) {
   const DtypeTraits& traits = traits_of(parse_weight_dtype(dtype));
   py::array_t<float> values(traits.max_code() + 1);
-  for (int code = 0; code <= traits.max_code(); ++code) values.mutable_at(code) = code_value(traits, code);
+  for (int code = 0; code <= traits.max_code(); ++code)
+    values.mutable_at(code) = code_value(traits, code);
   return values;
 }
 
-std::string validate_scheme(const std::string& dtype, int64_t group_size, bool asym, const std::string& scale_dtype,
-                            bool double_quant, const std::string& compute_dtype) {
+std::string validate_scheme(const std::string& dtype, int64_t group_size, bool asym,
+                            const std::string& scale_dtype, bool double_quant,
+                            const std::string& compute_dtype) {
   parse_compute_type(compute_dtype);
   return traits_of(make_scheme(dtype, group_size, asym, scale_dtype, double_quant).dtype).name;
 }
 
 std::unique_ptr<WeightOnlyLinear> make_linear(const QuantizedMatrix& weight, const py::object& bias,
-                                              const std::string& compute_dtype, const std::string& name,
-                                              int num_threads) {
+                                              const std::string& compute_dtype,
+                                              const std::string& name, int num_threads) {
   const ComputeType compute = parse_compute_type(compute_dtype);
   std::vector<float> bias_values;
   if (!bias.is_none()) bias_values = float_vector(bias, "bias");
@@ -51,7 +53,8 @@ std::unique_ptr<WeightOnlyLinear> make_linear(const QuantizedMatrix& weight, con
   return std::make_unique<WeightOnlyLinear>(weight, bias_values, compute, name, num_threads);
 }
 
-void forward(const WeightOnlyLinear& layer, const py::object& x, const py::object& out, int num_threads) {
+void forward(const WeightOnlyLinear& layer, const py::object& x, const py::object& out,
+             int num_threads) {
   const ConstMatrixView input = input_matrix(x, "the input");
   const MatrixView output = output_matrix(out, "the output");
   const py::gil_scoped_release unlocked;
@@ -78,22 +81,26 @@ py::dict explain(const WeightOnlyLinear& layer) {
   result["layout"] = concat(kLayoutName, " v", weight.layout_version);
   result["packed_bytes"] = weight.bytes();
   result["reason"] = choice.considered.back().why;
-  result["forced"] = choice.forced.empty() ? py::object(py::none()) : py::object(py::str(choice.forced));
+  result["forced"] =
+      choice.forced.empty() ? py::object(py::none()) : py::object(py::str(choice.forced));
   result["considered"] = considered;
-  result["threads"] = in_forked_child() ? "1 (a forked child has no thread pool)" : std::to_string(usable_threads());
+  result["threads"] = in_forked_child() ? "1 (a forked child has no thread pool)"
+                                        : std::to_string(usable_threads());
   return result;
 }
 
 py::dict cpu_info() {
   py::dict feature_map;
-  for (int i = 0; i < kCpuFeatureCount; ++i) feature_map[kCpuFeatureNames[i]] = (cpu_features() >> i & 1u) != 0;
+  for (int i = 0; i < kCpuFeatureCount; ++i)
+    feature_map[kCpuFeatureNames[i]] = (cpu_features() >> i & 1u) != 0;
   py::dict info;
   info["brand"] = cpu_brand();
   info["features"] = feature_map;
   info["logical_cpus"] = omp_get_num_procs();
   info["usable_threads"] = usable_threads();
   info["forked_child"] = in_forked_child();
-  info["forced_target"] = forced_target().empty() ? py::object(py::none()) : py::object(py::str(forced_target()));
+  info["forced_target"] =
+      forced_target().empty() ? py::object(py::none()) : py::object(py::str(forced_target()));
   return info;
 }
 
@@ -130,39 +137,47 @@ PYBIND11_MODULE(_woq, module) {
 
   module.def("dtype_names", &dtype_names);
   module.def("dtype_aliases", &dtype_aliases);
-  module.def("compute_dtype_names",
-             [] { return std::vector<std::string>(std::begin(kComputeTypeNames), std::end(kComputeTypeNames)); });
+  module.def("compute_dtype_names", [] {
+    return std::vector<std::string>(std::begin(kComputeTypeNames), std::end(kComputeTypeNames));
+  });
   module.def("scale_dtype_names", [] { return std::vector<std::string>{"fp32", "fp16", "bf16"}; });
   module.def("code_values", &code_values, py::arg("dtype"));
-  module.def("validate_scheme", &validate_scheme, py::arg("dtype"), py::arg("group_size"), py::arg("asym"),
-             py::arg("scale_dtype"), py::arg("double_quant"), py::arg("compute_dtype"));
+  module.def("validate_scheme", &validate_scheme, py::arg("dtype"), py::arg("group_size"),
+             py::arg("asym"), py::arg("scale_dtype"), py::arg("double_quant"),
+             py::arg("compute_dtype"));
   bind_quantized(module);
 
   py::class_<WeightOnlyLinear>(module, "Linear")
-      .def(py::init(&make_linear), py::arg("weight"), py::arg("bias") = py::none(), py::arg("compute_dtype") = "fp32",
-           py::arg("name") = "", py::arg("num_threads") = 0)
+      .def(py::init(&make_linear), py::arg("weight"), py::arg("bias") = py::none(),
+           py::arg("compute_dtype") = "fp32", py::arg("name") = "", py::arg("num_threads") = 0)
       .def_property_readonly("in_features", &WeightOnlyLinear::in_features)
       .def_property_readonly("out_features", &WeightOnlyLinear::out_features)
       .def_property_readonly("has_bias", &WeightOnlyLinear::has_bias)
       .def_property_readonly("nbytes", [](const WeightOnlyLinear& l) { return l.weight().bytes(); })
-      .def_property_readonly("dtype", [](const WeightOnlyLinear& l) { return l.weight().dtype().name; })
-      .def_property_readonly("compute_dtype", [](const WeightOnlyLinear& l) { return name_of(l.kernel().compute); })
-      .def_property_readonly("group_size", [](const WeightOnlyLinear& l) { return l.weight().scheme.group_size; })
-      .def_property_readonly("asym",
-                             [](const WeightOnlyLinear& l) { return l.weight().scheme.zeros != ZeroKind::kNone; })
-      .def_property_readonly("scale_dtype",
-                             [](const WeightOnlyLinear& l) { return scale_dtype_name(l.weight().scheme.scales); })
+      .def_property_readonly("dtype",
+                             [](const WeightOnlyLinear& l) { return l.weight().dtype().name; })
+      .def_property_readonly("compute_dtype",
+                             [](const WeightOnlyLinear& l) { return name_of(l.kernel().compute); })
+      .def_property_readonly("group_size",
+                             [](const WeightOnlyLinear& l) { return l.weight().scheme.group_size; })
       .def_property_readonly(
-          "double_quant",
-          [](const WeightOnlyLinear& l) { return l.weight().scheme.scales == ScaleEncoding::kDouble; })
+          "asym",
+          [](const WeightOnlyLinear& l) { return l.weight().scheme.zeros != ZeroKind::kNone; })
+      .def_property_readonly(
+          "scale_dtype",
+          [](const WeightOnlyLinear& l) { return scale_dtype_name(l.weight().scheme.scales); })
+      .def_property_readonly("double_quant",
+                             [](const WeightOnlyLinear& l) {
+                               return l.weight().scheme.scales == ScaleEncoding::kDouble;
+                             })
       .def("forward", &forward, py::arg("x"), py::arg("out"), py::arg("num_threads") = 0)
       .def(
           "unpack", [](const WeightOnlyLinear& l) { return unpack(l.weight()); },
           py::call_guard<py::gil_scoped_release>())
       .def("explain", &explain)
       .def("__repr__", [](const WeightOnlyLinear& l) {
-        return concat("Linear(in_features=", l.in_features(), ", out_features=", l.out_features(), ", ",
-                      l.weight().dtype().name, ", kernel=", l.kernel().name, ")");
+        return concat("Linear(in_features=", l.in_features(), ", out_features=", l.out_features(),
+                      ", ", l.weight().dtype().name, ", kernel=", l.kernel().name, ")");
       });
 
   module.def("cpu_info", &cpu_info);

@@ -11,20 +11,18 @@ namespace {
 
 ElementType scale_element(ScaleEncoding encoding) {
   switch (encoding) {
-    case ScaleEncoding::kFp32:
-      return ElementType::kFp32;
-    case ScaleEncoding::kFp16:
-      return ElementType::kFp16;
-    case ScaleEncoding::kBf16:
-      return ElementType::kUint16;
-    case ScaleEncoding::kDouble:
-      break;
+    case ScaleEncoding::kFp32: return ElementType::kFp32;
+    case ScaleEncoding::kFp16: return ElementType::kFp16;
+    case ScaleEncoding::kBf16: return ElementType::kUint16;
+    case ScaleEncoding::kDouble: break;
   }
   return ElementType::kUint8;
 }
 
-// A numpy view of stored bytes that keeps `owner` alive. numpy has no bfloat16 of its own: such scales are uint16.
-py::array view(const Buffer& buffer, ElementType type, std::vector<py::ssize_t> shape, const py::object& owner) {
+// A numpy view of stored bytes that keeps `owner` alive. numpy has no bfloat16 of its own: such
+// scales are uint16.
+py::array view(const Buffer& buffer, ElementType type, std::vector<py::ssize_t> shape,
+               const py::object& owner) {
   py::array array(py::dtype(name_of(type)), std::move(shape), buffer.data(), owner);
   array.attr("setflags")(py::arg("write") = false);
   return array;
@@ -48,7 +46,10 @@ std::vector<StoredTensor> stored_tensors(QuantizedMatrix& matrix) {
     list.push_back({"zero_points", &matrix.zero_points, ElementType::kUint8, {n, g}});
   }
   if (matrix.scheme.scales == ScaleEncoding::kDouble) {
-    list.push_back({"scales_absmax", &matrix.scales.block_absmax, ElementType::kFp32, {matrix.scales.blocks()}});
+    list.push_back({"scales_absmax",
+                    &matrix.scales.block_absmax,
+                    ElementType::kFp32,
+                    {matrix.scales.blocks()}});
     if (has_signed_scales(matrix.scheme)) {
       list.push_back({"scales_sign", &matrix.scales.signs, ElementType::kUint8, {(n * g + 7) / 8}});
     }
@@ -60,7 +61,8 @@ py::dict tensors(const py::object& self) {
   auto& matrix = self.cast<QuantizedMatrix&>();
   py::dict result;
   for (const StoredTensor& tensor : stored_tensors(matrix)) {
-    result[tensor.name] = view(*tensor.buffer, tensor.type, {tensor.shape.begin(), tensor.shape.end()}, self);
+    result[tensor.name] =
+        view(*tensor.buffer, tensor.type, {tensor.shape.begin(), tensor.shape.end()}, self);
   }
   if (matrix.scheme.scales == ScaleEncoding::kDouble) {
     py::array_t<float> offset(1);
@@ -70,21 +72,26 @@ py::dict tensors(const py::object& self) {
   return result;
 }
 
-ArrayRef stored_tensor(const py::dict& tensors, const char* name, ElementType type, const std::vector<int64_t>& shape) {
+ArrayRef stored_tensor(const py::dict& tensors, const char* name, ElementType type,
+                       const std::vector<int64_t>& shape) {
   if (!tensors.contains(name)) fail("tensor '", name, "' is missing from the quantized weight");
   const ArrayRef ref = array_ref(tensors[name], name);
   const bool bf16_bits = type == ElementType::kUint16 && ref.type == ElementType::kBf16;
-  if (ref.type != type && !bf16_bits) fail("tensor '", name, "' is ", name_of(ref.type), ", expected ", name_of(type));
-  if (ref.shape != shape) fail("tensor '", name, "' has shape ", shape_text(ref.shape), ", expected ", shape_text(shape));
+  if (ref.type != type && !bf16_bits)
+    fail("tensor '", name, "' is ", name_of(ref.type), ", expected ", name_of(type));
+  if (ref.shape != shape)
+    fail("tensor '", name, "' has shape ", shape_text(ref.shape), ", expected ", shape_text(shape));
   if (!ref.contiguous()) fail("tensor '", name, "' is not contiguous; pass a contiguous copy");
   return ref;
 }
 
-QuantizedMatrix from_tensors(const py::dict& tensors, int64_t rows, int64_t cols, const std::string& dtype,
-                             int64_t group_size, bool asym, const std::string& scale_dtype, bool double_quant) {
+QuantizedMatrix from_tensors(const py::dict& tensors, int64_t rows, int64_t cols,
+                             const std::string& dtype, int64_t group_size, bool asym,
+                             const std::string& scale_dtype, bool double_quant) {
   const QuantScheme scheme = make_scheme(dtype, group_size, asym, scale_dtype, double_quant);
   QuantizedMatrix matrix = QuantizedMatrix::allocate(scheme, rows, cols);
-  matrix.scales = ScaleTable::allocate(scheme.scales, rows, matrix.groups(), has_signed_scales(scheme));
+  matrix.scales =
+      ScaleTable::allocate(scheme.scales, rows, matrix.groups(), has_signed_scales(scheme));
   for (const StoredTensor& tensor : stored_tensors(matrix)) {
     const ArrayRef ref = stored_tensor(tensors, tensor.name, tensor.type, tensor.shape);
     if (tensor.buffer->size() > 0) {
@@ -92,21 +99,21 @@ QuantizedMatrix from_tensors(const py::dict& tensors, int64_t rows, int64_t cols
     }
   }
   if (scheme.scales == ScaleEncoding::kDouble) {
-    matrix.scales.offset =
-        *static_cast<const float*>(stored_tensor(tensors, "scales_offset", ElementType::kFp32, {1}).data);
+    matrix.scales.offset = *static_cast<const float*>(
+        stored_tensor(tensors, "scales_offset", ElementType::kFp32, {1}).data);
   }
   for (int64_t i = 0; i < matrix.scales.size(); ++i) {
     const float scale = matrix.scales.at(i);
     if (!(std::fabs(scale) <= 3.402823466e+38f)) {
-      fail("tensor 'scales' decodes to ", scale, " at row ", i / matrix.groups(), ", group ", i % matrix.groups(),
-           "; the checkpoint is corrupt");
+      fail("tensor 'scales' decodes to ", scale, " at row ", i / matrix.groups(), ", group ",
+           i % matrix.groups(), "; the checkpoint is corrupt");
     }
   }
   for (int64_t i = 0; i < matrix.zero_points.size(); ++i) {
     if (matrix.zero_points.data()[i] > matrix.dtype().max_code()) {
-      fail("tensor 'zero_points' holds ", static_cast<int>(matrix.zero_points.data()[i]), " at row ",
-           i / matrix.groups(), ", group ", i % matrix.groups(), "; the largest code of ", dtype, " is ",
-           matrix.dtype().max_code());
+      fail("tensor 'zero_points' holds ", static_cast<int>(matrix.zero_points.data()[i]),
+           " at row ", i / matrix.groups(), ", group ", i % matrix.groups(),
+           "; the largest code of ", dtype, " is ", matrix.dtype().max_code());
     }
   }
   return matrix;
@@ -130,7 +137,8 @@ py::array_t<float> scales(const QuantizedMatrix& matrix) {
 py::object zero_points(const QuantizedMatrix& matrix) {
   if (matrix.scheme.zeros != ZeroKind::kInt) return py::none();
   py::array_t<uint8_t> array({matrix.rows, matrix.groups()});
-  std::memcpy(array.mutable_data(), matrix.zero_points.data(), static_cast<size_t>(matrix.zero_points.size()));
+  std::memcpy(array.mutable_data(), matrix.zero_points.data(),
+              static_cast<size_t>(matrix.zero_points.size()));
   return array;
 }
 
@@ -142,9 +150,9 @@ py::array_t<float> dequantized(const QuantizedMatrix& matrix) {
   return array;
 }
 
-QuantizedMatrix rtn(const py::object& weight, const std::string& dtype, int64_t group_size, bool asym,
-                    const std::string& scale_dtype, bool double_quant, bool mse_range, const std::string& name,
-                    int num_threads) {
+QuantizedMatrix rtn(const py::object& weight, const std::string& dtype, int64_t group_size,
+                    bool asym, const std::string& scale_dtype, bool double_quant, bool mse_range,
+                    const std::string& name, int num_threads) {
   const QuantScheme scheme = make_scheme(dtype, group_size, asym, scale_dtype, double_quant);
   const ConstMatrixView view = input_matrix(weight, name.c_str());
   const py::gil_scoped_release unlocked;
@@ -167,8 +175,8 @@ py::dict error_metrics(const py::object& weight, const QuantizedMatrix& matrix) 
 
 }  // namespace
 
-QuantScheme make_scheme(const std::string& dtype, int64_t group_size, bool asym, const std::string& scale_dtype,
-                        bool double_quant) {
+QuantScheme make_scheme(const std::string& dtype, int64_t group_size, bool asym,
+                        const std::string& scale_dtype, bool double_quant) {
   QuantScheme scheme;
   scheme.dtype = parse_weight_dtype(dtype);
   scheme.group_size = group_size;
@@ -183,28 +191,34 @@ void bind_quantized(py::module_& module) {
       .def_readonly("rows", &QuantizedMatrix::rows)
       .def_readonly("cols", &QuantizedMatrix::cols)
       .def_property_readonly("dtype", [](const QuantizedMatrix& m) { return m.dtype().name; })
-      .def_property_readonly("group_size", [](const QuantizedMatrix& m) { return m.scheme.group_size; })
-      .def_property_readonly("asym", [](const QuantizedMatrix& m) { return m.scheme.zeros != ZeroKind::kNone; })
-      .def_property_readonly("scale_dtype", [](const QuantizedMatrix& m) { return scale_dtype_name(m.scheme.scales); })
-      .def_property_readonly("double_quant",
-                             [](const QuantizedMatrix& m) { return m.scheme.scales == ScaleEncoding::kDouble; })
+      .def_property_readonly("group_size",
+                             [](const QuantizedMatrix& m) { return m.scheme.group_size; })
+      .def_property_readonly(
+          "asym", [](const QuantizedMatrix& m) { return m.scheme.zeros != ZeroKind::kNone; })
+      .def_property_readonly(
+          "scale_dtype", [](const QuantizedMatrix& m) { return scale_dtype_name(m.scheme.scales); })
+      .def_property_readonly(
+          "double_quant",
+          [](const QuantizedMatrix& m) { return m.scheme.scales == ScaleEncoding::kDouble; })
       .def_property_readonly("nbytes", &QuantizedMatrix::bytes)
       .def("codes", &codes)
       .def("scales", &scales)
       .def("zero_points", &zero_points)
       .def("dequantize", &dequantized)
       .def("tensors", &tensors)
-      .def_static("from_tensors", &from_tensors, py::arg("tensors"), py::kw_only(), py::arg("rows"), py::arg("cols"),
-                  py::arg("dtype"), py::arg("group_size"), py::arg("asym"), py::arg("scale_dtype"),
-                  py::arg("double_quant"))
+      .def_static("from_tensors", &from_tensors, py::arg("tensors"), py::kw_only(), py::arg("rows"),
+                  py::arg("cols"), py::arg("dtype"), py::arg("group_size"), py::arg("asym"),
+                  py::arg("scale_dtype"), py::arg("double_quant"))
       .def("__repr__", [](const QuantizedMatrix& m) {
         return concat("QuantizedMatrix(", m.rows, " x ", m.cols, ", ", m.dtype().name,
-                      ", group_size=", m.scheme.group_size, m.scheme.zeros == ZeroKind::kNone ? ", sym, " : ", asym, ",
-                      m.bytes(), " bytes)");
+                      ", group_size=", m.scheme.group_size,
+                      m.scheme.zeros == ZeroKind::kNone ? ", sym, " : ", asym, ", m.bytes(),
+                      " bytes)");
       });
-  module.def("quantize_rtn", &rtn, py::arg("weight"), py::kw_only(), py::arg("dtype"), py::arg("group_size") = 32,
-             py::arg("asym") = false, py::arg("scale_dtype") = "fp32", py::arg("double_quant") = false,
-             py::arg("mse_range") = false, py::arg("name") = "weight", py::arg("num_threads") = 0);
+  module.def("quantize_rtn", &rtn, py::arg("weight"), py::kw_only(), py::arg("dtype"),
+             py::arg("group_size") = 32, py::arg("asym") = false, py::arg("scale_dtype") = "fp32",
+             py::arg("double_quant") = false, py::arg("mse_range") = false,
+             py::arg("name") = "weight", py::arg("num_threads") = 0);
   module.def("error_metrics", &error_metrics, py::arg("weight"), py::arg("quantized"));
 }
 

@@ -13,8 +13,8 @@
 namespace woq::python {
 
 // A scheme from the names that Python uses. Throws InvalidArgument.
-QuantScheme make_scheme(const std::string& dtype, int64_t group_size, bool asym, const std::string& scale_dtype,
-                        bool double_quant);
+QuantScheme make_scheme(const std::string& dtype, int64_t group_size, bool asym,
+                        const std::string& scale_dtype, bool double_quant);
 
 // Adds QuantizedMatrix and the functions on it.
 void bind_quantized(py::module_& module);

@@ -5,6 +5,8 @@
 
 namespace woq {
 
-KernelTable kernels_avx2() { return avx2::kTable; }
+KernelTable kernels_avx2() {
+  return avx2::kTable;
+}
 
 }  // namespace woq

@@ -5,6 +5,8 @@
 
 namespace woq {
 
-KernelTable kernels_avx512() { return avx512::kTable; }
+KernelTable kernels_avx512() {
+  return avx512::kTable;
+}
 
 }  // namespace woq

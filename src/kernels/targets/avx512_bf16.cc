@@ -5,6 +5,8 @@
 
 namespace woq {
 
-KernelTable kernels_avx512_bf16() { return avx512_bf16::kTable; }
+KernelTable kernels_avx512_bf16() {
+  return avx512_bf16::kTable;
+}
 
 }  // namespace woq

@@ -5,6 +5,8 @@
 
 namespace woq {
 
-KernelTable kernels_avx512_vnni() { return avx512_vnni::kTable; }
+KernelTable kernels_avx512_vnni() {
+  return avx512_vnni::kTable;
+}
 
 }  // namespace woq

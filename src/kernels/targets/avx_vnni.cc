@@ -5,6 +5,8 @@
 
 namespace woq {
 
-KernelTable kernels_avx_vnni() { return avx_vnni::kTable; }
+KernelTable kernels_avx_vnni() {
+  return avx_vnni::kTable;
+}
 
 }  // namespace woq

@@ -3,6 +3,8 @@
 
 namespace woq {
 
-KernelTable kernels_ref() { return ref::kTable; }
+KernelTable kernels_ref() {
+  return ref::kTable;
+}
 
 }  // namespace woq
