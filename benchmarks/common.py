@@ -104,7 +104,7 @@ def _cell(value: Any) -> str:
     if value is None:
         return "-"
     if isinstance(value, float):
-        return f"{value:.4g}" if abs(value) < 100 else f"{value:.1f}"
+        return f"{value:.5g}" if abs(value) < 100 else f"{value:.1f}"
     return str(value)
 
 

@@ -30,6 +30,17 @@ from common import (
 from woq.demo import generation_times
 
 
+def save_float(model: Any, folder: str) -> None:
+    """Save as a plain checkpoint: transformers refuses to save what it loaded from a GGUF file."""
+    config = copy.deepcopy(model.config)
+    config.__dict__.pop("quantization_config", None)
+    with torch.device("meta"):
+        plain = type(model)(config)
+    plain.load_state_dict(model.state_dict(), assign=True)
+    plain.tie_weights()
+    plain.save_pretrained(folder)
+
+
 def bitsandbytes_model(folder: str, dtype: torch.dtype) -> Any:
     """bitsandbytes' nf4 from a saved fp32 checkpoint (transformers refuses it for GGUF files)."""
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
@@ -46,7 +57,7 @@ def build_models(model: Any, args: argparse.Namespace) -> dict[str, Any]:
     models = {"torch fp32": model, "torch bf16": copy.deepcopy(model).to(torch.bfloat16)}
     if not args.no_bitsandbytes:
         with tempfile.TemporaryDirectory() as folder:
-            model.save_pretrained(folder)
+            save_float(model, folder)
             models["bitsandbytes nf4 fp32"] = bitsandbytes_model(folder, torch.float32)
             models["bitsandbytes nf4 bf16"] = bitsandbytes_model(folder, torch.bfloat16)
     for dtype in args.dtype or ("nf4", "int4_clip"):
