@@ -9,7 +9,7 @@ if(WOQ_WERROR)
 endif()
 if(WOQ_SANITIZE)
   target_compile_options(woq_flags INTERFACE
-    -fsanitize=${WOQ_SANITIZE} -fno-sanitize-recover=all -fno-omit-frame-pointer -g
+    -fsanitize=${WOQ_SANITIZE} -fno-sanitize-recover=all -fno-omit-frame-pointer -g1
     -D_GLIBCXX_ASSERTIONS)
   target_link_options(woq_flags INTERFACE -fsanitize=${WOQ_SANITIZE})
 endif()
