@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// Random layers on every target against the reference, through WeightOnlyLinear: selection, packing,
-// threads and portions take part. Each case has a seed of its own; a failure names the case, and
-// WOQ_TEST_SEED=<case> begins with it. The time spent is bounded, not the number of cases.
+// Random layers on every target against the reference, through WeightOnlyLinear: selection,
+// packing, threads and portions take part. Each case has a seed of its own; a failure names the
+// case, and WOQ_TEST_SEED=<case> begins with it. The time spent is bounded, not the number of
+// cases.
 #include <gtest/gtest.h>
 
 #include <algorithm>
