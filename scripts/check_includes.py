@@ -45,6 +45,7 @@ PYTHON_LAYERS = {
     "config": "light",
     "report": "light",
     "_safetensors": "heavy",
+    "_stand_in": "heavy",
     "_tensors": "heavy",
     "linear": "heavy",
     "_selection": "heavy",
