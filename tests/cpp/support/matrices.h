@@ -3,10 +3,9 @@
 // byte read or written too far; and that show when a byte between or outside their rows changes.
 #pragma once
 
-#include <cmath>
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
-#include <limits>
 #include <string>
 #include <vector>
 
@@ -59,9 +58,8 @@ class FloatMatrix {
   std::string changed_outside(int64_t r0, int64_t r1, int64_t c0, int64_t c1) const {
     std::vector<uint8_t> expected(bytes_.size(), kCanary);
     for (int64_t r = r0; r < r1; ++r) {
-      const auto begin = static_cast<size_t>((offset_ + r * stride_ + c0) * size_of(type_));
-      std::memcpy(&expected[begin], &bytes_[begin],
-                  static_cast<size_t>((c1 - c0) * size_of(type_)));
+      const int64_t begin = (offset_ + r * stride_ + c0) * size_of(type_);
+      std::copy_n(bytes_.begin() + begin, (c1 - c0) * size_of(type_), expected.begin() + begin);
     }
     for (size_t i = 0; i < expected.size(); ++i) {
       if (bytes_[i] == expected[i]) continue;
