@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The C++ core. Arrays are read in place: numpy (float32, float16, ml_dtypes.bfloat16) or torch CPU tensors.
+"""The C++ core. Arrays are read in place: numpy (float32, float16, bfloat16) or torch CPU tensors.
 
 W is [N, K] with N = out_features and K = in_features; G = ceil(K / group_size) groups a row.
 """
@@ -102,7 +102,12 @@ def compute_dtype_names() -> list[str]: ...
 def scale_dtype_names() -> list[str]: ...
 def code_values(dtype: str) -> NDArray[np.float32]: ...
 def validate_scheme(
-    dtype: str, group_size: int, asym: bool, scale_dtype: str, double_quant: bool, compute_dtype: str
+    dtype: str,
+    group_size: int,
+    asym: bool,
+    scale_dtype: str,
+    double_quant: bool,
+    compute_dtype: str,
 ) -> str: ...
 def quantize_rtn(
     weight: Array,

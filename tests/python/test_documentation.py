@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every code block of the README runs: Python and LangChain as written but for the model's name, C++ and
+"""Every code block of the README runs: Python and LangChain as written but for the model, C++ and
 CMake as an outside project against the installed package."""
 
 from __future__ import annotations
@@ -78,7 +78,8 @@ def test_cpp_and_cmake_blocks(tmp_path: Path) -> None:
         pytest.skip(f"woq is not installed from a wheel: no {cmake_dir}")
     (tmp_path / "main.cc").write_text(program)
     (tmp_path / "CMakeLists.txt").write_text(
-        "cmake_minimum_required(VERSION 3.20)\nproject(app CXX)\nadd_executable(app main.cc)\n" + lines
+        "cmake_minimum_required(VERSION 3.20)\nproject(app CXX)\nadd_executable(app main.cc)\n"
+        + lines
     )
     path = os.pathsep.join((sysconfig.get_path("scripts"), os.environ.get("PATH", "")))
     environment = {**os.environ, "PATH": path}

@@ -58,7 +58,8 @@ int wrong_elements(woq::WeightDtype dtype) {
 }  // namespace
 
 int main() {
-  const int wrong = wrong_elements(woq::WeightDtype::kInt4Clip) + wrong_elements(woq::WeightDtype::kNf4) +
+  const int wrong = wrong_elements(woq::WeightDtype::kInt4Clip) +
+                    wrong_elements(woq::WeightDtype::kNf4) +
                     wrong_elements(woq::WeightDtype::kInt8);
   const int runnable = count_runnable_targets();
   std::printf("woq %s, %d targets run here\n", WOQ_VERSION, runnable);
