@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Weight-only quantization of language models for CPUs.
 
-Importing this module needs numpy only. Names that need torch or transformers load them on first use.
+Importing this module needs numpy only. Names that need torch or transformers load them on first
+use.
 """
 
 from __future__ import annotations

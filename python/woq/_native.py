@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Loads the C++ extension.
 
-The extension needs the system's OpenMP runtime, libgomp.so.1, and must share it with torch: one pool of
-threads for both. Where the system has none but torch is installed, torch's copy (same SONAME) serves.
+The extension needs the system's OpenMP runtime, libgomp.so.1, and must share it with torch: one
+pool of threads for both. Where the system has none but torch is installed, torch's copy (the same
+SONAME) serves.
 """
 
 from __future__ import annotations
@@ -48,11 +49,12 @@ except ImportError as error:
         raise
     if not _load_torch_openmp():
         raise ImportError(
-            f"woq needs the OpenMP runtime libgomp.so.1 ({error}); install it, on Debian and Ubuntu with: "
-            "apt-get install libgomp1"
+            f"woq needs the OpenMP runtime libgomp.so.1 ({error}); install it, on Debian and "
+            "Ubuntu with: apt-get install libgomp1"
         ) from error
 
-from woq._woq import (
+# After the runtime that it needs.
+from woq._woq import (  # noqa: E402
     InvalidArgument,
     Linear,
     QuantizedMatrix,
