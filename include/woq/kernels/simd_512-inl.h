@@ -227,6 +227,10 @@ WOQ_INLINE I32 decode8_pair(I32 codes) {
   return _mm512_mask_mov_epi16(_mm512_srli_epi32(first, 16), 0xaaaaaaaau, second);
 }
 WOQ_INLINE F32 dot_bf16(F32 acc, I32 w, I32 a) {
+#if defined(__clang__)
+  // clang 16 crashes where it would fold a 32-bit broadcast into vdpbf16ps: keep it in a register.
+  __asm__("" : "+v"(a));
+#endif
   // GCC and Clang name the operand type differently; both are 512 bits of bfloat16.
   __m512bh wh, ah;
   std::memcpy(&wh, &w, sizeof wh);
