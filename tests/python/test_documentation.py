@@ -4,6 +4,7 @@ CMake as an outside project against the installed package."""
 
 from __future__ import annotations
 
+import copy
 import os
 import re
 import subprocess
@@ -38,7 +39,14 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model = transformers.AutoModelForCausalLM.from_pretrained(
         gguf.parent, gguf_file=gguf.name, dtype=torch.bfloat16
     )
-    model.save_pretrained(folder)
+    # transformers refuses to save what it knows as a GGUF model: the same weights in a plain one.
+    config = copy.deepcopy(model.config)
+    config.__dict__.pop("quantization_config", None)
+    with torch.device("meta"):
+        plain = type(model)(config)
+    plain.load_state_dict(model.state_dict(), assign=True)
+    plain.tie_weights()
+    plain.save_pretrained(folder)
     transformers.AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(
         folder
     )

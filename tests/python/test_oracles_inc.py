@@ -123,8 +123,8 @@ def test_half_precision_weights_are_their_float32_values(scheme: str, kind: str)
 
 
 def test_search_is_at_least_as_good_as_one_ratio_per_layer() -> None:
-    """With one group per matrix both search the same grid; ours may not end with more error."""
-    shrunk = 0
+    """With one group per matrix ours searches the same grid and wider ranges: never more error."""
+    moved = 0
     for case, ratio, mse in zip(
         inputs.SEARCH_CASES, VECTORS["search_ratio"], VECTORS["search_mse"], strict=True
     ):
@@ -136,5 +136,5 @@ def test_search_is_at_least_as_good_as_one_ratio_per_layer() -> None:
         slack = case.cols * np.finfo(np.float32).eps
         assert error <= mse * (1 + slack), f"{case}: mse {error}, with ratio {ratio} {mse}"
         plain = quantize(weight, ours, case.group_size)
-        shrunk += bool(np.abs(searched.scales()) < np.abs(plain.scales()))
-    assert shrunk >= np.count_nonzero(VECTORS["search_ratio"] < 1) - 2
+        moved += bool(np.abs(searched.scales()) != np.abs(plain.scales()))
+    assert moved >= np.count_nonzero(VECTORS["search_ratio"] < 1) - 2
