@@ -83,9 +83,6 @@ struct BlockGeometry {
     const int64_t last = padded_cols - (groups - 1) * group_length;
     return (groups - 1) * per_group + (last + kBlock - 1) / kBlock;
   }
-  bool operator==(const BlockGeometry& other) const {
-    return cols == other.cols && group_length == other.group_length;
-  }
 };
 
 // Symmetric, round to nearest even, -127..127: the one definition of activation quantization. A
