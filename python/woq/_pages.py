@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["CheckpointPages", "release_file_pages", "trim_heap"]
+__all__ = ["CheckpointPages", "HeapTrimmer", "release_file_pages"]
 
 _MADV_DONTNEED = 4
 _LINUX = sys.platform.startswith("linux")
@@ -90,14 +90,28 @@ def release_file_pages(tensor: torch.Tensor) -> bool:
     return inside and _drop(start, stop)
 
 
-def trim_heap() -> None:
-    """Return free heap pages to the system (glibc).
+class HeapTrimmer:
+    """Returns free heap pages to the system (glibc) while large tensors come and go.
 
     Short-lived tensors of some megabytes leave holes below longer-lived ones, which the allocator
     keeps: they came to more than the quantized model.
     """
-    if _LINUX and hasattr(_libc(), "malloc_trim"):
-        _libc().malloc_trim(ctypes.c_size_t(0))
+
+    _INTERVAL = 32 << 20  # bytes of tensors between two looks at the heap
+
+    def __init__(self) -> None:
+        self._untrimmed = 0
+
+    def count(self, nbytes: int) -> None:
+        """Note that a tensor of `nbytes` has been freed."""
+        self._untrimmed += nbytes
+        if self._untrimmed >= self._INTERVAL:
+            self.trim()
+
+    def trim(self) -> None:
+        self._untrimmed = 0
+        if _LINUX and hasattr(_libc(), "malloc_trim"):
+            _libc().malloc_trim(ctypes.c_size_t(0))
 
 
 def _drop(start: int, stop: int) -> bool:

@@ -23,7 +23,7 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from . import _native
-from ._pages import CheckpointPages, release_file_pages, trim_heap
+from ._pages import CheckpointPages, HeapTrimmer, release_file_pages
 from ._selection import Target, quantized_layers, select
 from ._tensors import MARKER, check_marker, from_torch, tensor_specs
 from .config import WeightOnlyQuantConfig
@@ -43,9 +43,6 @@ __all__ = ["WoqHfQuantizer", "attach_quantizer", "declare_untied", "register"]
 logger = logging.getLogger("woq")
 
 _METHOD = WeightOnlyQuantConfig.quant_method
-
-# Float bytes that are quantized between two looks at the heap.
-_TRIM_INTERVAL = 32 << 20
 
 
 def register() -> None:
@@ -76,7 +73,7 @@ class WoqHfQuantizer(HfQuantizer):
         self._report = QuantizationReport()
         self._started = 0.0
         self._pages: CheckpointPages | None = None
-        self._untrimmed = 0
+        self._heap = HeapTrimmer()
 
     # -- where the model goes ---------------------------------------------------------------------
 
@@ -153,10 +150,7 @@ class WoqHfQuantizer(HfQuantizer):
         if not release_file_pages(value) and self._pages is not None:
             for key in keys:
                 self._pages.release(key)
-        self._untrimmed += value.numel() * value.element_size()
-        if self._untrimmed >= _TRIM_INTERVAL:
-            self._untrimmed = 0
-            trim_heap()
+        self._heap.count(value.numel() * value.element_size())
 
     def _install(self, model: Any, layer: WeightOnlyLinear, entry: LayerReport) -> None:
         layer._is_hf_initialized = True  # type: ignore[assignment]
@@ -196,7 +190,7 @@ class WoqHfQuantizer(HfQuantizer):
             self._install(model, layer, entry)
         declare_untied(model, [target.name for target in self._tied])
         self._tied, self._on_load, self._pages = [], {}, None
-        trim_heap()
+        self._heap.trim()
         self._report.seconds = time.perf_counter() - self._started
         attach_report(model, self._report)
         log_summary(model, self._report)
@@ -335,9 +329,12 @@ def _pack_stored_layers(model: Any, config: WeightOnlyQuantConfig) -> None:
             f"the checkpoint lacks {len(absent)} of woq's tensors ({', '.join(absent[:3])}, ...): "
             "it is incomplete, or was not saved by woq with this configuration"
         )
+    heap = HeapTrimmer()
     for name in list(stored):
-        layer = stored.pop(name)
-        replace_module(model, name, layer.pack(config.compute_dtype))
+        layer = stored.pop(name).pack(config.compute_dtype)
+        replace_module(model, name, layer)
+        heap.count(layer.nbytes)
+    heap.trim()
     if logger.isEnabledFor(logging.INFO):
         log_kernels(model)
 
