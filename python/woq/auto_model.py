@@ -8,9 +8,11 @@ They return ordinary transformers models. Everything else is passed on unchanged
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 from typing import Any
 
 import transformers
+from safetensors import SafetensorError, safe_open
 
 from ._native import InvalidArgument, Unsupported
 from .config import WeightOnlyQuantConfig
@@ -51,7 +53,8 @@ class _AutoModel:
                 loaded in floating point, then quantized layer by layer.
 
         Raises:
-            InvalidArgument: the arguments contradict each other, or a weight has NaN or Inf.
+            InvalidArgument: the arguments contradict each other, a weight has NaN or Inf, or a
+                safetensors file is damaged.
             Unsupported: `device_map` asks for another device than the CPU.
         """
         register()
@@ -73,7 +76,13 @@ class _AutoModel:
 
     @classmethod
     def _load(cls, path: Any, model_args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        return cls._transformers_class.from_pretrained(path, *model_args, **kwargs)
+        try:
+            return cls._transformers_class.from_pretrained(path, *model_args, **kwargs)
+        except SafetensorError as error:
+            raise InvalidArgument(
+                f"{_damaged_file(path)} is damaged or incomplete ({error}): download or save it "
+                "again"
+            ) from error
 
     @classmethod
     def _quantize_gguf(
@@ -106,6 +115,17 @@ class AutoModelForSeq2SeqLM(_AutoModel):
     """`transformers.AutoModelForSeq2SeqLM` with `load_in_4bit` and `load_in_8bit`."""
 
     _transformers_class = transformers.AutoModelForSeq2SeqLM
+
+
+def _damaged_file(path: Any) -> str:
+    """Names the first safetensors file of a checkpoint that cannot be opened."""
+    for file in sorted(Path(path).glob("*.safetensors")):
+        try:
+            with safe_open(file, "pt"):
+                continue
+        except (SafetensorError, OSError):
+            return str(file)
+    return f"a safetensors file of {path}"
 
 
 def _config(given: Any, load_in_4bit: bool, load_in_8bit: bool) -> Any:

@@ -416,6 +416,8 @@ def test_truncated_checkpoint(checkpoint, keep):
         Exception, match=r"(?i)header|safetensors|incomplete|invalid|deserializ|corrupt"
     ):
         AutoModelForCausalLM.from_pretrained(checkpoint)
+    with pytest.raises(InvalidArgument, match=r"model\.safetensors is damaged or incomplete"):
+        woq.AutoModelForCausalLM.from_pretrained(checkpoint)
 
 
 @pytest.mark.parametrize("lost", ["q_proj.qweight", "q_proj.scales", "layers.1.", "weight"])
