@@ -91,10 +91,12 @@ class WeightOnlyLinear {
     prepare.out.row_bytes = prepared_row_bytes(kernel.format, geometry.padded_cols);
     const int64_t data_bytes = x.rows * prepare.out.row_bytes;
     const int64_t statistics_bytes = round_up(x.rows * prepare.out.blocks * 4, Buffer::kAlignment);
-    Buffer& scratch = detail::scratch(data_bytes + 2 * statistics_bytes);
+    Buffer& scratch = detail::scratch(data_bytes + 3 * statistics_bytes);
     prepare.out.data = scratch.data();
-    prepare.out.scales = reinterpret_cast<float*>(scratch.data() + data_bytes);
-    prepare.out.sums = reinterpret_cast<float*>(scratch.data() + data_bytes + statistics_bytes);
+    uint8_t* const statistics = scratch.data() + data_bytes;
+    prepare.out.sums = reinterpret_cast<float*>(statistics);
+    prepare.out.scales = reinterpret_cast<float*>(statistics + statistics_bytes);
+    prepare.out.starts = reinterpret_cast<int32_t*>(statistics + 2 * statistics_bytes);
 
     GemmTask gemm;
     gemm.weights = &weight_;

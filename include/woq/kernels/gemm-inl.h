@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The loop nest, written once: kernel.h's formulas on a register tile of kRows rows of X by kTiles
+// The loop nests, written once: kernel.h's formulas on a register tile of kRows rows of X by kTiles
 // tiles of 16 rows of W, over the ISA vocabulary. A policy says how one step (8 elements of K) of a
 // tile is unpacked and multiplied.
 namespace woq::WOQ_TARGET_NS {
@@ -15,91 +15,83 @@ constexpr int chains_for(int outputs, int wanted) {
   return outputs >= wanted ? 1 : outputs * 2 >= wanted ? 2 : 4;
 }
 
+// The codes of a step: one register of 4-bit codes, two of 8-bit ones (elements 0-3 and 4-7).
+struct StepCodes {
+  I32 first, second;
+};
+template <WeightKind kWeights>
+WOQ_INLINE StepCodes load_step(const uint8_t* p) {
+  const I32 first = load_codes(p);
+  if constexpr (kWeights == WeightKind::kU8) {
+    return {first, load_codes(p + kStepBytes4)};
+  } else {
+    return {first, first};
+  }
+}
+
+// A policy takes a step apart into kOperands operands; operand i meets the i-th part of the step's
+// activations, which is broadcast to all lanes:
+//   Table(policy), operand<i>(table, codes), activation(p), multiply(acc, operand, activation)
+
 // fp32 activations; kFormat kF32B: activations and table hold bfloat16 values.
 template <WeightKind kWeights, ActFormat kFormat>
 struct FloatPolicy {
   using Acc = F32;
+  using Operand = F32;
+  static constexpr WeightKind kKind = kWeights;
   static constexpr bool kInteger = false;
+  static constexpr int kOperands = 8, kRows = WOQ_FLOAT_ROWS, kTiles = WOQ_FLOAT_TILES;
   static constexpr int64_t kActBytes = 4 * kStep;
   static constexpr int chains(int outputs) { return chains_for(outputs, WOQ_VECTOR_BITS / 64); }
 
   alignas(64) float values[16] = {};
 
   explicit FloatPolicy(const DtypeTraits& dtype) {
-    for (int code = 0; code < 16 && kWeights != WeightKind::kU8; ++code) {
+    for (int code = 0; code < 16 && kWeights == WeightKind::kT4; ++code) {
       values[code] = code_value(dtype, code);
       if (kFormat == ActFormat::kF32B) values[code] = woq::round_to_bf16(values[code]);
     }
   }
 
+  struct Table {
+    FloatTable values;
+    explicit Table(const FloatPolicy& policy) : values(policy.values) {}
+  };
+
   template <int kElement>
-  static WOQ_INLINE F32 weight(const FloatTable& table, I32 first, I32 second) {
+  static WOQ_INLINE F32 operand(const Table& table, const StepCodes& codes) {
     if constexpr (kWeights == WeightKind::kU8) {
-      return decode8<kElement % 4>(kElement < 4 ? first : second);
+      return centred_byte<kElement % 4>(kElement < 4 ? codes.first : codes.second);
+    } else if constexpr (kWeights == WeightKind::kU4) {
+      return centred_nibble<kElement>(codes.first);
     } else {
-      return decode4<kElement>(table, first);
+      return look_up<kElement>(table.values, codes.first);
     }
   }
-
-  // Element by element, so that few registers hold decoded weights and broadcast activations at a
-  // time.
-  template <int kElement, int kRows, int kTiles, int kChains>
-  static WOQ_INLINE void element(const FloatTable& table, const I32 (&first)[kTiles],
-                                 const I32 (&second)[kTiles],
-                                 Accumulators<F32, kRows, kTiles, kChains>& acc,
-                                 const uint8_t* const (&a)[kRows]) {
-    F32 w[kTiles];
-    WOQ_UNROLL for (int t = 0; t < kTiles; ++t) w[t] = weight<kElement>(table, first[t], second[t]);
-    WOQ_UNROLL for (int m = 0; m < kRows; ++m) {
-      float x;
-      std::memcpy(&x, a[m] + 4 * kElement, sizeof x);
-      const F32 broadcast = set_f32(x);
-      WOQ_UNROLL for (int t = 0; t < kTiles; ++t) {
-        F32& sum = acc.v[m][t][kElement % kChains];
-        sum = fused_add(w[t], broadcast, sum);
-      }
-    }
+  static WOQ_INLINE F32 activation(const uint8_t* p) {
+    float x;
+    std::memcpy(&x, p, sizeof x);
+    return set_f32(x);
   }
-
-  template <int kRows, int kTiles, int kChains>
-  WOQ_INLINE void step(Accumulators<F32, kRows, kTiles, kChains>& acc,
-                       const uint8_t* const (&codes)[kTiles],
-                       const uint8_t* const (&a)[kRows]) const {
-    const FloatTable table(values);
-    I32 first[kTiles], second[kTiles];
-    WOQ_UNROLL for (int t = 0; t < kTiles; ++t) {
-      first[t] = load_codes(codes[t]);
-      second[t] = first[t];
-      if constexpr (kWeights == WeightKind::kU8) {
-        first[t] = flip_sign_bits(first[t]);
-        second[t] = flip_sign_bits(load_codes(codes[t] + kStepBytes4));
-      }
-    }
-    element<0>(table, first, second, acc, a);
-    element<1>(table, first, second, acc, a);
-    element<2>(table, first, second, acc, a);
-    element<3>(table, first, second, acc, a);
-    element<4>(table, first, second, acc, a);
-    element<5>(table, first, second, acc, a);
-    element<6>(table, first, second, acc, a);
-    element<7>(table, first, second, acc, a);
+  static WOQ_INLINE void multiply_add(F32& acc, const F32& w, const F32& a) {
+    acc = fused_add(w, a, acc);
   }
-};
-
-template <class Operand>
-struct OperandPair {
-  Operand lo, hi;
 };
 
 // int8 activations. t is stored as an unsigned byte with an excess, which the accumulator's start
 // takes back.
 template <WeightKind kWeights>
 struct Int8Policy {
+  static constexpr bool kPaired = kWeights == WeightKind::kU4 && !WOQ_HAS_VNNI;
   using Acc = I32;
+  using Operand = std::conditional_t<kPaired, NibblePair, ByteOperand>;
+  using Activation = std::conditional_t<kPaired, BroadcastPair, I32>;
+  static constexpr WeightKind kKind = kWeights;
   static constexpr bool kInteger = true;
+  static constexpr int kOperands = kPaired ? 1 : 2, kRows = WOQ_INT8_ROWS, kTiles = WOQ_INT8_TILES;
   static constexpr int64_t kActBytes = kStep;
   static constexpr int kExcess = kWeights == WeightKind::kU4 ? 8 : kByteExcess;
-  static constexpr int chains(int outputs) { return outputs < 4 ? 2 : 1; }
+  static constexpr int chains(int outputs) { return kPaired || outputs >= 4 ? 1 : 2; }
 
   alignas(16) uint8_t table[16] = {};
 
@@ -109,34 +101,32 @@ struct Int8Policy {
     }
   }
 
-  // The operands of elements 0-3 and 4-7 of a step.
-  WOQ_INLINE auto operands(const uint8_t* codes, const ByteTable& image) const {
-    const I32 first = load_codes(codes);
-    if constexpr (kWeights == WeightKind::kU4) {
-      return OperandPair<NibbleOperand>{nibble_operand(low_nibbles(first)),
-                                        nibble_operand(high_nibbles(first))};
-    } else if constexpr (kWeights == WeightKind::kT4) {
-      return OperandPair<ByteOperand>{byte_operand(look_up(image, low_nibbles(first))),
-                                      byte_operand(look_up(image, high_nibbles(first)))};
+  struct Table {
+    ByteTable image;
+    explicit Table(const Int8Policy& policy) : image(policy.table) {}
+  };
+
+  template <int kHalf>
+  static WOQ_INLINE Operand operand(const Table& table, const StepCodes& codes) {
+    if constexpr (kPaired) {
+      return {low_nibbles(codes.first), high_nibbles(codes.first)};
+    } else if constexpr (kWeights == WeightKind::kU8) {
+      return byte_operand(kHalf == 0 ? codes.first : codes.second);
     } else {
-      return OperandPair<ByteOperand>{byte_operand(first),
-                                      byte_operand(load_codes(codes + kStepBytes4))};
+      const I32 nibbles = kHalf == 0 ? low_nibbles(codes.first) : high_nibbles(codes.first);
+      if constexpr (kWeights == WeightKind::kU4) return Operand{nibbles};
+      return byte_operand(look_up(table.image, nibbles));
     }
   }
-
-  template <int kRows, int kTiles, int kChains>
-  WOQ_INLINE void step(Accumulators<I32, kRows, kTiles, kChains>& acc,
-                       const uint8_t* const (&codes)[kTiles],
-                       const uint8_t* const (&a)[kRows]) const {
-    const ByteTable image(table);
-    using Pair = decltype(operands(nullptr, image));
-    Pair w[kTiles];
-    WOQ_UNROLL for (int t = 0; t < kTiles; ++t) w[t] = operands(codes[t], image);
-    WOQ_UNROLL for (int m = 0; m < kRows; ++m) {
-      const I32 a_lo = broadcast_bytes(a[m]), a_hi = broadcast_bytes(a[m] + 4);
-      WOQ_UNROLL for (int t = 0; t < kTiles; ++t)
-          dot_step(acc.v[m][t], w[t].lo, w[t].hi, a_lo, a_hi);
+  static WOQ_INLINE Activation activation(const uint8_t* p) {
+    if constexpr (kPaired) {
+      return {broadcast_bytes(p), broadcast_bytes(p + 4)};
+    } else {
+      return broadcast_bytes(p);
     }
+  }
+  static WOQ_INLINE void multiply_add(I32& acc, const Operand& w, const Activation& a) {
+    acc = dot(acc, w, a);
   }
 };
 
@@ -145,7 +135,10 @@ struct Int8Policy {
 template <WeightKind kWeights>
 struct Bf16Policy {
   using Acc = F32;
+  using Operand = I32;
+  static constexpr WeightKind kKind = kWeights;
   static constexpr bool kInteger = false;
+  static constexpr int kOperands = 4, kRows = WOQ_FLOAT_ROWS, kTiles = WOQ_FLOAT_TILES;
   static constexpr int64_t kActBytes = 2 * kStep;
   static constexpr int chains(int outputs) { return chains_for(outputs, 4); }
 
@@ -157,49 +150,22 @@ struct Bf16Policy {
     }
   }
 
+  struct Table {
+    Bf16Table values;
+    explicit Table(const Bf16Policy& policy) : values(policy.table) {}
+  };
+
   template <int kPair>
-  static WOQ_INLINE I32 weights(const Bf16Table& values, I32 first, I32 second) {
+  static WOQ_INLINE I32 operand(const Table& table, const StepCodes& codes) {
     if constexpr (kWeights == WeightKind::kU8) {
-      return decode8_pair<kPair / 2>(kPair % 2 == 0 ? first : second);
+      return centred_byte_pair<kPair / 2>(kPair % 2 == 0 ? codes.first : codes.second);
     } else {
-      return decode4_pair<kPair>(values, first);
+      return look_up_pair<kPair>(table.values, codes.first);
     }
   }
-
-  template <int kPair, int kRows, int kTiles, int kChains>
-  static WOQ_INLINE void pair(const Bf16Table& values, const I32 (&first)[kTiles],
-                              const I32 (&second)[kTiles],
-                              Accumulators<F32, kRows, kTiles, kChains>& acc,
-                              const uint8_t* const (&a)[kRows]) {
-    I32 w[kTiles];
-    WOQ_UNROLL for (int t = 0; t < kTiles; ++t) w[t] = weights<kPair>(values, first[t], second[t]);
-    WOQ_UNROLL for (int m = 0; m < kRows; ++m) {
-      const I32 broadcast = broadcast_bytes(a[m] + 4 * kPair);
-      WOQ_UNROLL for (int t = 0; t < kTiles; ++t) {
-        F32& sum = acc.v[m][t][kPair % kChains];
-        sum = dot_bf16(sum, w[t], broadcast);
-      }
-    }
-  }
-
-  template <int kRows, int kTiles, int kChains>
-  WOQ_INLINE void step(Accumulators<F32, kRows, kTiles, kChains>& acc,
-                       const uint8_t* const (&codes)[kTiles],
-                       const uint8_t* const (&a)[kRows]) const {
-    const Bf16Table values(table);
-    I32 first[kTiles], second[kTiles];
-    WOQ_UNROLL for (int t = 0; t < kTiles; ++t) {
-      first[t] = load_codes(codes[t]);
-      second[t] = first[t];
-      if constexpr (kWeights == WeightKind::kU8) {
-        first[t] = flip_sign_bits(first[t]);
-        second[t] = flip_sign_bits(load_codes(codes[t] + kStepBytes4));
-      }
-    }
-    pair<0>(values, first, second, acc, a);
-    pair<1>(values, first, second, acc, a);
-    pair<2>(values, first, second, acc, a);
-    pair<3>(values, first, second, acc, a);
+  static WOQ_INLINE I32 activation(const uint8_t* p) { return broadcast_bytes(p); }
+  static WOQ_INLINE void multiply_add(F32& acc, const I32& w, const I32& a) {
+    acc = dot_bf16(acc, w, a);
   }
 };
 #endif
@@ -252,117 +218,376 @@ WOQ_INLINE void store_row(const GemmTask& task, int64_t m, int64_t tile, F32 c) 
   }
 }
 
+// Starts the sums of a block; `i` is the first row's statistic.
+template <class Policy, int kRows, int kTiles, int kChains>
+WOQ_INLINE void start_block(const PreparedActivations& a, int64_t i,
+                            Accumulators<typename Policy::Acc, kRows, kTiles, kChains>& acc) {
+  WOQ_UNROLL for (int m = 0; m < kRows; ++m) {
+    WOQ_UNROLL for (int t = 0; t < kTiles; ++t) {
+      WOQ_UNROLL for (int j = 0; j < kChains; ++j) {
+        if constexpr (Policy::kInteger) {
+          const bool started = Policy::kExcess != 0 && j == 0;
+          acc.v[m][t][j] = started ? set_i32(a.starts[i + m * a.blocks]) : zero_i32();
+        } else {
+          acc.v[m][t][j] = zero_f32();
+        }
+      }
+    }
+  }
+}
+
+// Operands kOperand and up of a step, for every row and tile. One operand after the other, so that
+// few registers hold weights and activations at a time.
+template <class Policy, int kOperand, int kRows, int kTiles, int kChains, class Weights>
+WOQ_INLINE void multiply_step(Accumulators<typename Policy::Acc, kRows, kTiles, kChains>& acc,
+                              const Weights& weights, const uint8_t* const (&a)[kRows]) {
+  typename Policy::Operand w[kTiles];
+  WOQ_UNROLL for (int t = 0; t < kTiles; ++t) w[t] = weights.template operand<kOperand>(t);
+  WOQ_UNROLL for (int m = 0; m < kRows; ++m) {
+    const auto x = Policy::activation(a[m] + kOperand * Policy::kActBytes / Policy::kOperands);
+    WOQ_UNROLL for (int t = 0; t < kTiles; ++t)
+        Policy::multiply_add(acc.v[m][t][kOperand % kChains], w[t], x);
+  }
+  if constexpr (kOperand + 1 < Policy::kOperands)
+    multiply_step<Policy, kOperand + 1>(acc, weights, a);
+}
+
+// c = c + (sum of the block - zero * sum of its activations) * scale, for every row and tile.
+template <class Policy, bool kZeros, int kRows, int kTiles, int kChains, class C>
+WOQ_INLINE void finish_outputs(
+    const PreparedActivations& a, int64_t i,
+    const Accumulators<typename Policy::Acc, kRows, kTiles, kChains>& acc,
+    const F32 (&scale)[kTiles], const F32 (&zero)[kTiles], C& c) {
+  WOQ_UNROLL for (int m = 0; m < kRows; ++m, i += a.blocks) {
+    WOQ_UNROLL for (int t = 0; t < kTiles; ++t) {
+      const auto& parts = acc.v[m][t];
+      F32 p, s = scale[t];
+      if constexpr (Policy::kInteger) {
+        I32 sum = parts[0];
+        WOQ_UNROLL for (int j = 1; j < kChains; ++j) sum = add_i32(sum, parts[j]);
+        p = to_f32(sum);
+        s = multiply(s, set_f32(a.scales[i]));
+      } else {
+        p = parts[0];
+        WOQ_UNROLL for (int j = 1; j < kChains; ++j) p = add(p, parts[j]);
+      }
+      if constexpr (kZeros) p = fused_subtract(zero[t], set_f32(a.sums[i]), p);
+      c.store(m, t, fused_add(p, s, c.load(m, t)));
+    }
+  }
+}
+
+template <class Policy, int kRows, int kTiles, int kChains, class C>
+WOQ_INLINE void finish_block(bool has_zeros, const PreparedActivations& a, int64_t i,
+                             const Accumulators<typename Policy::Acc, kRows, kTiles, kChains>& acc,
+                             const F32 (&scale)[kTiles], const F32 (&zero)[kTiles], C& c) {
+  if (has_zeros) {
+    finish_outputs<Policy, true>(a, i, acc, scale, zero, c);
+  } else {
+    finish_outputs<Policy, false>(a, i, acc, scale, zero, c);
+  }
+}
+
+// C of a register tile between blocks: in registers where these suffice for it next to the sums of
+// the block, else in memory, which the first-level cache holds.
+template <int kRows, int kTiles>
+struct RegisterSums {
+  F32 v[kRows][kTiles];
+  WOQ_INLINE F32 load(int m, int t) const { return v[m][t]; }
+  WOQ_INLINE void store(int m, int t, const F32& c) { v[m][t] = c; }
+};
+template <int kRows, int kTiles>
+struct MemorySums {
+  alignas(64) float v[kRows][kTiles][kTileRows];
+  WOQ_INLINE F32 load(int m, int t) const { return load_f32(v[m][t]); }
+  WOQ_INLINE void store(int m, int t, const F32& c) { store_f32(v[m][t], c); }
+};
+template <int kRows, int kTiles>
+using Sums = std::conditional_t<(kRows * kTiles <= WOQ_REGISTER_SUMS), RegisterSums<kRows, kTiles>,
+                                MemorySums<kRows, kTiles>>;
+
+// What a kernel call shares.
+template <class Policy>
+struct Gemm {
+  const GemmTask& task;
+  const PackedMatrix& w;
+  BlockGeometry geometry;
+  Policy policy;
+  bool has_zeros;
+
+  explicit Gemm(const GemmTask& t)
+      : task(t),
+        w(*t.weights),
+        geometry(w),
+        policy(w.dtype()),
+        has_zeros(w.scheme.zeros != ZeroKind::kNone) {}
+
+  const uint8_t* activations(int64_t m, int64_t k) const {
+    return task.a.data + m * task.a.row_bytes + k / kStep * Policy::kActBytes;
+  }
+};
+
+// ---- Few rows: every weight is unpacked where it is used, and read once. ----
+
+// Into the second-level cache, 8 KiB ahead of a thread's one stream of weights: some 400 ns at 20
+// GB/s. The first level's few outstanding misses are left to the loads themselves.
+inline constexpr int64_t kPrefetchAhead = 8192;
+WOQ_INLINE void prefetch_codes(const uint8_t* codes, int64_t bytes) {
+  for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(codes + kPrefetchAhead + i, 0, 2);
+}
+
+template <class Policy, int kTiles>
+struct UnpackedStep {
+  const typename Policy::Table& table;
+  StepCodes codes[kTiles];
+
+  template <int kOperand>
+  WOQ_INLINE typename Policy::Operand operand(int t) const {
+    return Policy::template operand<kOperand>(table, codes[t]);
+  }
+};
+
 template <class Policy, int kRows, int kTiles>
-void multiply_tile(const GemmTask& task, const Policy& policy, const BlockGeometry& geometry,
-                   float unit, int64_t m0, int64_t tile) {
+void multiply_direct(const Gemm<Policy>& gemm, int64_t m0, int64_t tile) {
   constexpr int kChains = Policy::chains(kRows * kTiles);
-  const PackedMatrix& w = *task.weights;
-  const bool has_zeros = w.scheme.zeros != ZeroKind::kNone;
+  constexpr int64_t kStepBytes = Policy::kKind == WeightKind::kU8 ? 2 * kStepBytes4 : kStepBytes4;
+  const PackedMatrix& w = gemm.w;
+  const PreparedActivations& prepared = gemm.task.a;
+  const typename Policy::Table table(gemm.policy);
   const uint8_t *codes[kTiles], *scales[kTiles], *zeros[kTiles], *a[kRows];
-  F32 c[kRows][kTiles];
+  Sums<kRows, kTiles> c;
   WOQ_UNROLL for (int t = 0; t < kTiles; ++t) {
     codes[t] = w.tile(tile + t);
     scales[t] = codes[t] + w.scales_offset();
     zeros[t] = codes[t] + w.zeros_offset();
-    WOQ_UNROLL for (int m = 0; m < kRows; ++m) c[m][t] = zero_f32();
+    WOQ_UNROLL for (int m = 0; m < kRows; ++m) c.store(m, t, zero_f32());
   }
-  WOQ_UNROLL for (int m = 0; m < kRows; ++m) a[m] = task.a.data + (m0 + m) * task.a.row_bytes;
+  WOQ_UNROLL for (int m = 0; m < kRows; ++m) a[m] = gemm.activations(m0 + m, 0);
 
-  int64_t k = 0, statistics = m0 * task.a.blocks;
-  for (int64_t g = 0; g < geometry.groups; ++g) {
+  int64_t k = 0, statistics = m0 * prepared.blocks;
+  for (int64_t g = 0; g < gemm.geometry.groups; ++g) {
     F32 scale[kTiles], zero[kTiles];
     WOQ_UNROLL for (int t = 0; t < kTiles; ++t) {
       scale[t] = load_scales(w, scales[t], tile + t, g);
       scales[t] += w.scale_bytes();
       zero[t] = zero_f32();
-      if (has_zeros) {
+      if (gemm.has_zeros) {
         zero[t] = load_zeros(w, zeros[t]);
         zeros[t] += w.zero_bytes();
       }
     }
-    for (const int64_t group_end = geometry.group_end(g); k < group_end; ++statistics) {
+    for (const int64_t group_end = gemm.geometry.group_end(g); k < group_end; ++statistics) {
       const int64_t block_end = std::min(group_end, k + kBlock);
       Accumulators<typename Policy::Acc, kRows, kTiles, kChains> acc;
-      WOQ_UNROLL for (int m = 0; m < kRows; ++m) {
+      start_block<Policy>(prepared, statistics, acc);
+      do {
+        UnpackedStep<Policy, kTiles> step{table, {}};
         WOQ_UNROLL for (int t = 0; t < kTiles; ++t) {
-          WOQ_UNROLL for (int i = 0; i < kChains; ++i) {
-            if constexpr (Policy::kInteger) {
-              const float sum = i == 0 ? task.a.sums[statistics + m * task.a.blocks] : 0.0f;
-              acc.v[m][t][i] = set_i32(-Policy::kExcess * static_cast<int32_t>(sum));
-            } else {
-              acc.v[m][t][i] = zero_f32();
-            }
-          }
+          prefetch_codes(codes[t], kStepBytes);
+          step.codes[t] = load_step<Policy::kKind>(codes[t]);
+          codes[t] += kStepBytes;
         }
-      }
-      for (; k < block_end; k += kStep) {
-        // About 1 KiB ahead, in the one stream that a thread reads.
-        if constexpr (kRows <= 2) {
-          WOQ_UNROLL for (int t = 0; t < kTiles; ++t) {
-            __builtin_prefetch(codes[t] + 1024);
-            if (w.step_bytes() > kStepBytes4) __builtin_prefetch(codes[t] + 1024 + kStepBytes4);
-          }
-        }
-        policy.template step<kRows, kTiles, kChains>(acc, codes, a);
-        WOQ_UNROLL for (int t = 0; t < kTiles; ++t) codes[t] += w.step_bytes();
+        multiply_step<Policy, 0>(acc, step, a);
         WOQ_UNROLL for (int m = 0; m < kRows; ++m) a[m] += Policy::kActBytes;
-      }
-      WOQ_UNROLL for (int m = 0; m < kRows; ++m) {
-        const int64_t i = statistics + m * task.a.blocks;
-        WOQ_UNROLL for (int t = 0; t < kTiles; ++t) {
-          F32 p, s = scale[t];
-          if constexpr (Policy::kInteger) {
-            I32 sum = acc.v[m][t][0];
-            WOQ_UNROLL for (int j = 1; j < kChains; ++j) sum = add_i32(sum, acc.v[m][t][j]);
-            p = to_f32(sum);
-            s = multiply(s, set_f32(task.a.scales[i] * unit));
-          } else {
-            p = acc.v[m][t][0];
-            WOQ_UNROLL for (int j = 1; j < kChains; ++j) p = add(p, acc.v[m][t][j]);
-          }
-          if (has_zeros) p = fused_subtract(zero[t], set_f32(task.a.sums[i]), p);
-          c[m][t] = fused_add(p, s, c[m][t]);
-        }
-      }
+        k += kStep;
+      } while (k < block_end);  // never empty: a test before the loop costs GCC registers
+      finish_block<Policy>(gemm.has_zeros, prepared, statistics, acc, scale, zero, c);
     }
   }
   WOQ_UNROLL for (int m = 0; m < kRows; ++m) {
-    WOQ_UNROLL for (int t = 0; t < kTiles; ++t) store_row(task, m0 + m, tile + t, c[m][t]);
+    WOQ_UNROLL for (int t = 0; t < kTiles; ++t)
+        store_row(gemm.task, m0 + m, tile + t, c.load(m, t));
   }
 }
 
-// All rows of one column of register tiles: as many full ones as fit, then halves.
+// As many full register tiles of rows as fit, then halves.
 template <class Policy, int kRows, int kTiles>
-void multiply_rows(const GemmTask& task, const Policy& policy, const BlockGeometry& geometry,
-                   float unit, int64_t m, int64_t tile) {
-  for (; m + kRows <= task.m1; m += kRows)
-    multiply_tile<Policy, kRows, kTiles>(task, policy, geometry, unit, m, tile);
-  if constexpr (kRows > 1)
-    multiply_rows<Policy, kRows / 2, kTiles>(task, policy, geometry, unit, m, tile);
+void multiply_direct_rows(const Gemm<Policy>& gemm, int64_t m, int64_t tile) {
+  for (; m + kRows <= gemm.task.m1; m += kRows)
+    multiply_direct<Policy, kRows, kTiles>(gemm, m, tile);
+  if constexpr (kRows > 1) multiply_direct_rows<Policy, kRows / 2, kTiles>(gemm, m, tile);
+}
+
+// ---- Many rows: a panel of weights is unpacked once for all of them. ----
+
+// Bytes of unpacked operands: half of a first-level cache of 32 KiB, next to the activations and
+// sums of a register tile. At least 16 steps, a whole block.
+inline constexpr int64_t kPanelBytes = 16384;
+// Rows whose sums are kept between panels: 32 or 48 KiB.
+inline constexpr int64_t kPanelRows = 256;
+
+// kTiles tiles of W over some whole blocks of K, as operands.
+template <class Policy, int kTiles>
+struct Panel {
+  using Operand = typename Policy::Operand;
+  static constexpr int64_t kStepOperands = Policy::kOperands * kTiles;
+  static constexpr int64_t kSteps =
+      kPanelBytes / (kStepOperands * static_cast<int64_t>(sizeof(Operand)));
+  static_assert(kSteps * kStep >= kBlock);
+
+  struct Block {
+    F32 scale[kTiles], zero[kTiles];
+    int64_t steps;
+  };
+
+  alignas(64) Operand operands[kSteps * kStepOperands];
+  alignas(64) Block blocks[kSteps];
+  int64_t k = 0, first_block = 0, block_count = 0;
+};
+
+template <class Policy, int kTiles>
+struct PanelStep {
+  const typename Policy::Operand* operands;
+
+  template <int kOperand>
+  WOQ_INLINE const typename Policy::Operand& operand(int t) const {
+    return operands[kOperand * kTiles + t];
+  }
+};
+
+template <class Policy, int kTiles, int kOperand>
+WOQ_INLINE void unpack_step(const typename Policy::Table& table, const StepCodes& codes, int t,
+                            typename Policy::Operand* out) {
+  out[kOperand * kTiles + t] = Policy::template operand<kOperand>(table, codes);
+  if constexpr (kOperand + 1 < Policy::kOperands)
+    unpack_step<Policy, kTiles, kOperand + 1>(table, codes, t, out);
+}
+
+// Fills the panel with the blocks from (k, group, block) on, and moves these behind them.
+template <class Policy, int kTiles>
+void fill_panel(const Gemm<Policy>& gemm, int64_t tile, int64_t* k, int64_t* group, int64_t* block,
+                Panel<Policy, kTiles>* panel) {
+  constexpr int64_t kStepBytes = Policy::kKind == WeightKind::kU8 ? 2 * kStepBytes4 : kStepBytes4;
+  const PackedMatrix& w = gemm.w;
+  const typename Policy::Table table(gemm.policy);
+  panel->k = *k;
+  panel->first_block = *block;
+  panel->block_count = 0;
+  int64_t steps = 0;
+  while (*group < gemm.geometry.groups) {
+    const int64_t group_end = gemm.geometry.group_end(*group);
+    const int64_t end = std::min(group_end, *k + kBlock);
+    const int64_t block_steps = (end - *k) / kStep;
+    if (steps + block_steps > Panel<Policy, kTiles>::kSteps) return;
+    auto& out = panel->blocks[panel->block_count++];
+    out.steps = block_steps;
+    WOQ_UNROLL for (int t = 0; t < kTiles; ++t) {
+      const uint8_t* const base = w.tile(tile + t);
+      out.scale[t] =
+          load_scales(w, base + w.scales_offset() + *group * w.scale_bytes(), tile + t, *group);
+      out.zero[t] = zero_f32();
+      if (gemm.has_zeros)
+        out.zero[t] = load_zeros(w, base + w.zeros_offset() + *group * w.zero_bytes());
+      const uint8_t* codes = base + *k / kStep * kStepBytes;
+      auto* operands = panel->operands + steps * Panel<Policy, kTiles>::kStepOperands;
+      for (int64_t i = 0; i < block_steps; ++i) {
+        prefetch_codes(codes, kStepBytes);
+        unpack_step<Policy, kTiles, 0>(table, load_step<Policy::kKind>(codes), t, operands);
+        codes += kStepBytes;
+        operands += Panel<Policy, kTiles>::kStepOperands;
+      }
+    }
+    steps += block_steps;
+    *k = end;
+    ++*block;
+    if (end == group_end) ++*group;
+  }
+}
+
+// sums [kRows][kTiles * 16] += rows m0 and up of the activations times the panel.
+template <class Policy, int kRows, int kTiles>
+void multiply_panel(const Gemm<Policy>& gemm, const Panel<Policy, kTiles>& panel, int64_t m0,
+                    float* sums) {
+  const PreparedActivations& prepared = gemm.task.a;
+  const uint8_t* a[kRows];
+  WOQ_UNROLL for (int m = 0; m < kRows; ++m) a[m] = gemm.activations(m0 + m, panel.k);
+  Sums<kRows, kTiles> c;
+  WOQ_UNROLL for (int m = 0; m < kRows; ++m) {
+    WOQ_UNROLL for (int t = 0; t < kTiles; ++t)
+        c.store(m, t, load_f32(sums + (m * kTiles + t) * kTileRows));
+  }
+  const typename Policy::Operand* operands = panel.operands;
+  int64_t statistics = m0 * prepared.blocks + panel.first_block;
+  for (int64_t b = 0; b < panel.block_count; ++b, ++statistics) {
+    const auto& block = panel.blocks[b];
+    Accumulators<typename Policy::Acc, kRows, kTiles, 1> acc;
+    start_block<Policy>(prepared, statistics, acc);
+    int64_t steps = block.steps;
+    do {
+      multiply_step<Policy, 0>(acc, PanelStep<Policy, kTiles>{operands}, a);
+      operands += Panel<Policy, kTiles>::kStepOperands;
+      WOQ_UNROLL for (int m = 0; m < kRows; ++m) a[m] += Policy::kActBytes;
+    } while (--steps > 0);
+    finish_block<Policy>(gemm.has_zeros, prepared, statistics, acc, block.scale, block.zero, c);
+  }
+  WOQ_UNROLL for (int m = 0; m < kRows; ++m) {
+    WOQ_UNROLL for (int t = 0; t < kTiles; ++t)
+        store_f32(sums + (m * kTiles + t) * kTileRows, c.load(m, t));
+  }
+}
+
+template <class Policy, int kRows, int kTiles>
+void multiply_panel_rows(const Gemm<Policy>& gemm, const Panel<Policy, kTiles>& panel, int64_t m,
+                         int64_t m1, float* sums) {
+  for (; m + kRows <= m1; m += kRows, sums += kRows * kTiles * kTileRows)
+    multiply_panel<Policy, kRows, kTiles>(gemm, panel, m, sums);
+  if constexpr (kRows > 1) multiply_panel_rows<Policy, kRows / 2, kTiles>(gemm, panel, m, m1, sums);
+}
+
+template <class Policy, int kTiles>
+void multiply_panels(const Gemm<Policy>& gemm, int64_t tile) {
+  Panel<Policy, kTiles> panel;
+  alignas(64) float sums[kPanelRows * kTiles * kTileRows];
+  for (int64_t m0 = gemm.task.m0; m0 < gemm.task.m1; m0 += kPanelRows) {
+    const int64_t m1 = std::min(m0 + kPanelRows, gemm.task.m1);
+    std::memset(sums, 0, static_cast<size_t>((m1 - m0) * kTiles * kTileRows) * sizeof(float));
+    int64_t k = 0, group = 0, block = 0;
+    while (group < gemm.geometry.groups) {
+      fill_panel<Policy>(gemm, tile, &k, &group, &block, &panel);
+      multiply_panel_rows<Policy, Policy::kRows>(gemm, panel, m0, m1, sums);
+    }
+    for (int64_t m = m0; m < m1; ++m) {
+      for (int t = 0; t < kTiles; ++t)
+        store_row(gemm.task, m, tile + t, load_f32(sums + ((m - m0) * kTiles + t) * kTileRows));
+    }
+  }
+}
+
+// ---- The portion: pairs of tiles halve the loads of activations. ----
+
+// Rows from which unpacking once for all of them pays for storing and loading the operands.
+inline constexpr int64_t kManyRows = 8;
+// Rows from which a pair of tiles beats one stream of weights.
+inline constexpr int64_t kPairRows = 4;
+
+template <class Policy>
+void multiply_portion(const Gemm<Policy>& gemm) {
+  const GemmTask& task = gemm.task;
+  int64_t tile = task.t0;
+  if (task.m1 - task.m0 >= kManyRows) {
+    for (; tile + Policy::kTiles <= task.t1; tile += Policy::kTiles)
+      multiply_panels<Policy, Policy::kTiles>(gemm, tile);
+    for (; tile < task.t1; ++tile) multiply_panels<Policy, 1>(gemm, tile);
+    return;
+  }
+  if constexpr (Policy::kTiles > 1) {
+    if (task.m1 - task.m0 >= kPairRows) {
+      for (; tile + 2 <= task.t1; tile += 2)
+        multiply_direct_rows<Policy, 4, 2>(gemm, task.m0, tile);
+    }
+  }
+  for (; tile < task.t1; ++tile) multiply_direct_rows<Policy, 4, 1>(gemm, task.m0, tile);
 }
 
 template <class Policy>
 void gemm(const GemmTask& task) {
-  const DtypeTraits& dtype = task.weights->dtype();
-  const Policy policy(dtype);
-  const BlockGeometry geometry(*task.weights);
-  const float unit = dtype.is_integer() ? 1.0f : dtype.codebook->image_unit;
-  int64_t tile = task.t0;
-  // Pairs of tiles halve the loads of activations; with one or two rows a single stream of weights
-  // reads faster.
-  if constexpr (WOQ_TILE_PAIRS > 1) {
-    if (task.m1 - task.m0 >= 4) {
-      for (; tile + 2 <= task.t1; tile += 2) {
-        multiply_rows<Policy, WOQ_TILE_ROWS, 2>(task, policy, geometry, unit, task.m0, tile);
-      }
-    }
-  }
-  for (; tile < task.t1; ++tile)
-    multiply_rows<Policy, WOQ_TILE_ROWS, 1>(task, policy, geometry, unit, task.m0, tile);
+  multiply_portion(Gemm<Policy>(task));
 }
 
-#define WOQ_KERNEL_NAME(act, weights) \
-  "gemm_" act "_" weights "_" WOQ_TILE_NAME "_" WOQ_STRING(WOQ_TARGET)
+#define WOQ_KERNEL_NAME(act, weights, tile) \
+  "gemm_" act "_" weights "_" tile "_" WOQ_STRING(WOQ_TARGET)
+#define WOQ_FLOAT_KERNEL_NAME(act, weights) WOQ_KERNEL_NAME(act, weights, WOQ_FLOAT_NAME)
+#define WOQ_INT8_KERNEL_NAME(act, weights) WOQ_KERNEL_NAME(act, weights, WOQ_INT8_NAME)
 inline constexpr Target kThisTarget = static_cast<Target>(WOQ_TARGET_ID);
 
 template <WeightKind kWeights>
@@ -387,8 +612,13 @@ constexpr Kernel rounded_float_kernel(const char* name) {
 }
 template <WeightKind kWeights>
 constexpr Kernel int8_kernel(const char* name) {
-  return {name,           kThisTarget, ComputeType::kInt8,         kWeights,
-          ActFormat::kS8, &prepare_s8, &gemm<Int8Policy<kWeights>>};
+  return {name,
+          kThisTarget,
+          ComputeType::kInt8,
+          kWeights,
+          ActFormat::kS8,
+          &prepare_s8<Int8Policy<kWeights>::kExcess>,
+          &gemm<Int8Policy<kWeights>>};
 }
 #if WOQ_HAS_BF16
 template <WeightKind kWeights>

@@ -67,12 +67,16 @@ inline constexpr int64_t kBlock = 128;
 
 struct BlockGeometry {
   int64_t cols = 0, padded_cols = 0, group_length = 0, groups = 0;
+  float unit = 1.0f;  // of the 8-bit image of a codebook's values; 1 for integers
 
   explicit BlockGeometry(const PackedMatrix& weights)
       : cols(weights.cols),
         padded_cols(weights.padded_cols()),
         group_length(weights.group_length()),
-        groups(weights.groups()) {}
+        groups(weights.groups()) {
+    const DtypeTraits& dtype = weights.dtype();
+    if (!dtype.is_integer()) unit = dtype.codebook->image_unit;
+  }
 
   // Groups start at multiples of 8; the last one ends at the padded K.
   int64_t group_end(int64_t g) const {
@@ -95,8 +99,10 @@ inline constexpr float kTinyActivation = 1e-36f;
 struct PreparedActivations {
   int64_t row_bytes = 0;
   uint8_t* data = nullptr;  // [M] rows in the kernel's ActFormat
-  float* scales = nullptr;  // [M, blocks]: kS8 only
   float* sums = nullptr;    // [M, blocks]: sum of the prepared values of a block
+  // kS8 only:
+  float* scales = nullptr;    // [M, blocks]: s_a * unit
+  int32_t* starts = nullptr;  // [M, blocks]: what a kernel's integer sums of a block start from
   int64_t blocks = 0;
 };
 

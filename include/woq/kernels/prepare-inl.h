@@ -62,7 +62,9 @@ void prepare_float(const PrepareTask& task) {
   }
 }
 
-inline void prepare_s8(const PrepareTask& task) {
+// kExcess: what a kernel adds to the integers of its weights.
+template <int kExcess>
+void prepare_s8(const PrepareTask& task) {
   for (int64_t m = task.m0; m < task.m1; ++m) {
     uint8_t* const row = task.out.data + m * task.out.row_bytes;
     for_each_block(task.geometry, [&](int64_t k0, int64_t k1, int64_t block) {
@@ -85,8 +87,10 @@ inline void prepare_s8(const PrepareTask& task) {
       const int64_t i = m * task.out.blocks + block;
       task.out.scales[i] = !finite ? std::numeric_limits<float>::quiet_NaN()
                            : zero  ? 0.0f
-                                   : absmax / kActivationMax;
-      task.out.sums[i] = static_cast<float>(reduce_add(sum));
+                                   : absmax / kActivationMax * task.geometry.unit;
+      const int32_t total = reduce_add(sum);
+      task.out.starts[i] = -kExcess * total;
+      task.out.sums[i] = static_cast<float>(total);
     });
   }
 }

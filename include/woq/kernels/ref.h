@@ -74,7 +74,8 @@ inline void prepare_s8(const PrepareTask& task) {
       const int64_t i = m * task.out.blocks + block;
       task.out.scales[i] = !finite ? std::numeric_limits<float>::quiet_NaN()
                            : zero  ? 0.0f
-                                   : absmax / kActivationMax;
+                                   : absmax / kActivationMax * task.geometry.unit;
+      task.out.starts[i] = 0;
       task.out.sums[i] = static_cast<float>(sum);
     });
   }
@@ -120,7 +121,6 @@ void gemm(const GemmTask& task) {
   const DtypeTraits& dtype = w.dtype();
   const BlockGeometry geometry(w);
   const bool has_zeros = w.scheme.zeros != ZeroKind::kNone;
-  const float unit = dtype.is_integer() ? 1.0f : dtype.codebook->image_unit;
   const int64_t n_end = std::min(w.rows, task.t1 * kTileRows);
   for (int64_t m = task.m0; m < task.m1; ++m) {
     const uint8_t* const row = task.a.data + m * task.a.row_bytes;
@@ -137,7 +137,7 @@ void gemm(const GemmTask& task) {
             sum += t * reinterpret_cast<const int8_t*>(row)[k];
           }
           p = static_cast<float>(sum);
-          scale *= task.a.scales[i] * unit;
+          scale *= task.a.scales[i];
         } else {
           for (int64_t k = k0; k < k1; ++k) {
             float t = code_value(dtype, packed_code(w, n, k));

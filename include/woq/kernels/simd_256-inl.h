@@ -177,49 +177,69 @@ struct FloatTable {
   explicit FloatTable(const float* p) : first(_mm256_loadu_ps(p)), second(_mm256_loadu_ps(p + 8)) {}
 };
 template <int kShift>
-WOQ_INLINE __m256 look_up(const FloatTable& table, __m256i codes) {
+WOQ_INLINE __m256 look_up_at(const FloatTable& table, __m256i codes) {
   const __m256i index = _mm256_srli_epi32(codes, kShift);
   const __m256 fourth_bit = _mm256_castsi256_ps(_mm256_slli_epi32(codes, 28 - kShift));
   return _mm256_blendv_ps(_mm256_permutevar8x32_ps(table.first, index),
                           _mm256_permutevar8x32_ps(table.second, index), fourth_bit);
 }
 template <int kElement>
-WOQ_INLINE F32 decode4(const FloatTable& table, I32 codes) {
+WOQ_INLINE F32 look_up(const FloatTable& table, I32 codes) {
   constexpr int kShift = 8 * (kElement % 4) + 4 * (kElement / 4);
-  return {look_up<kShift>(table, codes.lo), look_up<kShift>(table, codes.hi)};
+  return {look_up_at<kShift>(table, codes.lo), look_up_at<kShift>(table, codes.hi)};
 }
 
-// Byte kByte (0..3) of each lane as a signed number.
+// Bits [kBit, kBit + kBits) of each lane as a number, minus 2^(kBits - 1). With the exponent of
+// 2^(23 - kBit) above them, the bits are an integer part: no conversion, and one shift for all
+// fields that lie too high.
+template <int kBit, int kBits>
+WOQ_INLINE __m256 centred_field_half(__m256i codes) {
+  if constexpr (kBit + kBits > 23) {
+    constexpr int kShift = kBits == 8 ? 16 : 12;
+    return centred_field_half<kBit - kShift, kBits>(_mm256_srli_epi32(codes, kShift));
+  } else {
+    const __m256i mask = _mm256_set1_epi32(((1 << kBits) - 1) << kBit);
+    const __m256i exponent = _mm256_set1_epi32((127 + 23 - kBit) << 23);
+    return _mm256_sub_ps(
+        _mm256_castsi256_ps(_mm256_or_si256(_mm256_and_si256(codes, mask), exponent)),
+        _mm256_set1_ps(static_cast<float>((1 << (23 - kBit)) + (1 << (kBits - 1)))));
+  }
+}
+template <int kBit, int kBits>
+WOQ_INLINE F32 centred_field(I32 codes) {
+  return {centred_field_half<kBit, kBits>(codes.lo), centred_field_half<kBit, kBits>(codes.hi)};
+}
+// Element kElement (0..7) of a 4-bit step.
+template <int kElement>
+WOQ_INLINE F32 centred_nibble(I32 codes) {
+  return centred_field<8 * (kElement % 4) + 4 * (kElement / 4), 4>(codes);
+}
+// Byte kByte (0..3) of each lane.
 template <int kByte>
-WOQ_INLINE F32 decode8(I32 codes) {
-  constexpr int kShift = 24 - 8 * kByte;
-  return to_f32({_mm256_srai_epi32(_mm256_slli_epi32(codes.lo, kShift), 24),
-                 _mm256_srai_epi32(_mm256_slli_epi32(codes.hi, kShift), 24)});
+WOQ_INLINE F32 centred_byte(I32 codes) {
+  return centred_field<8 * kByte, 8>(codes);
 }
 
 // 4-way dot products of bytes into dwords, weights x activations. Weights come as their code plus
 // an excess that the caller has subtracted from the accumulator as excess * sum(activations).
+// Nibbles may come as pairs (elements 0-3 and 4-7) with both halves of the activations.
+struct NibblePair {
+  I32 lo, hi;
+};
+struct BroadcastPair {
+  I32 lo, hi;
+};
 #if WOQ_HAS_VNNI
 inline constexpr int kByteExcess = 128;
 struct ByteOperand {
   I32 v;
 };
-using NibbleOperand = ByteOperand;
 WOQ_INLINE ByteOperand byte_operand(I32 excess128) {
   return {excess128};
-}
-WOQ_INLINE NibbleOperand nibble_operand(I32 nibbles) {
-  return {nibbles};
 }
 WOQ_INLINE I32 dot(I32 acc, const ByteOperand& w, I32 a) {
   return {_mm256_dpbusd_avx_epi32(acc.lo, w.v.lo, a.lo),
           _mm256_dpbusd_avx_epi32(acc.hi, w.v.hi, a.hi)};
-}
-template <int kChains>
-WOQ_INLINE void dot_step(I32 (&acc)[kChains], const ByteOperand& lo, const ByteOperand& hi,
-                         I32 a_lo, I32 a_hi) {
-  acc[0] = dot(acc[0], lo, a_lo);
-  acc[kChains - 1] = dot(acc[kChains - 1], hi, a_hi);
 }
 #else
 // vpmaddubsw saturates at 32767: two products of nibbles reach 2 * 15 * 127 = 3810, and those of a
@@ -229,15 +249,9 @@ inline constexpr int kByteExcess = 0;
 struct ByteOperand {
   I32 magnitude, value;
 };
-struct NibbleOperand {
-  I32 v;
-};
 WOQ_INLINE ByteOperand byte_operand(I32 excess128) {
   const I32 value = flip_sign_bits(excess128);
   return {{_mm256_abs_epi8(value.lo), _mm256_abs_epi8(value.hi)}, value};
-}
-WOQ_INLINE NibbleOperand nibble_operand(I32 nibbles) {
-  return {nibbles};
 }
 WOQ_INLINE __m256i add_pairs(__m256i acc, __m256i pairs) {
   return _mm256_add_epi32(acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
@@ -247,20 +261,11 @@ WOQ_INLINE I32 dot(I32 acc, const ByteOperand& w, I32 a) {
       add_pairs(acc.lo, _mm256_maddubs_epi16(w.magnitude.lo, _mm256_sign_epi8(a.lo, w.value.lo))),
       add_pairs(acc.hi, _mm256_maddubs_epi16(w.magnitude.hi, _mm256_sign_epi8(a.hi, w.value.hi)))};
 }
-template <int kChains>
-WOQ_INLINE void dot_step(I32 (&acc)[kChains], const ByteOperand& lo, const ByteOperand& hi,
-                         I32 a_lo, I32 a_hi) {
-  acc[0] = dot(acc[0], lo, a_lo);
-  acc[kChains - 1] = dot(acc[kChains - 1], hi, a_hi);
-}
-WOQ_INLINE __m256i nibble_pairs(__m256i lo, __m256i hi, __m256i a_lo, __m256i a_hi) {
-  return _mm256_add_epi16(_mm256_maddubs_epi16(lo, a_lo), _mm256_maddubs_epi16(hi, a_hi));
-}
-template <int kChains>
-WOQ_INLINE void dot_step(I32 (&acc)[kChains], const NibbleOperand& lo, const NibbleOperand& hi,
-                         I32 a_lo, I32 a_hi) {
-  acc[0] = {add_pairs(acc[0].lo, nibble_pairs(lo.v.lo, hi.v.lo, a_lo.lo, a_hi.lo)),
-            add_pairs(acc[0].hi, nibble_pairs(lo.v.hi, hi.v.hi, a_lo.hi, a_hi.hi))};
+WOQ_INLINE I32 dot(I32 acc, const NibblePair& w, const BroadcastPair& a) {
+  return {add_pairs(acc.lo, _mm256_add_epi16(_mm256_maddubs_epi16(w.lo.lo, a.lo.lo),
+                                             _mm256_maddubs_epi16(w.hi.lo, a.hi.lo))),
+          add_pairs(acc.hi, _mm256_add_epi16(_mm256_maddubs_epi16(w.lo.hi, a.lo.hi),
+                                             _mm256_maddubs_epi16(w.hi.hi, a.hi.hi)))};
 }
 #endif
 

@@ -135,35 +135,57 @@ struct FloatTable {
   explicit FloatTable(const float* p) : v(_mm512_loadu_ps(p)) {}
 };
 template <int kElement>
-WOQ_INLINE F32 decode4(const FloatTable& table, I32 codes) {
+WOQ_INLINE F32 look_up(const FloatTable& table, I32 codes) {
   constexpr int kShift = 8 * (kElement % 4) + 4 * (kElement / 4);
   return _mm512_permutexvar_ps(_mm512_srli_epi32(codes, kShift), table.v);
 }
 
-// Byte kByte (0..3) of each lane as a signed number.
+// Bits [kBit, kBit + kBits) of each lane as a number, minus 2^(kBits - 1). With the exponent of
+// 2^(23 - kBit) above them, the bits are an integer part: no conversion, and one shift for all
+// fields that lie too high.
+template <int kBit, int kBits>
+WOQ_INLINE F32 centred_field(I32 codes) {
+  if constexpr (kBit + kBits > 23) {
+    constexpr int kShift = kBits == 8 ? 16 : 12;
+    return centred_field<kBit - kShift, kBits>(_mm512_srli_epi32(codes, kShift));
+  } else {
+    constexpr int kMask = ((1 << kBits) - 1) << kBit, kExponent = (127 + 23 - kBit) << 23;
+    constexpr int kAndOr = 0xea;  // (codes & mask) | exponent
+    const I32 bits = _mm512_ternarylogic_epi32(codes, set_i32(kMask), set_i32(kExponent), kAndOr);
+    return subtract(_mm512_castsi512_ps(bits),
+                    set_f32(static_cast<float>((1 << (23 - kBit)) + (1 << (kBits - 1)))));
+  }
+}
+// Element kElement (0..7) of a 4-bit step.
+template <int kElement>
+WOQ_INLINE F32 centred_nibble(I32 codes) {
+  return centred_field<8 * (kElement % 4) + 4 * (kElement / 4), 4>(codes);
+}
+// Byte kByte (0..3) of each lane.
 template <int kByte>
-WOQ_INLINE F32 decode8(I32 codes) {
-  return to_f32(_mm512_srai_epi32(_mm512_slli_epi32(codes, 24 - 8 * kByte), 24));
+WOQ_INLINE F32 centred_byte(I32 codes) {
+  return centred_field<8 * kByte, 8>(codes);
 }
 
 // 4-way dot products of bytes into dwords, weights x activations. Weights come as their code plus
 // an excess that the caller has subtracted from the accumulator as excess * sum(activations).
+// Nibbles may come as pairs (elements 0-3 and 4-7) with both halves of the activations.
+struct NibblePair {
+  I32 lo, hi;
+};
+struct BroadcastPair {
+  I32 lo, hi;
+};
 #if WOQ_HAS_VNNI
 inline constexpr int kByteExcess = 128;
 struct ByteOperand {
   I32 v;
 };
-using NibbleOperand = ByteOperand;
 WOQ_INLINE ByteOperand byte_operand(I32 excess128) {
   return {excess128};
 }
-WOQ_INLINE NibbleOperand nibble_operand(I32 nibbles) {
-  return {nibbles};
-}
-template <int kChains>
-WOQ_INLINE void dot_step(I32 (&acc)[kChains], ByteOperand lo, ByteOperand hi, I32 a_lo, I32 a_hi) {
-  acc[0] = _mm512_dpbusd_epi32(acc[0], lo.v, a_lo);
-  acc[kChains - 1] = _mm512_dpbusd_epi32(acc[kChains - 1], hi.v, a_hi);
+WOQ_INLINE I32 dot(I32 acc, const ByteOperand& w, I32 a) {
+  return _mm512_dpbusd_epi32(acc, w.v, a);
 }
 #else
 // vpmaddubsw saturates at 32767: two products of nibbles reach 2 * 15 * 127 = 3810, and those of a
@@ -174,33 +196,20 @@ struct ByteOperand {
   I32 magnitude;
   __mmask64 negative;
 };
-struct NibbleOperand {
-  I32 v;
-};
 WOQ_INLINE ByteOperand byte_operand(I32 excess128) {
   const I32 value = flip_sign_bits(excess128);
   return {_mm512_abs_epi8(value), _mm512_movepi8_mask(value)};
 }
-WOQ_INLINE NibbleOperand nibble_operand(I32 nibbles) {
-  return {nibbles};
+WOQ_INLINE I32 add_pairs(I32 acc, I32 pairs) {
+  return _mm512_add_epi32(acc, _mm512_madd_epi16(pairs, _mm512_set1_epi16(1)));
 }
 WOQ_INLINE I32 dot(I32 acc, const ByteOperand& w, I32 a) {
   const I32 signed_a = _mm512_mask_sub_epi8(a, w.negative, zero_i32(), a);
-  const I32 pairs = _mm512_maddubs_epi16(w.magnitude, signed_a);
-  return _mm512_add_epi32(acc, _mm512_madd_epi16(pairs, _mm512_set1_epi16(1)));
+  return add_pairs(acc, _mm512_maddubs_epi16(w.magnitude, signed_a));
 }
-template <int kChains>
-WOQ_INLINE void dot_step(I32 (&acc)[kChains], const ByteOperand& lo, const ByteOperand& hi,
-                         I32 a_lo, I32 a_hi) {
-  acc[0] = dot(acc[0], lo, a_lo);
-  acc[kChains - 1] = dot(acc[kChains - 1], hi, a_hi);
-}
-template <int kChains>
-WOQ_INLINE void dot_step(I32 (&acc)[kChains], NibbleOperand lo, NibbleOperand hi, I32 a_lo,
-                         I32 a_hi) {
-  const I32 pairs =
-      _mm512_add_epi16(_mm512_maddubs_epi16(lo.v, a_lo), _mm512_maddubs_epi16(hi.v, a_hi));
-  acc[0] = _mm512_add_epi32(acc[0], _mm512_madd_epi16(pairs, _mm512_set1_epi16(1)));
+WOQ_INLINE I32 dot(I32 acc, const NibblePair& w, const BroadcastPair& a) {
+  return add_pairs(
+      acc, _mm512_add_epi16(_mm512_maddubs_epi16(w.lo, a.lo), _mm512_maddubs_epi16(w.hi, a.hi)));
 }
 #endif
 
@@ -215,15 +224,15 @@ struct Bf16Table {
 };
 // Pair kPair (0: k, k + 2; 1: k + 4, k + 6; 2: k + 1, k + 3; 3: k + 5, k + 7) of a 4-bit step.
 template <int kPair>
-WOQ_INLINE I32 decode4_pair(const Bf16Table& table, I32 codes) {
+WOQ_INLINE I32 look_up_pair(const Bf16Table& table, I32 codes) {
   return _mm512_permutexvar_epi16(_mm512_srli_epi32(codes, 4 * kPair), table.v);
 }
-// Bytes kByte and kByte + 2 of each lane, signed, as bfloat16: integers of 8 bits are exact, so the
-// upper halves of their fp32 forms are all there is.
+// Bytes kByte and kByte + 2 of each lane, centred, as bfloat16: integers of 8 bits are exact, so
+// the upper halves of their fp32 forms are all there is.
 template <int kByte>
-WOQ_INLINE I32 decode8_pair(I32 codes) {
-  const I32 first = _mm512_castps_si512(decode8<kByte>(codes));
-  const I32 second = _mm512_castps_si512(decode8<kByte + 2>(codes));
+WOQ_INLINE I32 centred_byte_pair(I32 codes) {
+  const I32 first = _mm512_castps_si512(centred_byte<kByte>(codes));
+  const I32 second = _mm512_castps_si512(centred_byte<kByte + 2>(codes));
   return _mm512_mask_mov_epi16(_mm512_srli_epi32(first, 16), 0xaaaaaaaau, second);
 }
 WOQ_INLINE F32 dot_bf16(F32 acc, I32 w, I32 a) {

@@ -8,9 +8,10 @@
 //   WOQ_VECTOR_BITS  512 or 256
 //   WOQ_HAS_VNNI     1 if 8-bit dot products are one instruction
 //   WOQ_HAS_BF16     1 if bfloat16 dot products are
-//   WOQ_TILE_ROWS    largest number of rows in a register tile
-//   WOQ_TILE_PAIRS   tiles of 16 columns in a register tile, and
-//   WOQ_TILE_NAME    the two as they appear in kernel names
+//   WOQ_INT8_ROWS, WOQ_INT8_TILES, WOQ_INT8_NAME     the register tile of int8 arithmetic with many
+//   WOQ_FLOAT_ROWS, WOQ_FLOAT_TILES, WOQ_FLOAT_NAME  rows, rows x tiles of 16 columns, that of
+//                    fp32 and bf16 arithmetic, and how kernel names show them
+//   WOQ_REGISTER_SUMS  outputs (rows x tiles) whose results fit registers beside a block's sums
 
 #define WOQ_TARGET_ID_avx2 1
 #define WOQ_TARGET_ID_avx_vnni 2
@@ -97,15 +98,25 @@
 #error "WOQ_TARGET names no known target"
 #endif
 
-// Register budgets. 512 bits: 8 rows x 2 tiles = 16 accumulators of 32 registers, 4 for unpacked
-// weights, the rest for constants and results. 256 bits: a tile is two registers; 4 rows x 1 tile =
-// 8 accumulators of 16 registers.
+// Register budgets. 512 bits, 32 registers, a tile of 16 columns is one. Floats: 8 x 2 = 16 sums
+// and a few operands; results go through memory once a block. int8 multiplies four times as fast,
+// so that a block of 32 is over after 8 instructions for each sum: 4 x 3 = 12 sums, and their 12
+// results stay in registers. 256 bits, 16 registers, a tile is two: 4 x 1 = 8 sums where a weight
+// takes two registers and more, 6 x 1 = 12 where it takes one.
 #if WOQ_VECTOR_BITS == 512
-#define WOQ_TILE_ROWS 8
-#define WOQ_TILE_PAIRS 2
-#define WOQ_TILE_NAME "8x32"
+#define WOQ_INT8_ROWS 4
+#define WOQ_INT8_TILES 3
+#define WOQ_INT8_NAME "4x48"
+#define WOQ_FLOAT_ROWS 8
+#define WOQ_FLOAT_TILES 2
+#define WOQ_FLOAT_NAME "8x32"
+#define WOQ_REGISTER_SUMS 12
 #else
-#define WOQ_TILE_ROWS 4
-#define WOQ_TILE_PAIRS 1
-#define WOQ_TILE_NAME "4x16"
+#define WOQ_INT8_ROWS 4
+#define WOQ_INT8_TILES 1
+#define WOQ_INT8_NAME "4x16"
+#define WOQ_FLOAT_ROWS 6
+#define WOQ_FLOAT_TILES 1
+#define WOQ_FLOAT_NAME "6x16"
+#define WOQ_REGISTER_SUMS 2
 #endif

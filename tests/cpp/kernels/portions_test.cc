@@ -65,6 +65,7 @@ TEST_P(KernelPortions, InputsStayUnchanged) {
   const Prepared prepared(kernel(), problem.weights, problem.x.view());
   const Buffer data = prepared.data;
   const std::vector<float> scales = prepared.scales, sums = prepared.sums;
+  const std::vector<int32_t> starts = prepared.starts;
   FloatMatrix c(FloatType::kFp32, 9, 50);
   run_gemm(kernel(), problem, prepared, whole(problem), &c);
   EXPECT_EQ(problem.x.bytes(), before.x.bytes());
@@ -73,6 +74,7 @@ TEST_P(KernelPortions, InputsStayUnchanged) {
   EXPECT_TRUE(same_bytes(prepared.data, data));
   EXPECT_EQ(prepared.scales, scales);
   EXPECT_EQ(prepared.sums, sums);
+  EXPECT_EQ(prepared.starts, starts);
 }
 
 // C's row of a portion must not depend on which other rows are computed with it.

@@ -76,8 +76,13 @@ void check_row(const Kernel& kernel, const PackedMatrix& weights, const FloatMat
     }
     const size_t i = static_cast<size_t>(m) * blocks.size() + b;
     if (kernel.format == ActFormat::kS8) {
-      ASSERT_EQ(prepared.scales[i], absmax / 127.0f);
+      const DtypeTraits& dtype = weights.dtype();
+      const float unit = dtype.is_integer() ? 1.0f : dtype.codebook->image_unit;
+      ASSERT_EQ(prepared.scales[i], absmax / 127.0f * unit);
       ASSERT_EQ(static_cast<double>(prepared.sums[i]), sum);
+      // Each kernel has one excess: none, a nibble's or a byte's centre.
+      const auto excess = [&](int centre) { return prepared.starts[i] == -centre * sum; };
+      ASSERT_TRUE(excess(0) || excess(8) || excess(128)) << prepared.starts[i] << " of " << sum;
     } else {
       ASSERT_NEAR(static_cast<double>(prepared.sums[i]), sum, gamma(end - begin) * magnitude);
     }
@@ -122,6 +127,7 @@ TEST_P(KernelPrepare, OnlyTheRowsOfThePortionAreWritten) {
       ASSERT_EQ(prepared.sums[i], Prepared::kUnset);
       if (!prepared.scales.empty()) {
         ASSERT_EQ(prepared.scales[i], Prepared::kUnset);
+        ASSERT_EQ(prepared.starts[i], static_cast<int32_t>(Prepared::kUnset));
       }
     }
   }

@@ -122,6 +122,7 @@ inline QuantScheme random_scheme(Random& random, WeightKind kind) {
 struct Prepared {
   Buffer data;
   std::vector<float> scales, sums;
+  std::vector<int32_t> starts;
   PreparedActivations view;
 
   Prepared(const Kernel& kernel, const PackedMatrix& weights, const ConstMatrixView& x)
@@ -136,10 +137,14 @@ struct Prepared {
     std::memset(data.data(), kCanary, static_cast<size_t>(data.size()));
     const auto statistics = static_cast<size_t>(x.rows * view.blocks);
     sums.assign(statistics, kUnset);
-    if (kernel.format == ActFormat::kS8) scales.assign(statistics, kUnset);
+    if (kernel.format == ActFormat::kS8) {
+      scales.assign(statistics, kUnset);
+      starts.assign(statistics, static_cast<int32_t>(kUnset));
+    }
     view.data = data.data();
     view.sums = sums.data();
     view.scales = scales.empty() ? nullptr : scales.data();
+    view.starts = starts.empty() ? nullptr : starts.data();
     kernel.prepare({x, geometry, view, m0, m1});
   }
 

@@ -16,9 +16,9 @@
 namespace woq::WOQ_TARGET_NS {
 
 inline constexpr Kernel kKernels[] = {
-    bf16_kernel<WeightKind::kU4>(WOQ_KERNEL_NAME("bf16", "u4")),
-    bf16_kernel<WeightKind::kT4>(WOQ_KERNEL_NAME("bf16", "t4")),
-    bf16_kernel<WeightKind::kU8>(WOQ_KERNEL_NAME("bf16", "u8")),
+    bf16_kernel<WeightKind::kU4>(WOQ_FLOAT_KERNEL_NAME("bf16", "u4")),
+    bf16_kernel<WeightKind::kT4>(WOQ_FLOAT_KERNEL_NAME("bf16", "t4")),
+    bf16_kernel<WeightKind::kU8>(WOQ_FLOAT_KERNEL_NAME("bf16", "u8")),
 };
 inline constexpr KernelTable kTable = {kKernels, static_cast<int>(std::size(kKernels))};
 

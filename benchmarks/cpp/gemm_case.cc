@@ -1,0 +1,94 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "gemm_case.h"
+
+#include <algorithm>
+#include <random>
+
+#include "woq/core/float16.h"
+
+namespace woq::bench {
+
+namespace {
+
+QuantizedMatrix random_matrix(const Work& work, uint32_t seed) {
+  QuantScheme scheme;
+  scheme.dtype = work.dtype;
+  scheme.group_size = work.group_size;
+  scheme.scales = ScaleEncoding::kFp16;
+  scheme.zeros = work.asym ? ZeroKind::kInt : ZeroKind::kNone;
+  QuantizedMatrix matrix = QuantizedMatrix::allocate(scheme, work.n, work.k);
+  std::minstd_rand random(seed);
+  const auto fill = [&](Buffer& buffer, uint8_t mask) {
+    for (int64_t i = 0; i < buffer.size(); ++i)
+      buffer.data()[i] = static_cast<uint8_t>(random() >> 8) & mask;
+  };
+  fill(matrix.qweight, 0xff);
+  fill(matrix.zero_points, matrix.dtype().bits == 4 ? 15 : 255);
+  matrix.scales = ScaleTable::allocate(scheme.scales, work.n, matrix.groups(), false);
+  for (int64_t i = 0; i < work.n * matrix.groups(); ++i) {
+    matrix.scales.values.as<uint16_t>()[i] =
+        float_to_fp16(0.001f + 1e-6f * static_cast<float>(random() % 1000));
+  }
+  return matrix;
+}
+
+}  // namespace
+
+std::string Work::name() const {
+  return concat(name_of(dtype), " g", group_size, asym ? " asym " : " sym ", name_of(compute), " ",
+                target.empty() ? "best" : target, " M", m, " ", n, "x", k, " ", threads, "T");
+}
+
+double Work::weight_bytes() const {
+  const double groups = static_cast<double>((k + group_size - 1) / group_size);
+  return static_cast<double>(n * k) * traits_of(dtype).bits / 8 +
+         static_cast<double>(n) * groups * (asym ? 2.5 : 2.0);
+}
+
+GemmCase::GemmCase(const Work& work) : work_(work) {
+  const double wanted = 4.2 * static_cast<double>(last_level_cache_bytes());
+  const int copies =
+      work.m > kMemoryBoundRows ? 1 : static_cast<int>(wanted / work.weight_bytes()) + 1;
+  const QuantizedMatrix matrix = random_matrix(work, 1);
+  for (int i = 0; i < copies; ++i) {
+    copies_.push_back(std::make_unique<WeightOnlyLinear>(matrix, std::vector<float>{}, work.compute,
+                                                         "", work.threads, work.target));
+  }
+  kernel_name_ = copies_[0]->kernel().name;
+  std::mt19937 random(2);
+  std::normal_distribution<float> normal;
+  x_.resize(static_cast<size_t>(work.m * work.k));
+  for (float& x : x_) x = normal(random);
+  y_.resize(static_cast<size_t>(work.m * work.n));
+}
+
+double GemmCase::run(double seconds) {
+  const ConstMatrixView x{x_.data(), FloatType::kFp32, work_.m, work_.k, work_.k};
+  const MatrixView y{y_.data(), FloatType::kFp32, work_.m, work_.n, work_.n};
+  const double start = now();
+  int64_t calls = 0;
+  do {
+    for (const auto& layer : copies_) layer->forward(x, y, work_.threads);
+    calls += static_cast<int64_t>(copies_.size());
+  } while (now() - start < seconds);
+  return (now() - start) / static_cast<double>(calls);
+}
+
+Limit limit_of(const Work& work) {
+  if (work.m <= kMemoryBoundRows) return Limit::kRead;
+  if (work.compute == ComputeType::kInt8) return Limit::kInt8;
+  const bool bf16 = work.compute == ComputeType::kBf16 && has_limit(Limit::kBf16, isa_of(work));
+  return bf16 ? Limit::kBf16 : Limit::kFp32;
+}
+
+Isa isa_of(const Work& work) {
+  const bool narrow = work.target == "avx2" || work.target == "avx_vnni";
+  return !narrow && has_limit(Limit::kFp32, Isa::kAvx512) ? Isa::kAvx512 : Isa::kAvx2;
+}
+
+double share(const Work& work, double seconds, double limit_rate) {
+  const double amount = limit_of(work) == Limit::kRead ? work.weight_bytes() : work.operations();
+  return amount / seconds / limit_rate;
+}
+
+}  // namespace woq::bench

@@ -1,0 +1,180 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "machine_limits.h"
+
+#include <immintrin.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <fstream>
+
+#include "woq/core/buffer.h"
+#include "woq/core/cpu.h"
+#include "woq/core/parallel.h"
+#include "woq/core/target.h"
+
+namespace woq::bench {
+
+namespace {
+
+// Independent accumulators: more than the latency (at most 6) times the instructions a cycle (2).
+constexpr int kChains = 12;
+constexpr int64_t kInner = 4096;  // instructions of one chain between two looks at the clock
+
+// Instructions are written as such, so that no compiler merges or drops them.
+#define WOQ_PEAK_LOOP(Register, instructions)                         \
+  Register acc[kChains] = {};                                         \
+  Register x = {}, y = {};                                            \
+  for (int64_t i = 0; i < kInner; ++i) {                              \
+    _Pragma("GCC unroll 12") for (int j = 0; j < kChains; ++j) {      \
+      __asm__ volatile(instructions : "+v"(acc[j]) : "v"(x), "v"(y)); \
+    }                                                                 \
+  }
+
+__attribute__((target("avx2,fma"))) void fp32_avx2() {
+  WOQ_PEAK_LOOP(__m256, "vfmadd231ps %2, %1, %0")
+}
+
+__attribute__((target("avx2"))) void int8_avx2() {
+  const __m256i ones = _mm256_set1_epi16(1);
+  __m256i acc[kChains] = {};
+  __m256i x = _mm256_set1_epi8(1), y = x;
+  for (int64_t i = 0; i < kInner; ++i) {
+    _Pragma("GCC unroll 12") for (int j = 0; j < kChains; ++j) {
+      __m256i pairs;
+      __asm__ volatile("vpmaddubsw %2, %1, %0" : "=x"(pairs) : "x"(x), "x"(y));
+      __asm__ volatile("vpmaddwd %1, %0, %0" : "+x"(pairs) : "x"(ones));
+      __asm__ volatile("vpaddd %1, %0, %0" : "+x"(acc[j]) : "x"(pairs));
+    }
+  }
+}
+
+__attribute__((target("avx512f"))) void fp32_avx512() {
+  WOQ_PEAK_LOOP(__m512, "vfmadd231ps %2, %1, %0")
+}
+
+__attribute__((target("avx512f,avx512vnni"))) void int8_avx512() {
+  WOQ_PEAK_LOOP(__m512i, "vpdpbusd %2, %1, %0")
+}
+
+__attribute__((target("avx512f,avx512bf16"))) void bf16_avx512() {
+  WOQ_PEAK_LOOP(__m512, "vdpbf16ps %2, %1, %0")
+}
+
+struct Peak {
+  void (*run)();
+  int64_t operations;  // of one call
+};
+
+Peak peak_of(Limit limit, Isa isa) {
+  const int64_t steps = kInner * kChains * 2;
+  if (isa == Isa::kAvx2) {
+    if (limit == Limit::kFp32) return {&fp32_avx2, steps * 8};
+    if (limit == Limit::kInt8) return {&int8_avx2, steps * 32};
+    return {};
+  }
+  if (limit == Limit::kFp32) return {&fp32_avx512, steps * 16};
+  if (limit == Limit::kInt8) return {&int8_avx512, steps * 64};
+  return {&bf16_avx512, steps * 32};
+}
+
+// One linear stream; about 1 KiB ahead is fetched by hand, which DRAM rewards on some machines.
+__attribute__((target("avx2"))) uint64_t read_stream(const uint8_t* p, int64_t bytes) {
+  __m256i sum[4] = {};
+  for (int64_t i = 0; i + 128 <= bytes; i += 128) {
+    _mm_prefetch(reinterpret_cast<const char*>(p + i + 1024), _MM_HINT_T0);
+    _mm_prefetch(reinterpret_cast<const char*>(p + i + 1088), _MM_HINT_T0);
+    for (int j = 0; j < 4; ++j) {
+      sum[j] = _mm256_xor_si256(
+          sum[j], _mm256_load_si256(reinterpret_cast<const __m256i*>(p + i + 32 * j)));
+    }
+  }
+  const __m256i all =
+      _mm256_xor_si256(_mm256_xor_si256(sum[0], sum[1]), _mm256_xor_si256(sum[2], sum[3]));
+  return static_cast<uint64_t>(_mm256_extract_epi64(all, 0));
+}
+
+// Touched once by the threads that read it.
+const Buffer& read_buffer() {
+  static const Buffer buffer = [] {
+    Buffer made(std::max<int64_t>(4 * last_level_cache_bytes(), 64 << 20) + (32 << 20));
+    parallel_for(made.size(), usable_threads(), [&](int64_t begin, int64_t end) {
+      std::fill(made.data() + begin, made.data() + end, uint8_t{1});
+    });
+    return made;
+  }();
+  return buffer;
+}
+
+}  // namespace
+
+double now() {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+double median(std::vector<double> values) {
+  const auto middle = values.begin() + static_cast<int64_t>(values.size() / 2);
+  std::nth_element(values.begin(), middle, values.end());
+  return *middle;
+}
+
+int64_t last_level_cache_bytes() {
+  const int64_t size = sysconf(_SC_LEVEL3_CACHE_SIZE);
+  return size > 0 ? size : int64_t{32} << 20;
+}
+
+bool has_limit(Limit limit, Isa isa) {
+  if (limit == Limit::kRead) return true;
+  if (isa == Isa::kAvx2) return limit != Limit::kBf16 && runs_on(Target::kAvx2, cpu_features());
+  const Target needed = limit == Limit::kBf16   ? Target::kAvx512Bf16
+                        : limit == Limit::kInt8 ? Target::kAvx512Vnni
+                                                : Target::kAvx512;
+  return runs_on(needed, cpu_features());
+}
+
+double measure(Limit limit, Isa isa, int threads, double seconds) {
+  if (limit == Limit::kRead) {
+    static std::atomic<uint64_t> sink;
+    const Buffer& buffer = read_buffer();
+    const double start = now();
+    int64_t bytes = 0;
+    do {
+      parallel_for(buffer.size() / 128, threads, [&](int64_t begin, int64_t end) {
+        sink += read_stream(buffer.data() + begin * 128, (end - begin) * 128);
+      });
+      bytes += buffer.size();
+    } while (now() - start < seconds);
+    return static_cast<double>(bytes) / (now() - start);
+  }
+  const Peak peak = peak_of(limit, isa);
+  std::vector<double> rates(static_cast<size_t>(threads), 0.0);
+  run_team(threads, [&](const TeamMember& member) {
+    int64_t calls = 0;
+    member.barrier();
+    const double start = now();
+    do {
+      peak.run();
+      ++calls;
+    } while (now() - start < seconds);
+    rates[static_cast<size_t>(member.index)] =
+        static_cast<double>(calls * peak.operations) / (now() - start);
+  });
+  double sum = 0;
+  for (const double rate : rates) sum += rate;
+  return sum;
+}
+
+std::string machine_description() {
+  std::string cpu = "unknown CPU", line;
+  for (std::ifstream file("/proc/cpuinfo"); std::getline(file, line);) {
+    if (line.rfind("model name", 0) == 0) {
+      cpu = line.substr(line.find(": ") + 2);
+      break;
+    }
+  }
+  return cpu + ", " + std::to_string(usable_threads()) + " threads, last-level cache " +
+         std::to_string(last_level_cache_bytes() >> 20) + " MiB, compiler " + __VERSION__;
+}
+
+}  // namespace woq::bench
