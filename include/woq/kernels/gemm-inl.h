@@ -47,7 +47,7 @@ struct FloatPolicy {
   alignas(64) float values[16] = {};
 
   explicit FloatPolicy(const DtypeTraits& dtype) {
-    for (int code = 0; code < 16 && kWeights == WeightKind::kT4; ++code) {
+    for (int code = 0; code < 16 && kWeights != WeightKind::kU8; ++code) {
       values[code] = code_value(dtype, code);
       if (kFormat == ActFormat::kF32B) values[code] = woq::round_to_bf16(values[code]);
     }
@@ -63,7 +63,7 @@ struct FloatPolicy {
     if constexpr (kWeights == WeightKind::kU8) {
       return centred_byte<kElement % 4>(kElement < 4 ? codes.first : codes.second);
     } else if constexpr (kWeights == WeightKind::kU4) {
-      return centred_nibble<kElement>(codes.first);
+      return integer_nibble<kElement>(table.values, codes.first);
     } else {
       return look_up<kElement>(table.values, codes.first);
     }
