@@ -42,9 +42,12 @@ class WeightOnlyLinear {
   // (default: WOQ_FORCE_TARGET). Throws InvalidArgument (bias of the wrong length) and Unsupported
   // (no kernel).
   WeightOnlyLinear(const QuantizedMatrix& weight, const std::vector<float>& bias,
-                   ComputeType compute, std::string name = "", int threads = 0,
+                   ComputeRequest compute, std::string name = "", int threads = 0,
                    const std::string& forced = forced_target())
-      : name_(std::move(name)), choice_(select_kernel(kind_of(weight.dtype()), compute, forced)) {
+      : name_(std::move(name)), request_(compute) {
+    const ComputeChoice chosen = choose_compute(compute, weight.dtype(), forced);
+    choice_ = select_kernel(kind_of(weight.dtype()), chosen.compute, forced);
+    choice_.compute_why = chosen.why;
     if (!bias.empty() && static_cast<int64_t>(bias.size()) != weight.rows) {
       fail("layer '", name_, "': the bias has ", bias.size(), " elements, but the weight has ",
            weight.rows, " rows");
@@ -60,6 +63,7 @@ class WeightOnlyLinear {
   int64_t out_features() const { return weight_.rows; }
   bool has_bias() const { return !bias_.empty(); }
   const PackedMatrix& weight() const { return weight_; }
+  ComputeRequest compute_request() const { return request_; }
   const KernelChoice& choice() const { return choice_; }
   const Kernel& kernel() const { return *choice_.kernel; }
   const std::string& name() const { return name_; }
@@ -128,6 +132,7 @@ class WeightOnlyLinear {
   }
 
   std::string name_;
+  ComputeRequest request_;
   KernelChoice choice_;
   PackedMatrix weight_;
   std::vector<float> bias_;  // padded to whole tiles

@@ -144,7 +144,13 @@ class WeightOnlyLinear(nn.Module):
 
     @property
     def compute_dtype(self) -> str:
+        """fp32, bf16 or int8: what the kernel multiplies in."""
         return self._core.compute_dtype
+
+    @property
+    def requested_compute_dtype(self) -> str:
+        """`compute_dtype`, or "auto" where the choice was left to the machine."""
+        return self._core.requested_compute_dtype
 
     @property
     def nbytes(self) -> int:
@@ -249,7 +255,7 @@ class WeightOnlyLinear(nn.Module):
                     f"bias has shape {list(bias.shape)}, expected {list(self.bias.shape)}"
                 )
             matrix = from_torch(tensors, self.out_features, self.in_features, self.scheme)
-            core = _make_core(matrix, bias, self.compute_dtype, self.name)
+            core = _make_core(matrix, bias, self.requested_compute_dtype, self.name)
         except (ValueError, TypeError) as error:
             error_msgs.append(f"{prefix.rstrip('.')}: {error}")
             return
@@ -264,7 +270,7 @@ class WeightOnlyLinear(nn.Module):
         state["_stored"] = {
             "tensors": {key: array.copy() for key, array in matrix.tensors().items()},
             "scheme": self.scheme,
-            "compute_dtype": self.compute_dtype,
+            "compute_dtype": self.requested_compute_dtype,
         }
         return state
 

@@ -272,10 +272,10 @@ def _check_earlier_layers(model: nn.Module, config: WeightOnlyQuantConfig) -> No
             for key, value in wanted.items()
             if have[key] != value and not (key == "scale_dtype" and config.use_double_quant)
         ]
-        if differing or layer.compute_dtype != config.compute_dtype:
+        if differing or layer.requested_compute_dtype != config.compute_dtype:
             raise _native.InvalidArgument(
                 f"{name} is already quantized with other settings ({have}, compute_dtype "
-                f"{layer.compute_dtype!r}); load the float model again to quantize it differently"
+                f"{layer.requested_compute_dtype!r}); load the float model again to quantize it differently"
             )
 
 

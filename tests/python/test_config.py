@@ -47,7 +47,7 @@ def configs(draw):
     head = [True, False, *(INTEGERS if scheme == "asym" else dtype_names())]
     return WeightOnlyQuantConfig(
         weight_dtype=dtype,
-        compute_dtype=draw(st.sampled_from(["fp32", "bf16", "int8"])),
+        compute_dtype=draw(st.sampled_from(["fp32", "bf16", "int8", "auto"])),
         scale_dtype="fp32" if double else draw(st.sampled_from(["fp32", "fp16", "bf16"])),
         group_size=draw(st.sampled_from([-1, 16, 24, 32, 128])),
         scheme=scheme,

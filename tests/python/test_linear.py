@@ -442,3 +442,25 @@ def test_jit_trace_keeps_the_call():
     traced = torch.jit.trace(layer, torch.randn(3, 40))
     x = torch.randn(3, 40)
     assert torch.equal(traced(x), layer(x))
+
+
+@pytest.mark.parametrize(("dtype", "narrow"), [("nf4", True), ("int4_clip", True), ("int8", False)])
+def test_automatic_compute_dtype(dtype, narrow, monkeypatch):
+    weight = torch.randn(32, 64)
+    matrix = woq.quantize_rtn(weight, dtype=dtype)
+    layer = WeightOnlyLinear.from_quantized(matrix, compute_dtype="auto", name="fc")
+    reason = layer.explain()["compute_reason"]
+    assert layer.requested_compute_dtype == "auto"
+    assert reason.startswith("auto: ")
+    x = torch.randn(3, 64)
+    same = WeightOnlyLinear.from_quantized(matrix, compute_dtype=layer.compute_dtype, name="fc")
+    assert same.explain()["compute_reason"] == "asked for"
+    assert torch.equal(layer(x), same(x))
+
+    # The choice is the machine's: a copy on another one makes its own.
+    monkeypatch.setenv("WOQ_FORCE_TARGET", "ref")
+    elsewhere = pickle.loads(pickle.dumps(layer))
+    assert elsewhere.requested_compute_dtype == "auto"
+    assert elsewhere.compute_dtype == "fp32"
+    if layer.explain()["target"] != "ref":
+        assert (layer.compute_dtype == "int8") == narrow

@@ -38,11 +38,30 @@ inline const char* name_of(ComputeType compute) {
   return kComputeTypeNames[static_cast<int>(compute)];
 }
 
-inline ComputeType parse_compute_type(std::string_view text) {
+// A compute type, or none: then the fastest one is taken whose own error is small beside that of
+// the quantized weight (choose_compute in select.h).
+class ComputeRequest {
+ public:
+  ComputeRequest(ComputeType compute) : automatic_(false), compute_(compute) {}
+  static ComputeRequest automatic() { return ComputeRequest(); }
+
+  bool is_automatic() const { return automatic_; }
+  ComputeType compute() const { return compute_; }
+  const char* name() const { return automatic_ ? "auto" : name_of(compute_); }
+
+ private:
+  ComputeRequest() = default;
+
+  bool automatic_ = true;
+  ComputeType compute_ = ComputeType::kFp32;
+};
+
+inline ComputeRequest parse_compute_request(std::string_view text) {
+  if (text == "auto") return ComputeRequest::automatic();
   for (int i = 0; i < 3; ++i) {
     if (text == kComputeTypeNames[i]) return static_cast<ComputeType>(i);
   }
-  fail("unknown compute dtype '", text, "'; known: fp32, bf16, int8");
+  fail("unknown compute dtype '", text, "'; known: fp32, bf16, int8, auto");
 }
 
 // What kernels distinguish in a weight: 4-bit integers, 4-bit table look-ups, 8-bit integers.

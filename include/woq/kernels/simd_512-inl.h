@@ -156,7 +156,8 @@ WOQ_INLINE F32 centred_field(I32 codes) {
                     set_f32(static_cast<float>((1 << (23 - kBit)) + (1 << (kBits - 1)))));
   }
 }
-// The same of 4-bit integers. Arithmetic as in centred_field would be as fast, but for its constants.
+// The same of 4-bit integers. Arithmetic as in centred_field would be as fast, but for its
+// constants.
 template <int kElement>
 WOQ_INLINE F32 integer_nibble(const FloatTable& table, I32 codes) {
   return look_up<kElement>(table, codes);

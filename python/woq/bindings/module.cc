@@ -39,14 +39,14 @@ py::array_t<float> code_values(const std::string& dtype) {
 std::string validate_scheme(const std::string& dtype, int64_t group_size, bool asym,
                             const std::string& scale_dtype, bool double_quant,
                             const std::string& compute_dtype) {
-  parse_compute_type(compute_dtype);
+  parse_compute_request(compute_dtype);
   return traits_of(make_scheme(dtype, group_size, asym, scale_dtype, double_quant).dtype).name;
 }
 
 std::unique_ptr<WeightOnlyLinear> make_linear(const QuantizedMatrix& weight, const py::object& bias,
                                               const std::string& compute_dtype,
                                               const std::string& name, int num_threads) {
-  const ComputeType compute = parse_compute_type(compute_dtype);
+  const ComputeRequest compute = parse_compute_request(compute_dtype);
   std::vector<float> bias_values;
   if (!bias.is_none()) bias_values = float_vector(bias, "bias");
   const py::gil_scoped_release unlocked;
@@ -76,6 +76,7 @@ py::dict explain(const WeightOnlyLinear& layer) {
   result["kernel"] = choice.kernel->name;
   result["target"] = name_of(choice.kernel->target);
   result["compute_dtype"] = name_of(choice.kernel->compute);
+  result["compute_reason"] = choice.compute_why;
   result["weight"] = weight.dtype().name;
   result["group_size"] = weight.scheme.group_size;
   result["layout"] = concat(kLayoutName, " v", weight.layout_version);
@@ -158,6 +159,8 @@ PYBIND11_MODULE(_woq, module) {
                              [](const WeightOnlyLinear& l) { return l.weight().dtype().name; })
       .def_property_readonly("compute_dtype",
                              [](const WeightOnlyLinear& l) { return name_of(l.kernel().compute); })
+      .def_property_readonly("requested_compute_dtype",
+                             [](const WeightOnlyLinear& l) { return l.compute_request().name(); })
       .def_property_readonly("group_size",
                              [](const WeightOnlyLinear& l) { return l.weight().scheme.group_size; })
       .def_property_readonly(

@@ -90,9 +90,14 @@ TEST(Kernels, EveryDtypeHasAKind) {
 
 TEST(ComputeTypes, ParseBackAndListTheKnownOnes) {
   for (const ComputeType type : {ComputeType::kFp32, ComputeType::kBf16, ComputeType::kInt8}) {
-    EXPECT_EQ(parse_compute_type(name_of(type)), type);
+    const ComputeRequest request = parse_compute_request(name_of(type));
+    EXPECT_EQ(request.compute(), type);
+    EXPECT_FALSE(request.is_automatic());
+    EXPECT_STREQ(request.name(), name_of(type));
   }
-  const std::string error = error_of<InvalidArgument>([] { parse_compute_type("fp16"); });
+  EXPECT_TRUE(parse_compute_request("auto").is_automatic());
+  EXPECT_STREQ(parse_compute_request("auto").name(), "auto");
+  const std::string error = error_of<InvalidArgument>([] { parse_compute_request("fp16"); });
   EXPECT_MENTIONS(error, "'fp16'");
   EXPECT_MENTIONS(error, "fp32, bf16, int8");
 }

@@ -69,6 +69,43 @@ TEST(Select, KnownMachines) {
 }
 #endif
 
+TEST(ChooseCompute, TakesARequestAtItsWord) {
+  for (const ComputeType compute : kComputes) {
+    for (const DtypeTraits& dtype : kDtypes) {
+      const ComputeChoice choice = choose_compute(compute, dtype, "", kEverything);
+      EXPECT_EQ(choice.compute, compute);
+      EXPECT_EQ(choice.why, "asked for");
+    }
+  }
+}
+
+#if WOQ_X86
+TEST(ChooseCompute, AutomaticFollowsTheWeightAndTheMachine) {
+  const auto choose = [](WeightDtype dtype, const char* forced, CpuFeatureSet available) {
+    const ComputeChoice choice =
+        choose_compute(ComputeRequest::automatic(), traits_of(dtype), forced, available);
+    EXPECT_EQ(choice.why.rfind("auto: ", 0), 0u) << choice.why;
+    return choice.compute;
+  };
+  for (const DtypeTraits& dtype : kDtypes) {
+    const bool narrow = dtype.bits == 4;
+    EXPECT_EQ(choose(dtype.dtype, "", 0), ComputeType::kFp32);
+    EXPECT_EQ(choose(dtype.dtype, "ref", kEverything), ComputeType::kFp32);
+    for (const CpuFeatureSet available : {kAvx2Features, kAvx512Features, kAvx512VnniFeatures}) {
+      EXPECT_EQ(choose(dtype.dtype, "", available),
+                narrow ? ComputeType::kInt8 : ComputeType::kFp32);
+    }
+    EXPECT_EQ(choose(dtype.dtype, "", kEverything),
+              narrow ? ComputeType::kInt8 : ComputeType::kBf16);
+    EXPECT_EQ(choose(dtype.dtype, "avx2", kEverything),
+              narrow ? ComputeType::kInt8 : ComputeType::kFp32);
+  }
+  const std::string error = error_of<Unsupported>(
+      [] { choose_compute(ComputeRequest::automatic(), kDtypes[0], "avx2", CpuFeatureSet{0}); });
+  EXPECT_MENTIONS(error, "'avx2' was forced");
+}
+#endif
+
 TEST(Select, ForcingATargetRunsItsKernelOrOneItIncludes) {
   for (const TargetTraits& forced : kTargets) {
     for (const WeightKind kind : kKinds) {
