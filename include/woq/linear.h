@@ -36,6 +36,10 @@ inline Buffer& scratch(int64_t bytes) {
 
 }  // namespace detail
 
+namespace detail {
+class SharedForward;
+}
+
 class WeightOnlyLinear {
  public:
   // bias: [N] or empty. Selects the kernel now; `forced` names a target to cap the selection at
@@ -70,66 +74,17 @@ class WeightOnlyLinear {
 
   // y [M, N] = x [M, K] W^T + bias; M may be 0. x and y must not overlap. Any mixture of fp32, bf16
   // and fp16. Safe to call from several threads at once. Throws InvalidArgument for wrong shapes.
-  void forward(const ConstMatrixView& x, const MatrixView& y, int threads = 0) const {
-    if (x.cols != in_features()) {
-      fail("layer '", name_, "': the input has ", x.cols, " features, but in_features is ",
-           in_features());
-    }
-    if (y.cols != out_features() || y.rows != x.rows) {
-      fail("layer '", name_, "': the output is ", y.rows, " x ", y.cols, ", expected ", x.rows,
-           " x ", out_features());
-    }
-    for (int64_t m = 0; m < x.rows; m += detail::kRowBlock) {
-      const int64_t rows = std::min(detail::kRowBlock, x.rows - m);
-      forward_rows({x.row(m), x.type, rows, x.cols, x.row_stride},
-                   {y.row(m), y.type, rows, y.cols, y.row_stride}, threads);
-    }
+  void forward(const ConstMatrixView& x, const MatrixView& y, int threads = 0) const;
+
+  // Whether the activations that the two layers' kernels read are the same for the same input.
+  bool shares_activations_with(const WeightOnlyLinear& other) const {
+    const BlockGeometry mine(weight_), theirs(other.weight_);
+    return kernel().prepare == other.kernel().prepare && mine.cols == theirs.cols &&
+           mine.group_length == theirs.group_length && mine.unit == theirs.unit;
   }
 
  private:
-  void forward_rows(const ConstMatrixView& x, const MatrixView& y, int threads) const {
-    const Kernel& kernel = *choice_.kernel;
-    const BlockGeometry geometry(weight_);
-    PrepareTask prepare{x, geometry, {}, 0, x.rows};
-    prepare.out.blocks = geometry.blocks();
-    prepare.out.row_bytes = prepared_row_bytes(kernel.format, geometry.padded_cols);
-    const int64_t data_bytes = x.rows * prepare.out.row_bytes;
-    const int64_t statistics_bytes = round_up(x.rows * prepare.out.blocks * 4, Buffer::kAlignment);
-    Buffer& scratch = detail::scratch(data_bytes + 3 * statistics_bytes);
-    prepare.out.data = scratch.data();
-    uint8_t* const statistics = scratch.data() + data_bytes;
-    prepare.out.sums = reinterpret_cast<float*>(statistics);
-    prepare.out.scales = reinterpret_cast<float*>(statistics + statistics_bytes);
-    prepare.out.starts = reinterpret_cast<int32_t*>(statistics + 2 * statistics_bytes);
-
-    GemmTask gemm;
-    gemm.weights = &weight_;
-    gemm.a = prepare.out;
-    gemm.bias = bias_.empty() ? nullptr : bias_.data();
-    gemm.c = y;
-    const int64_t tiles = weight_.tiles();
-    const int team =
-        useful_threads(threads, x.rows * weight_.rows * weight_.cols, detail::kMultiplyGrain);
-    // Threads share the tiles; where there are fewer tiles than threads, several split the rows of
-    // one share.
-    const int columns = static_cast<int>(std::min<int64_t>(team, tiles));
-    const int row_shares =
-        static_cast<int>(std::max<int64_t>(1, std::min<int64_t>(team / columns, x.rows / 8)));
-
-    run_team(columns * row_shares, [&](const TeamMember& member) {
-      PrepareTask my_rows = prepare;
-      member.share(x.rows, 1, &my_rows.m0, &my_rows.m1);
-      if (my_rows.m0 < my_rows.m1) kernel.prepare(my_rows);
-      member.barrier();
-      GemmTask portion = gemm;
-      // OpenMP may grant fewer threads than asked for; shares follow what came.
-      const int my_columns = member.size == columns * row_shares ? columns : member.size;
-      TeamMember{member.index % my_columns, my_columns}.share(tiles, 1, &portion.t0, &portion.t1);
-      TeamMember{member.index / my_columns, member.size / my_columns}.share(x.rows, 8, &portion.m0,
-                                                                            &portion.m1);
-      if (portion.m0 < portion.m1 && portion.t0 < portion.t1) kernel.run(portion);
-    });
-  }
+  friend class detail::SharedForward;
 
   std::string name_;
   ComputeRequest request_;
@@ -137,5 +92,162 @@ class WeightOnlyLinear {
   PackedMatrix weight_;
   std::vector<float> bias_;  // padded to whole tiles
 };
+
+// One product of a call over a common input: y [M, N] = x W^T + bias + residual.
+struct LinearOutput {
+  const WeightOnlyLinear* layer = nullptr;
+  MatrixView y;
+  ConstMatrixView residual;  // data nullptr for none; may be y's own memory
+};
+
+namespace detail {
+
+// At most kRowBlock rows of x times the weights of several layers, by one team of threads.
+class SharedForward {
+ public:
+  SharedForward(const ConstMatrixView& x, const std::vector<LinearOutput>& outputs, int threads)
+      : x_(x) {
+    int64_t work = 0, least_tiles = outputs[0].layer->weight_.tiles(), bytes = 0;
+    for (const LinearOutput& output : outputs) {
+      const WeightOnlyLinear& layer = *output.layer;
+      work += x.rows * layer.weight_.rows * layer.weight_.cols;
+      least_tiles = std::min(least_tiles, layer.weight_.tiles());
+      size_t source = 0;
+      while (source < sources_.size() && !sources_[source].layer->shares_activations_with(layer))
+        ++source;
+      if (source == sources_.size()) {
+        sources_.push_back({&layer, {x, BlockGeometry(layer.weight_), {}, 0, x.rows}, bytes});
+        bytes += scratch_bytes(&sources_.back());
+      }
+      products_.push_back({&layer, source, make_task(layer, output)});
+    }
+    Buffer& memory = scratch(bytes);
+    for (Source& source : sources_) place(memory.data() + source.offset, &source);
+    for (Product& product : products_) product.task.a = sources_[product.source].task.out;
+    // Threads share the tiles of each layer; where there are fewer tiles than threads, several
+    // split the rows of one share.
+    const int team = useful_threads(threads, work, kMultiplyGrain);
+    columns_ = static_cast<int>(std::min<int64_t>(team, least_tiles));
+    row_shares_ =
+        static_cast<int>(std::max<int64_t>(1, std::min<int64_t>(team / columns_, x.rows / 8)));
+  }
+
+  void run() const {
+    run_team(columns_ * row_shares_, [&](const TeamMember& member) {
+      for (const Source& source : sources_) {
+        PrepareTask rows = source.task;
+        member.share(x_.rows, 1, &rows.m0, &rows.m1);
+        if (rows.m0 < rows.m1) source.layer->kernel().prepare(rows);
+      }
+      member.barrier();
+      // OpenMP may grant fewer threads than asked for; shares follow what came.
+      const int columns = member.size == columns_ * row_shares_ ? columns_ : member.size;
+      for (const Product& product : products_) {
+        GemmTask task = product.task;
+        TeamMember{member.index % columns, columns}.share(task.weights->tiles(), 1, &task.t0,
+                                                          &task.t1);
+        TeamMember{member.index / columns, member.size / columns}.share(x_.rows, 8, &task.m0,
+                                                                        &task.m1);
+        if (task.m0 < task.m1 && task.t0 < task.t1) product.layer->kernel().run(task);
+      }
+    });
+  }
+
+ private:
+  // Activations, prepared once for every layer that shares them.
+  struct Source {
+    const WeightOnlyLinear* layer;
+    PrepareTask task;
+    int64_t offset;
+  };
+  struct Product {
+    const WeightOnlyLinear* layer;
+    size_t source;
+    GemmTask task;
+  };
+
+  static GemmTask make_task(const WeightOnlyLinear& layer, const LinearOutput& output) {
+    GemmTask task;
+    task.weights = &layer.weight_;
+    task.bias = layer.bias_.empty() ? nullptr : layer.bias_.data();
+    task.residual = output.residual;
+    task.c = output.y;
+    return task;
+  }
+
+  int64_t data_bytes(const Source& source) const { return x_.rows * source.task.out.row_bytes; }
+  int64_t statistics_bytes(const Source& source) const {
+    return round_up(x_.rows * source.task.out.blocks * 4, Buffer::kAlignment);
+  }
+  int64_t scratch_bytes(Source* source) const {
+    PreparedActivations& out = source->task.out;
+    out.blocks = source->task.geometry.blocks();
+    out.row_bytes =
+        prepared_row_bytes(source->layer->kernel().format, source->task.geometry.padded_cols);
+    return data_bytes(*source) + 3 * statistics_bytes(*source);
+  }
+  void place(uint8_t* memory, Source* source) const {
+    PreparedActivations& out = source->task.out;
+    out.data = memory;
+    memory += data_bytes(*source);
+    out.sums = reinterpret_cast<float*>(memory);
+    memory += statistics_bytes(*source);
+    out.scales = reinterpret_cast<float*>(memory);
+    memory += statistics_bytes(*source);
+    out.starts = reinterpret_cast<int32_t*>(memory);
+  }
+
+  ConstMatrixView x_;
+  std::vector<Source> sources_;
+  std::vector<Product> products_;
+  int columns_ = 1, row_shares_ = 1;
+};
+
+template <class View>
+View rows_of(const View& view, int64_t first, int64_t count) {
+  if (view.data == nullptr) return view;
+  return {view.row(first), view.type, count, view.cols, view.row_stride};
+}
+
+}  // namespace detail
+
+// Several layers over one input, such as q, k and v, or gate and up: one call to the threads, and
+// activations prepared once for all layers that share them (shares_activations_with). Results are
+// those of forward() for each. Throws InvalidArgument for wrong shapes, before anything is written.
+inline void forward_shared(const ConstMatrixView& x, const std::vector<LinearOutput>& outputs,
+                           int threads = 0) {
+  for (const LinearOutput& output : outputs) {
+    const WeightOnlyLinear& layer = *output.layer;
+    const MatrixView& y = output.y;
+    const ConstMatrixView& residual = output.residual;
+    if (x.cols != layer.in_features()) {
+      fail("layer '", layer.name(), "': the input has ", x.cols, " features, but in_features is ",
+           layer.in_features());
+    }
+    if (y.cols != layer.out_features() || y.rows != x.rows) {
+      fail("layer '", layer.name(), "': the output is ", y.rows, " x ", y.cols, ", expected ",
+           x.rows, " x ", layer.out_features());
+    }
+    if (residual.data != nullptr && (residual.rows != y.rows || residual.cols != y.cols)) {
+      fail("layer '", layer.name(), "': the residual is ", residual.rows, " x ", residual.cols,
+           ", expected ", y.rows, " x ", y.cols);
+    }
+  }
+  if (outputs.empty()) return;
+  for (int64_t m = 0; m < x.rows; m += detail::kRowBlock) {
+    const int64_t rows = std::min(detail::kRowBlock, x.rows - m);
+    std::vector<LinearOutput> part = outputs;
+    for (LinearOutput& output : part) {
+      output.y = detail::rows_of(output.y, m, rows);
+      output.residual = detail::rows_of(output.residual, m, rows);
+    }
+    detail::SharedForward(detail::rows_of(x, m, rows), part, threads).run();
+  }
+}
+
+inline void WeightOnlyLinear::forward(const ConstMatrixView& x, const MatrixView& y,
+                                      int threads) const {
+  forward_shared(x, {{this, y, {}}}, threads);
+}
 
 }  // namespace woq

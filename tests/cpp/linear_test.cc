@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <memory>
 #include <string>
 #include <utility>
 #include <vector>
@@ -172,6 +173,95 @@ TEST(Linear, RepeatedCallsGiveTheSameBits) {
     layer.forward(fixture.problem.x.view(), again.view(), 1);
     EXPECT_TRUE(identical(again, first));
   }
+}
+
+// Layers that share activations and layers that do not, in one call.
+TEST_P(LinearTargets, SharedCallsGiveWhatSingleCallsGive) {
+  Random random = random_of_test();
+  for (const ComputeType compute : kComputes) {
+    for (const int64_t rows : {1, 5, 17, 300}) {
+      const GemmProblem problem =
+          random_problem(random, {WeightDtype::kInt4Clip, 32, {}, {}}, rows, 70, 104);
+      std::vector<std::unique_ptr<WeightOnlyLinear>> layers;
+      const auto add = [&](WeightDtype dtype, int group_size, int64_t n) {
+        const QuantizedMatrix hub = random_hub(random, {dtype, group_size, {}, {}}, n, 104);
+        layers.push_back(std::make_unique<WeightOnlyLinear>(
+            hub, std::vector<float>(static_cast<size_t>(n), 0.5f), compute, "", 1,
+            GetParam().name));
+      };
+      add(WeightDtype::kInt4Clip, 32, 70);
+      add(WeightDtype::kInt4Fullrange, 32, 16);
+      add(WeightDtype::kInt4Clip, 64, 33);
+      add(WeightDtype::kNf4, 32, 1);
+      add(WeightDtype::kInt8, 32, 40);
+      EXPECT_TRUE(layers[0]->shares_activations_with(*layers[1]));
+      EXPECT_FALSE(layers[0]->shares_activations_with(*layers[2]));
+      for (const int threads : {1, 3}) {
+        std::vector<FloatMatrix> single, shared;
+        std::vector<LinearOutput> outputs;
+        for (const auto& layer : layers) {
+          single.emplace_back(FloatType::kFp32, rows, layer->out_features(), 2);
+          shared.emplace_back(FloatType::kFp32, rows, layer->out_features(), 2);
+        }
+        for (size_t i = 0; i < layers.size(); ++i) {
+          layers[i]->forward(problem.x.view(), single[i].view(), threads);
+          outputs.push_back({layers[i].get(), shared[i].view(), {}});
+        }
+        forward_shared(problem.x.view(), outputs, threads);
+        for (size_t i = 0; i < layers.size(); ++i) {
+          EXPECT_TRUE(identical(shared[i], single[i])) << "layer " << i << ", M=" << rows;
+          EXPECT_EQ(shared[i].changed_outside(0, rows, 0, single[i].cols()), "");
+        }
+      }
+    }
+  }
+}
+
+TEST_P(LinearTargets, ResidualsAreAdded) {
+  Random random = random_of_test();
+  for (const FloatType type : kFloatTypes) {
+    for (const int64_t rows : {1, 9, 260}) {
+      const GemmProblem problem =
+          random_problem(random, {WeightDtype::kInt8, 32, {}, {}}, rows, 43, 64);
+      const WeightOnlyLinear layer(problem.hub, std::vector<float>(43, 1.0f), ComputeType::kInt8,
+                                   "", 1, GetParam().name);
+      FloatMatrix plain(FloatType::kFp32, rows, 43), residual(type, rows, 43, 3, 1),
+          y(FloatType::kFp32, rows, 43, 1);
+      fill_activations(random, &residual);
+      layer.forward(problem.x.view(), plain.view(), 1);
+      forward_shared(problem.x.view(), {{&layer, y.view(), residual.view()}}, 2);
+      // In place: the residual stream of a model.
+      FloatMatrix in_place(type, rows, 43, 2);
+      for (int64_t m = 0; m < rows; ++m) {
+        for (int64_t n = 0; n < 43; ++n) in_place.set(m, n, residual.get(m, n));
+      }
+      forward_shared(problem.x.view(), {{&layer, in_place.view(), in_place.view()}}, 2);
+      FloatMatrix rounded(type, 1, 1);
+      for (int64_t m = 0; m < rows; ++m) {
+        for (int64_t n = 0; n < 43; ++n) {
+          const float sum = plain.get(m, n) + residual.get(m, n);
+          ASSERT_EQ(y.get(m, n), sum) << m << ", " << n;
+          rounded.set(0, 0, sum);
+          ASSERT_EQ(in_place.get(m, n), rounded.get(0, 0)) << m << ", " << n;
+        }
+      }
+    }
+  }
+}
+
+TEST(Linear, SharedCallsNameTheLayerOfAWrongShape) {
+  const Fixture fixture;
+  const WeightOnlyLinear layer = fixture.layer();
+  FloatMatrix y(FloatType::kFp32, 3, 40), wrong(FloatType::kFp32, 3, 41);
+  const std::string output = error_of<InvalidArgument>([&] {
+    forward_shared(fixture.problem.x.view(), {{&layer, y.view(), {}}, {&layer, wrong.view(), {}}});
+  });
+  EXPECT_MENTIONS(output, "'model.q_proj': the output is 3 x 41");
+  const std::string residual = error_of<InvalidArgument>(
+      [&] { forward_shared(fixture.problem.x.view(), {{&layer, y.view(), wrong.view()}}); });
+  EXPECT_MENTIONS(residual, "the residual is 3 x 41, expected 3 x 40");
+  EXPECT_EQ(y.changed_outside(0, 0, 0, 0), "");
+  forward_shared(fixture.problem.x.view(), {});
 }
 
 TEST(Linear, AForcedTargetThatTheCpuLacksIsUnsupported) {

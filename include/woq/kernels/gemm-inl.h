@@ -198,13 +198,30 @@ WOQ_INLINE F32 load_zeros(const PackedMatrix& w, const uint8_t* zeros) {
   return subtract(w.scheme.zeros == ZeroKind::kInt ? load_u8(zeros) : load_f32(zeros), center);
 }
 
-// Adds the bias and stores 16 columns of a row, fewer at the right edge.
+// 16 columns of a row, or the first `lanes` of them; zeros in the other lanes.
+WOQ_INLINE F32 load_columns(const void* p, FloatType type, int64_t lanes) {
+  if (lanes < kTileRows) {
+    alignas(64) float columns[kTileRows] = {};
+    load_floats(p, type, lanes, columns);
+    return load_f32(columns);
+  }
+  return type == FloatType::kFp32   ? load_f32(p)
+         : type == FloatType::kBf16 ? load_bf16(p)
+                                    : load_fp16(p);
+}
+
+// Adds bias and residual, and stores 16 columns of a row, fewer at the right edge.
 WOQ_INLINE void store_row(const GemmTask& task, int64_t m, int64_t tile, F32 c) {
   const int64_t n = tile * kTileRows;
+  const int64_t lanes = task.weights->rows - n;
   if (task.bias != nullptr) c = add(c, load_f32(task.bias + n));
+  if (task.residual.data != nullptr) {
+    const FloatType type = task.residual.type;
+    const char* const p = static_cast<const char*>(task.residual.row(m)) + n * size_of(type);
+    c = add(c, load_columns(p, type, lanes));
+  }
   const FloatType type = task.c.type;
   char* const p = static_cast<char*>(task.c.row(m)) + n * size_of(type);
-  const int64_t lanes = task.weights->rows - n;
   if (lanes < kTileRows) {
     alignas(64) float columns[kTileRows];
     store_f32(columns, c);

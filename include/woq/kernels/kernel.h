@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // What a kernel is: plain data and two pure functions. Kernels allocate nothing, know nothing of
 // threads and compute a portion C[m0:m1, tiles t0:t1] of
-//     C [M, N] = act(X) [M, K] W^T [K, N] + bias [N]
+//     C [M, N] = act(X) [M, K] W^T [K, N] + bias [N] + residual [M, N]
 // from prepared activations and a PackedMatrix.
 //
 // Every kernel computes, for each row m and row n of W, over the blocks b of K (see BlockGeometry;
@@ -145,7 +145,8 @@ struct GemmTask {
   const PackedMatrix* weights = nullptr;
   PreparedActivations a;
   const float* bias = nullptr;  // [tiles * 16] or nullptr
-  MatrixView c;                 // [M, N]
+  ConstMatrixView residual;     // [M, N], added after the bias; data nullptr for none
+  MatrixView c;                 // [M, N]; may be the residual's memory
   int64_t m0 = 0, m1 = 0;       // rows of C
   int64_t t0 = 0, t1 = 0;       // tiles of 16 columns of C
 };

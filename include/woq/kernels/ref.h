@@ -149,6 +149,13 @@ void gemm(const GemmTask& task) {
         c = std::fma(p, scale, c);
       });
       if (task.bias != nullptr) c += task.bias[n];
+      if (task.residual.data != nullptr) {
+        const FloatType type = task.residual.type;
+        float residual;
+        load_floats(static_cast<const char*>(task.residual.row(m)) + n * size_of(type), type, 1,
+                    &residual);
+        c += residual;
+      }
       store_floats(&c, task.c.type, 1,
                    static_cast<char*>(task.c.row(m)) + n * size_of(task.c.type));
     }
