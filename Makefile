@@ -23,6 +23,7 @@ test: test-cpp test-python
 test-cpp: $(STAMPS)/build
 	scripts/test_cpp.sh build/cpp
 	scripts/test_emulated.sh
+	scripts/test_emulated_amx.sh
 
 test-python: $(STAMPS)/model $(STAMPS)/test $(BUILT)/woq $(BUILT)/langchain-woq
 	WOQ_WHEEL=$$(echo build/wheel/woq-*.whl) $(PYTHON) -m pytest tests/python
@@ -30,6 +31,7 @@ test-python: $(STAMPS)/model $(STAMPS)/test $(BUILT)/woq $(BUILT)/langchain-woq
 
 test-emulated: $(STAMPS)/build
 	scripts/test_emulated.sh --force
+	scripts/test_emulated_amx.sh
 
 test-all: test
 	scripts/test_all.sh

@@ -8,7 +8,8 @@ An inline function that is instantiated inside a target region is a weak symbol;
 pick that copy for the baseline path, and a CPU without the ISA dies of an illegal instruction. So:
 compile every target, and the header-only form, for plain x86-64 without and with optimization
 (without it nothing is inlined, so more weak functions exist), disassemble, and allow wide registers
-only in functions that live in a target's own namespace, up to that target's width.
+only in functions that live in a target's own namespace, up to that target's width. Tile registers
+count as the widest.
 """
 
 from __future__ import annotations
@@ -24,6 +25,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 
+# The wide register classes; a target may use those before its own too.
+ORDER = ("ymm", "zmm", "tmm")
+
 # Namespace of a target -> what its functions may contain. Everything else is baseline: SSE2.
 WIDTHS = {
     "avx2": "ymm",
@@ -31,6 +35,7 @@ WIDTHS = {
     "avx512": "zmm",
     "avx512_vnni": "zmm",
     "avx512_bf16": "zmm",
+    "amx": "tmm",
 }
 
 OPTIMIZATIONS = ("-O0", "-O2")
@@ -42,9 +47,14 @@ NAMESPACE = re.compile(r"^_Z+N[KVRO]*3woq\d+(" + "|".join(WIDTHS) + r")(?![a-z_]
 # VEX- and EVEX-coded mnemonics start with v, whatever their registers; so do a few system ones.
 VECTOR_MNEMONIC = re.compile(r"^v(?!er[rw]\b|m(?:call|launch|resume|xoff|func)\b)")
 
+# Those of AMX that name no register.
+TILE_MNEMONIC = re.compile(r"^(?:ld|st)tilecfg\b|^tilerelease\b")
+
 
 def width_of(line: str) -> str | None:
     """The ISA class that an instruction of the disassembly needs, None for baseline ones."""
+    if "%tmm" in line or TILE_MNEMONIC.match(line):
+        return "tmm"
     if "%zmm" in line or "%k" in line or re.search(r"%[xy]mm(1[6-9]|2\d|3[01])", line):
         return "zmm"
     return "ymm" if "%ymm" in line or VECTOR_MNEMONIC.match(line) else None
@@ -80,7 +90,7 @@ def leaks(object_file: Path) -> dict[str, str]:
     found: dict[str, str] = {}
     for symbol, width, instruction in wide_functions(object_file):
         target = target_of(symbol)
-        if target is None or width > WIDTHS[target]:
+        if target is None or ORDER.index(width) > ORDER.index(WIDTHS[target]):
             found.setdefault(symbol, instruction)
     return found
 

@@ -95,7 +95,7 @@ def test_lazy_and_type_checking_imports_are_allowed(tmp_path: Path) -> None:
 LEAK = """
 #include <immintrin.h>
 #pragma GCC push_options
-#pragma GCC target("avx2,fma,avx512f")
+#pragma GCC target("avx2,fma,avx512f,amx-tile")
 template <int> inline float shared(const float* x) {
   return _mm512_reduce_add_ps(_mm512_loadu_ps(x));
 }
@@ -105,6 +105,14 @@ float inside(const float* x) { return shared<0>(x) + _mm512_reduce_add_ps(_mm512
 namespace woq::avx2 {
 float narrow(const float* x) { return _mm256_cvtss_f32(_mm256_loadu_ps(x)); }
 float too_wide(const float* x) { return _mm512_cvtss_f32(_mm512_loadu_ps(x)); }
+}
+namespace woq::amx {
+void tiles() { _tile_zero(0); }
+float narrower(const float* x) { return _mm512_cvtss_f32(_mm512_loadu_ps(x)); }
+}
+namespace woq::avx512_bf16 {
+void tile() { _tile_zero(0); }
+void tile_state() { _tile_release(); }
 }
 #pragma GCC pop_options
 float baseline(float x) { return x + 1; }
@@ -118,4 +126,9 @@ def test_leaked_instructions_are_found(tmp_path: Path) -> None:
     source.write_text(LEAK)
     unoptimized = check_symbols.compile_object("g++", source, "-O0", tmp_path)
     leaking = {check_symbols.demangled(symbol) for symbol in check_symbols.leaks(unoptimized)}
-    assert leaking == {"float shared<0>(float const*)", "woq::avx2::too_wide(float const*)"}
+    assert leaking == {
+        "float shared<0>(float const*)",
+        "woq::avx2::too_wide(float const*)",
+        "woq::avx512_bf16::tile()",
+        "woq::avx512_bf16::tile_state()",
+    }

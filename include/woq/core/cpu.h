@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// CPU features that kernels may use: what the processor has and the operating system saves.
+// CPU features that kernels may use: what the processor has and the operating system saves and, for
+// AMX, permits.
 #pragma once
 
 #include <cstdint>
@@ -10,6 +11,10 @@
 #define WOQ_X86 1
 #else
 #define WOQ_X86 0
+#endif
+#if WOQ_X86 && defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
 #endif
 
 namespace woq {
@@ -25,12 +30,15 @@ enum class CpuFeature : uint8_t {
   kAvx512dq,
   kAvx512Vnni,
   kAvx512Bf16,
+  kAmxTile,
+  kAmxInt8,
+  kAmxBf16,
 };
 
 inline constexpr const char* kCpuFeatureNames[] = {
-    "avx2",     "fma",      "f16c",     "avx_vnni",    "avx512f",
-    "avx512bw", "avx512vl", "avx512dq", "avx512_vnni", "avx512_bf16"};
-inline constexpr int kCpuFeatureCount = 10;
+    "avx2",     "fma",         "f16c",        "avx_vnni", "avx512f",  "avx512bw", "avx512vl",
+    "avx512dq", "avx512_vnni", "avx512_bf16", "amx_tile", "amx_int8", "amx_bf16"};
+inline constexpr int kCpuFeatureCount = 13;
 
 // A set of features, one bit each.
 using CpuFeatureSet = uint32_t;
@@ -50,6 +58,17 @@ inline std::string names_of(CpuFeatureSet set) {
 
 namespace detail {
 
+// Linux gives tile registers to a process that asks for them, once for all of its threads. It
+// refuses where a thread's alternate signal stack is too small for them.
+inline bool request_tiles() {
+#if WOQ_X86 && defined(__linux__)
+  constexpr long kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XTILEDATA
+  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#else
+  return false;
+#endif
+}
+
 inline CpuFeatureSet detect_cpu_features() {
   CpuFeatureSet set = 0;
 #if WOQ_X86
@@ -60,6 +79,7 @@ inline CpuFeatureSet detect_cpu_features() {
   uint32_t xcr0 = 0, xcr0_high = 0;
   __asm__ volatile("xgetbv" : "=a"(xcr0), "=d"(xcr0_high) : "c"(0));
   const bool saves_ymm = (xcr0 & 0x06u) == 0x06u, saves_zmm = (xcr0 & 0xe6u) == 0xe6u;
+  const bool saves_tiles = (xcr0 & 0x60000u) == 0x60000u;
   const auto add = [&set](bool present, CpuFeature feature) {
     if (present) set |= features(feature);
   };
@@ -75,6 +95,11 @@ inline CpuFeatureSet detect_cpu_features() {
     add(ebx >> 30 & 1u, CpuFeature::kAvx512bw);
     add(ebx >> 31 & 1u, CpuFeature::kAvx512vl);
     add(ecx >> 11 & 1u, CpuFeature::kAvx512Vnni);
+  }
+  if (saves_tiles && (edx >> 24 & 1u) && request_tiles()) {
+    add(true, CpuFeature::kAmxTile);
+    add(edx >> 25 & 1u, CpuFeature::kAmxInt8);
+    add(edx >> 22 & 1u, CpuFeature::kAmxBf16);
   }
   if (subleaves >= 1 && __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx)) {
     add(eax >> 4 & 1u, CpuFeature::kAvxVnni);

@@ -14,7 +14,7 @@
 namespace woq {
 
 // In ascending priority.
-enum class Target : uint8_t { kRef, kAvx2, kAvxVnni, kAvx512, kAvx512Vnni, kAvx512Bf16 };
+enum class Target : uint8_t { kRef, kAvx2, kAvxVnni, kAvx512, kAvx512Vnni, kAvx512Bf16, kAmx };
 
 struct TargetTraits {
   Target target;
@@ -29,6 +29,11 @@ inline constexpr CpuFeatureSet kAvx512Features =
                              CpuFeature::kAvx512dq);
 inline constexpr CpuFeatureSet kAvx512VnniFeatures =
     kAvx512Features | features(CpuFeature::kAvx512Vnni);
+inline constexpr CpuFeatureSet kAvx512Bf16Features =
+    kAvx512VnniFeatures | features(CpuFeature::kAvx512Bf16);
+inline constexpr CpuFeatureSet kAmxFeatures =
+    kAvx512Bf16Features |
+    features(CpuFeature::kAmxTile, CpuFeature::kAmxInt8, CpuFeature::kAmxBf16);
 
 inline constexpr TargetTraits kTargets[] = {
     {Target::kRef, "ref", 0},
@@ -36,7 +41,8 @@ inline constexpr TargetTraits kTargets[] = {
     {Target::kAvxVnni, "avx_vnni", kAvx2Features | features(CpuFeature::kAvxVnni)},
     {Target::kAvx512, "avx512", kAvx512Features},
     {Target::kAvx512Vnni, "avx512_vnni", kAvx512VnniFeatures},
-    {Target::kAvx512Bf16, "avx512_bf16", kAvx512VnniFeatures | features(CpuFeature::kAvx512Bf16)},
+    {Target::kAvx512Bf16, "avx512_bf16", kAvx512Bf16Features},
+    {Target::kAmx, "amx", kAmxFeatures},
 };
 
 constexpr const TargetTraits& traits_of(Target target) {

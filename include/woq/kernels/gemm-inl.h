@@ -551,8 +551,9 @@ void multiply_panel_rows(const Gemm<Policy>& gemm, const Panel<Policy, kTiles>& 
   if constexpr (kRows > 1) multiply_panel_rows<Policy, kRows / 2, kTiles>(gemm, panel, m, m1, sums);
 }
 
-template <class Policy, int kTiles>
-void multiply_panels(const Gemm<Policy>& gemm, int64_t tile) {
+// multiply(panel, m0, m1, sums) is multiply_panel_rows, or does the same in another way.
+template <class Policy, int kTiles, class Multiply>
+void multiply_panels(const Gemm<Policy>& gemm, int64_t tile, const Multiply& multiply) {
   Panel<Policy, kTiles> panel;
   alignas(64) float sums[kPanelRows * kTiles * kTileRows];
   for (int64_t m0 = gemm.task.m0; m0 < gemm.task.m1; m0 += kPanelRows) {
@@ -561,7 +562,7 @@ void multiply_panels(const Gemm<Policy>& gemm, int64_t tile) {
     int64_t k = 0, group = 0, block = 0;
     while (group < gemm.geometry.groups) {
       fill_panel<Policy>(gemm, tile, &k, &group, &block, &panel);
-      multiply_panel_rows<Policy, Policy::kRows>(gemm, panel, m0, m1, sums);
+      multiply(panel, m0, m1, sums);
     }
     for (int64_t m = m0; m < m1; ++m) {
       for (int t = 0; t < kTiles; ++t)
@@ -582,9 +583,12 @@ void multiply_portion(const Gemm<Policy>& gemm) {
   const GemmTask& task = gemm.task;
   int64_t tile = task.t0;
   if (task.m1 - task.m0 >= kManyRows) {
+    const auto multiply = [&](const auto& panel, int64_t m0, int64_t m1, float* sums) {
+      multiply_panel_rows<Policy, Policy::kRows>(gemm, panel, m0, m1, sums);
+    };
     for (; tile + Policy::kTiles <= task.t1; tile += Policy::kTiles)
-      multiply_panels<Policy, Policy::kTiles>(gemm, tile);
-    for (; tile < task.t1; ++tile) multiply_panels<Policy, 1>(gemm, tile);
+      multiply_panels<Policy, Policy::kTiles>(gemm, tile, multiply);
+    for (; tile < task.t1; ++tile) multiply_panels<Policy, 1>(gemm, tile, multiply);
     return;
   }
   if constexpr (Policy::kTiles > 1) {

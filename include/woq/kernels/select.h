@@ -13,6 +13,7 @@
 #if defined(WOQ_HEADER_ONLY)
 #include "woq/kernels/targets/ref.h"
 #if WOQ_X86
+#include "woq/kernels/targets/amx.h"
 #include "woq/kernels/targets/avx2.h"
 #include "woq/kernels/targets/avx512.h"
 #include "woq/kernels/targets/avx512_bf16.h"
@@ -43,6 +44,9 @@ inline KernelTable kernels_avx512_vnni() {
 inline KernelTable kernels_avx512_bf16() {
   return avx512_bf16::kTable;
 }
+inline KernelTable kernels_amx() {
+  return amx::kTable;
+}
 #endif
 #else
 // Defined in src/kernels/targets/, one file each.
@@ -52,6 +56,7 @@ KernelTable kernels_avx_vnni();
 KernelTable kernels_avx512();
 KernelTable kernels_avx512_vnni();
 KernelTable kernels_avx512_bf16();
+KernelTable kernels_amx();
 #endif
 
 // The kernels that a target adds to those of the targets below it; empty where this build has none.
@@ -64,6 +69,7 @@ inline KernelTable kernels_of(Target target) {
     case Target::kAvx512: return kernels_avx512();
     case Target::kAvx512Vnni: return kernels_avx512_vnni();
     case Target::kAvx512Bf16: return kernels_avx512_bf16();
+    case Target::kAmx: return kernels_amx();
 #endif
     default: return {};
   }

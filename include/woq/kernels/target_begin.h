@@ -18,6 +18,7 @@
 #define WOQ_TARGET_ID_avx512 3
 #define WOQ_TARGET_ID_avx512_vnni 4
 #define WOQ_TARGET_ID_avx512_bf16 5
+#define WOQ_TARGET_ID_amx 6
 #define WOQ_CONCAT_(a, b) a##b
 #define WOQ_CONCAT(a, b) WOQ_CONCAT_(a, b)
 #define WOQ_STRING_(a) #a
@@ -93,6 +94,19 @@
     apply_to = function)
 #else
 #pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512bf16,avx2,fma,f16c")
+#endif
+#elif WOQ_TARGET_ID == WOQ_TARGET_ID_amx
+#define WOQ_VECTOR_BITS 512
+#define WOQ_HAS_VNNI 1
+#define WOQ_HAS_BF16 1
+#if defined(__clang__)
+#pragma clang attribute push(                                                                  \
+    __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512bf16,avx2,fma," \
+                          "f16c,amx-tile,amx-int8,amx-bf16"))),                                \
+    apply_to = function)
+#else
+#pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512bf16,avx2,fma,f16c", \
+                   "amx-tile,amx-int8,amx-bf16")
 #endif
 #else
 #error "WOQ_TARGET names no known target"

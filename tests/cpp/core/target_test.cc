@@ -81,6 +81,7 @@ TEST(Cpu, FeatureNamesFollowTheEnumeration) {
   EXPECT_EQ(names_of(0), "");
   EXPECT_EQ(names_of(features(CpuFeature::kAvx2)), "avx2");
   EXPECT_EQ(names_of(features(CpuFeature::kAvx512Bf16)), "avx512_bf16");
+  EXPECT_EQ(names_of(features(CpuFeature::kAmxBf16)), "amx_bf16");
   EXPECT_EQ(names_of(features(CpuFeature::kAvx2, CpuFeature::kFma)), "avx2, fma");
   EXPECT_EQ(std::size(kCpuFeatureNames), static_cast<size_t>(kCpuFeatureCount));
 }

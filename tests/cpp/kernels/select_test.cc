@@ -38,7 +38,7 @@ void expect_best(const KernelChoice& choice, WeightKind kind, ComputeType comput
 }
 
 TEST(Select, TakesTheBestThatTheFeaturesAllow) {
-  // Every subset of the ten features.
+  // Every subset of the features.
   for (CpuFeatureSet available = 0; available <= kEverything; ++available) {
     for (const WeightKind kind : kKinds) {
       for (const ComputeType compute : kComputes) {
@@ -51,9 +51,11 @@ TEST(Select, TakesTheBestThatTheFeaturesAllow) {
 
 #if WOQ_X86
 TEST(Select, KnownMachines) {
-  const auto int8 = [](CpuFeatureSet available) {
-    return select_kernel(WeightKind::kU4, ComputeType::kInt8, "", available).kernel->target;
+  const auto best = [](ComputeType compute, CpuFeatureSet available) {
+    return select_kernel(WeightKind::kU4, compute, "", available).kernel->target;
   };
+  const auto int8 = [&](CpuFeatureSet available) { return best(ComputeType::kInt8, available); };
+  const auto bf16 = [&](CpuFeatureSet available) { return best(ComputeType::kBf16, available); };
   const CpuFeatureSet vnni = features(CpuFeature::kAvxVnni);
   EXPECT_EQ(int8(0), Target::kRef);
   EXPECT_EQ(int8(features(CpuFeature::kAvx2)), Target::kRef) << "without FMA and F16C";
@@ -61,11 +63,11 @@ TEST(Select, KnownMachines) {
   EXPECT_EQ(int8(kAvx2Features | vnni), Target::kAvxVnni);    // Alder Lake
   EXPECT_EQ(int8(kAvx512Features), Target::kAvx512);          // Skylake-X
   EXPECT_EQ(int8(kAvx512VnniFeatures), Target::kAvx512Vnni);  // Cascade Lake
-  EXPECT_EQ(int8(kEverything), Target::kAvx512Vnni);          // Sapphire Rapids
-  EXPECT_EQ(select_kernel(WeightKind::kU4, ComputeType::kBf16, "", kEverything).kernel->target,
-            Target::kAvx512Bf16);
-  EXPECT_EQ(select_kernel(WeightKind::kU4, ComputeType::kFp32, "", kEverything).kernel->target,
-            Target::kAvx512);
+  EXPECT_EQ(int8(kAvx512Bf16Features), Target::kAvx512Vnni);  // Zen 4
+  EXPECT_EQ(bf16(kAvx512Bf16Features), Target::kAvx512Bf16);
+  EXPECT_EQ(int8(kEverything), Target::kAmx);  // Sapphire Rapids
+  EXPECT_EQ(bf16(kEverything), Target::kAmx);
+  EXPECT_EQ(best(ComputeType::kFp32, kEverything), Target::kAvx512);
 }
 #endif
 
@@ -133,7 +135,7 @@ TEST(Select, ForcingWhatTheCpuLacksIsUnsupported) {
 TEST(Select, TheChoiceSaysWhatWasConsideredAndWhy) {
   const KernelChoice capped =
       select_kernel(WeightKind::kU8, ComputeType::kFp32, "avx2", kAvx512Features);
-  ASSERT_EQ(capped.considered.front().target, Target::kAvx512Bf16);
+  ASSERT_EQ(capped.considered.front().target, Target::kAmx);
   for (const ConsideredTarget& entry : capped.considered) {
     if (entry.target == Target::kAvx512) {
       EXPECT_MENTIONS(entry.why, "'avx2' is forced");

@@ -17,9 +17,10 @@ namespace {
 using KernelShapes = KernelTest;
 using Shapes = std::vector<std::pair<int64_t, int64_t>>;  // N, K
 
-void compare(const Kernel& kernel, Random& random, int64_t m, int64_t n, int64_t k) {
-  const GemmProblem problem = random_problem(random, random_scheme(random, kernel.weights), m, n, k,
-                                             random.pick(kFloatTypes), random.coin());
+void compare(const Kernel& kernel, Random& random, const QuantScheme& scheme, int64_t m, int64_t n,
+             int64_t k) {
+  const GemmProblem problem =
+      random_problem(random, scheme, m, n, k, random.pick(kFloatTypes), random.coin());
   const FloatType type = random.pick(kFloatTypes);
   SCOPED_TRACE(describe(problem) + " -> " + name_of(type));
   const FloatMatrix c = run_gemm(kernel, problem, type);
@@ -32,7 +33,7 @@ void compare_all(const Kernel& kernel, const std::vector<int64_t>& rows, const S
   SCOPED_TRACE("seed " + std::to_string(random.seed()));
   for (const auto& [n, k] : shapes) {
     for (const int64_t m : rows) {
-      compare(kernel, random, m, n, k);
+      compare(kernel, random, random_scheme(random, kernel.weights), m, n, k);
       if (::testing::Test::HasFailure()) return;
     }
   }
@@ -41,6 +42,26 @@ void compare_all(const Kernel& kernel, const std::vector<int64_t>& rows, const S
 TEST_P(KernelShapes, SmallOnes) {
   compare_all(kernel(), {1, 2, 3, 5, 9},
               {{1, 1}, {1, 8}, {3, 7}, {5, 17}, {15, 9}, {16, 16}, {17, 33}, {33, 129}, {47, 40}});
+}
+
+// Rows around tile registers and pairs of them, and more than the rows of a panel.
+TEST_P(KernelShapes, ManyRows) {
+  compare_all(kernel(), {7, 8, 15, 16, 17, 31, 32, 33, 48, 49, 64, 65, 257, 289},
+              {{16, 24}, {33, 200}});
+}
+
+// Blocks of every length, with a whole or a short last step, for many rows.
+TEST_P(KernelShapes, EveryBlockLength) {
+  Random random = random_of_test();
+  SCOPED_TRACE("seed " + std::to_string(random.seed()));
+  for (int64_t length = 8; length <= kBlock + 8 && !HasFailure(); length += 8) {
+    for (const int64_t groups : {1, 3}) {
+      QuantScheme scheme = random_scheme(random, kernel().weights);
+      scheme.group_size = groups == 1 || length < kMinGroupSize ? -1 : length;
+      compare(kernel(), random, scheme, 8 + random.below(32), 1 + random.below(50),
+              length * groups - random.below(8));
+    }
+  }
 }
 
 TEST_P(KernelShapes, FullGrid) {
