@@ -12,9 +12,12 @@
 // 128 elements is
 //   int8: 2 parts:  8 loads ( 64 cycles),  8 products (128 cycles)
 //   bf16: 4 parts: 16 loads (128 cycles), 16 products (256 cycles)
-// and 4 stores of its sums, of which 64 vectors of 16 outputs are finished with 6 to 8 AVX-512
-// instructions each: some 200 cycles of the vector units, which the multiplier leaves alone. So a
-// block is finished between the next one's products and their store: both run at a time.
+// and 4 stores of its sums (64 cycles), of which 64 vectors of 16 outputs are finished by AVX-512:
+//   int8: 4 instructions each, 5 with zero points: 128 or 160 cycles on two ports
+//   bf16: 1 or 2, but 2 loads and a store: 64 cycles
+// The multiplier leaves those ports alone, so a block is finished between the next one's products
+// and their store: both run at a time. A group of 32 in int8 half fills a tile register: 4 products
+// (64 cycles) for the same 64 vectors, which set the pace then.
 // First-level cache: the panel, 16 KiB; 32 rows of activations under it, 16 KiB; products and sums,
 // 4 KiB each: 40 of the 48 KiB that every CPU with AMX has.
 // Unpacking a panel stores 256 registers, about 256 cycles; 256 rows keep the multiplier busy for
@@ -164,16 +167,22 @@ struct RowSums {
 
 // sums [rows][kTiles * 16] += what a block's products are worth; `i` is the first row's statistic.
 template <class Policy, bool kZeros, int kTiles>
-void finish_rows(const PreparedActivations& prepared, int64_t i, int64_t rows,
+void finish_rows(PreparedActivations prepared, int64_t i, int64_t rows,
                  const typename Panel<Policy, kTiles>::Block& block, const uint8_t* products,
                  float* sums) {
+  // Copies, like `prepared`: the compiler cannot know that sums are elsewhere.
+  F32 scale[kTiles], zero[kTiles];
+  WOQ_UNROLL for (int t = 0; t < kTiles; ++t) {
+    scale[t] = block.scale[t];
+    zero[t] = block.zero[t];
+  }
   for (int64_t m = 0; m < rows; ++m, i += prepared.blocks) {
     Accumulators<typename Policy::Acc, 1, kTiles, 1> acc;
     start_block<Policy>(prepared, i, acc);
     WOQ_UNROLL for (int t = 0; t < kTiles; ++t)
         add_products(products + (m * kTiles + t) * kTileRegisterBytes, &acc.v[0][t][0]);
     RowSums<kTiles> row{sums + m * kTiles * kTileRows};
-    finish_outputs<Policy, kZeros>(prepared, i, acc, block.scale, block.zero, row);
+    finish_outputs<Policy, kZeros>(prepared, i, acc, scale, zero, row);
   }
 }
 
