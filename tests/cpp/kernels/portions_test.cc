@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // A kernel writes its portion of C, all of it and nothing else, and changes none of its inputs.
 #include <gtest/gtest.h>
+#include <sys/mman.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cstdint>
@@ -75,6 +77,51 @@ TEST_P(KernelPortions, InputsStayUnchanged) {
   EXPECT_EQ(prepared.scales, scales);
   EXPECT_EQ(prepared.sums, sums);
   EXPECT_EQ(prepared.starts, starts);
+}
+
+// A copy whose end is that of a page, behind which nothing can be read.
+class AtTheEndOfAPage {
+ public:
+  explicit AtTheEndOfAPage(const Buffer& buffer)
+      : page_(sysconf(_SC_PAGESIZE)), mapped_(round_up(buffer.size(), page_) + page_) {
+    void* const p =
+        mmap(nullptr, size(), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (p == MAP_FAILED) return;
+    base_ = static_cast<uint8_t*>(p);
+    data_ = base_ + mapped_ - page_ - buffer.size();
+    std::memcpy(data_, buffer.data(), static_cast<size_t>(buffer.size()));
+    mprotect(base_ + mapped_ - page_, static_cast<size_t>(page_), PROT_NONE);
+  }
+  AtTheEndOfAPage(const AtTheEndOfAPage&) = delete;
+  AtTheEndOfAPage& operator=(const AtTheEndOfAPage&) = delete;
+  ~AtTheEndOfAPage() {
+    if (base_ != nullptr) munmap(base_, size());
+  }
+
+  uint8_t* data() const { return data_; }
+
+ private:
+  size_t size() const { return static_cast<size_t>(mapped_); }
+
+  int64_t page_, mapped_;
+  uint8_t *base_ = nullptr, *data_ = nullptr;
+};
+
+// Sanitizers do not see what tile registers load.
+TEST_P(KernelPortions, NoActivationsAreReadBehindTheLastRow) {
+  Random random = random_of_test();
+  for (const int64_t m : {1, 3, 8, 19, 33, 50}) {
+    const GemmProblem problem =
+        random_problem(random, random_scheme(random, kernel().weights), m, 40, 250);
+    Prepared prepared(kernel(), problem.weights, problem.x.view());
+    const AtTheEndOfAPage activations(prepared.data);
+    ASSERT_NE(activations.data(), nullptr);
+    prepared.view.data = activations.data();
+    SCOPED_TRACE(describe(problem) + ", seed " + std::to_string(random.seed()));
+    FloatMatrix c(FloatType::kFp32, m, 40);
+    run_gemm(kernel(), problem, prepared, whole(problem), &c);
+    ASSERT_TRUE(agrees(c, run_gemm(reference(), problem), problem, kernel().compute));
+  }
 }
 
 // C's row of a portion must not depend on which other rows are computed with it.
