@@ -12,7 +12,7 @@ WOQ_SOURCES := $(shell find CMakeLists.txt pyproject.toml README.md cmake includ
   -type f -not -path '*/__pycache__/*')
 LANGCHAIN_SOURCES := $(shell find python/langchain-woq -name '*.py' -o -name pyproject.toml)
 
-.PHONY: demo test test-cpp test-python test-emulated test-all check sanitize format clean
+.PHONY: demo test test-cpp test-python test-emulated test-all check bench sanitize format clean
 .DELETE_ON_ERROR:
 
 demo: $(STAMPS)/model $(BUILT)/woq $(BUILT)/langchain-woq
@@ -38,6 +38,10 @@ test-all: test
 
 check: $(STAMPS)/build $(STAMPS)/check
 	scripts/check.sh
+
+# Wants a machine that does nothing else.
+bench: $(STAMPS)/build
+	scripts/bench.sh build/bench
 
 # -O1: instrumented kernels take GCC four times as long with -O2. Assertions stay on.
 sanitize: $(STAMPS)/build

@@ -29,12 +29,12 @@ DTYPES = tuple(_native.dtype_names())
 COMPUTE_DTYPES = tuple(_native.compute_dtype_names())
 
 
-def machine(threads: int | None = None) -> dict[str, Any]:
-    """CPU, threads, versions and commit: what a claim must carry."""
+def machine(threads: int | None = None, packages: Sequence[str] = ()) -> dict[str, Any]:
+    """CPU, threads, versions (also those of `packages`) and commit: what a claim must carry."""
     if threads:
         torch.set_num_threads(threads)
     cpu = _native.cpu_info()
-    packages = ("torch", "transformers", "bitsandbytes", "numpy")
+    packages = ("torch", "transformers", "bitsandbytes", "numpy", *packages)
     return {
         "date": datetime.date.today().isoformat(),
         "cpu": cpu["brand"],

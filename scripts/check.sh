@@ -4,7 +4,7 @@
 # failed ones are listed. With --fix the formatters write instead.
 . "$(dirname "$0")/common.sh"
 
-mapfile -t cpp_files < <(find include src python tests -name '*.h' -o -name '*.cc' -o -name '*.c' | sort)
+mapfile -t cpp_files < <(find include src python tests benchmarks -name '*.h' -o -name '*.cc' -o -name '*.c' | sort)
 python_paths=(python scripts tests benchmarks)
 
 if [ "${1:-}" = --fix ]; then

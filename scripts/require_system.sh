@@ -29,6 +29,9 @@ need_group() {
     tests)
       need "$(header gtest/gtest.h)" libgtest-dev
       ;;
+    benchmarks)
+      need "$(header benchmark/benchmark.h)" libbenchmark-dev
+      ;;
     clang)
       need "command -v $CLANG" "$CLANG"
       need "echo 'int main() {}' | $CLANG -fopenmp -x c++ - -o /dev/null" "libomp-${CLANG#clang-}-dev"

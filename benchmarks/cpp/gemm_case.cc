@@ -83,7 +83,9 @@ Limit limit_of(const Work& work) {
 
 Isa isa_of(const Work& work) {
   const bool narrow = work.target == "avx2" || work.target == "avx_vnni";
-  return !narrow && has_limit(Limit::kFp32, Isa::kAvx512) ? Isa::kAvx512 : Isa::kAvx2;
+  // AVX-512 without VNNI: the 256-bit byte products are the only int8 limit that runs.
+  const Limit needed = work.compute == ComputeType::kInt8 ? Limit::kInt8 : Limit::kFp32;
+  return !narrow && has_limit(needed, Isa::kAvx512) ? Isa::kAvx512 : Isa::kAvx2;
 }
 
 double share(const Work& work, double seconds, double limit_rate) {
