@@ -14,7 +14,7 @@ fi
 
 requirements=(--group "$group")
 case $group in
-  model | test) requirements+=("$TORCH_REQUIREMENT") ;;
+  model | test | benchmark) requirements+=("$TORCH_REQUIREMENT") ;;
 esac
 say "pip install ${requirements[*]}"
 "$VENV/bin/python" -m pip install -q "${requirements[@]}"

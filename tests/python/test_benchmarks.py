@@ -22,7 +22,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast 
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 # "common" is too common a name to stay importable for other tests.
-OWN_MODULES = ("common", "generate", "overhead", "perplexity")
+OWN_MODULES = ("common", "bench_peers", "generate", "overhead", "perplexity", "peers")
 
 
 @pytest.fixture(scope="module")
@@ -32,8 +32,9 @@ def benchmarks() -> Iterator[dict[str, ModuleType]]:
         yield {name: importlib.import_module(name) for name in OWN_MODULES}
     finally:
         sys.path.remove(str(BENCHMARKS))
-        for name in OWN_MODULES:
-            sys.modules.pop(name, None)
+        for name in list(sys.modules):
+            if name.split(".")[0] in (*OWN_MODULES, "plot_roofline"):
+                del sys.modules[name]
 
 
 @pytest.fixture(scope="module")
@@ -201,3 +202,155 @@ def test_interleave_takes_turns_and_drops_the_first(benchmarks: dict[str, Module
 def test_missing_model_is_named(benchmarks: dict[str, ModuleType], tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match="nowhere: no such folder or file"):
         benchmarks["common"].load_fp32(str(tmp_path / "nowhere"))
+
+
+# Peers
+
+
+PEERS = "--shape 64 128 --group-size 32 --repeats 1 --seconds 0 --cache-mib 1".split()
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """What the benchmark sets for the process, as it was."""
+    threads = torch.get_num_threads()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        yield
+    torch.set_num_threads(threads)
+
+
+def test_bench_peers(
+    benchmarks: dict[str, ModuleType],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    one_thread: None,
+) -> None:
+    threads = str(torch.get_num_threads())
+    path = tmp_path / "figures.json"
+    arguments = [*PEERS, "--m", "1", "8", "--dtype", "int4_clip", "int8", "--threads", threads]
+    arguments += ["--scheme", "sym", "asym", "--peers", "woq", "torch", "--json", str(path)]
+    rows, left_out = benchmarks["bench_peers"].main(arguments)
+    written = json.loads(path.read_text())
+    assert written["results"] == rows
+    assert written["not_timed"] == left_out
+    assert written["machine"]["threads"] == int(threads)
+    assert "x_woq" in capsys.readouterr().out
+
+    timed = {(row["dtype"], row["scheme"], row["M"], row["candidate"]) for row in rows}
+    ours = {"woq fp32", "woq bf16", "woq int8"}
+    theirs = {"torch int4pack fp32", "torch int4pack bf16"}
+    for scheme in ("sym", "asym"):
+        for m in (1, 8):
+            assert {each[3] for each in timed if each[:3] == ("int8", scheme, m)} == ours
+            assert {each[3] for each in timed if each[:3] == ("int4_clip", scheme, m)} == (
+                ours | theirs
+            )
+    reasons = {row["candidate"]: row["reason"] for row in left_out}
+    assert set(reasons) == {*theirs, "torch int8pack bf16"}, "nothing is dropped without a word"
+    assert "one scale a row" in reasons["torch int8pack bf16"]
+
+    # 64 x 128 codes and 64 x 4 scales; 2 operations for each of 8 x 64 x 128.
+    row = next(row for row in rows if row["candidate"] == "woq int8" and row["M"] == 8)
+    assert row["GB/s"] == pytest.approx((64 * 128 / 2 + 64 * 4 * 2) / row["us"] / 1e3)
+    assert row["GFLOP/s"] == pytest.approx(2 * 8 * 64 * 128 / row["us"] / 1e3)
+    assert row["x_woq"] == 1.0
+    assert row["x_peer"] is None, "torch has no int8 products"
+
+
+def test_bench_peers_reports_a_wrong_peer(
+    benchmarks: dict[str, ModuleType], capsys: pytest.CaptureFixture[str], one_thread: None
+) -> None:
+    """One that swaps two nibbles of a row in eight, one that raises, one that isn't installed."""
+    peers = benchmarks["peers"]
+
+    class Swapped(peers.Peer):  # type: ignore[misc, name-defined]
+        library = "woq"
+        packages = ()
+        name = "swapped"
+        activations = "int8"
+
+        def unsupported(self, work: Any) -> None:
+            return None
+
+        def build_one(self, weight: Any, threads: int) -> Any:
+            wrong = weight.dequantized.copy()
+            wrong[::8] = wrong[::8].reshape(-1, 64, 2)[..., ::-1].reshape(-1, 128)
+            return lambda x: x @ wrong.T
+
+    class Failing(Swapped):
+        name = "failing"
+
+        def build_one(self, weight: Any, threads: int) -> Any:
+            raise RuntimeError("no kernel\nand a long story")
+
+    class Absent(Swapped):
+        name = "absent"
+        packages = ("woq-no-such-package",)
+
+    candidates = [Swapped(), Failing(), Absent(), *peers.CANDIDATES[:1]]
+    rows, left_out = benchmarks["bench_peers"].main(
+        [*PEERS, "--m", "4", "--dtype", "nf4", "--threads", "1"], candidates
+    )
+    assert [row["candidate"] for row in rows] == ["woq fp32"]
+    reasons = {row["candidate"]: row["reason"] for row in left_out}
+    assert reasons["swapped"].startswith("wrong: relative error 0.")
+    assert reasons["failing"] == "failed: RuntimeError: no kernel"
+    assert reasons["absent"] == "woq-no-such-package is not installed"
+    assert "Not timed:" in capsys.readouterr().out
+
+
+def test_every_installed_peer_computes_the_product(
+    benchmarks: dict[str, ModuleType], subtests: Any, one_thread: None
+) -> None:
+    """Nothing is called wrong; what is absent is skipped by name."""
+    peers, bench = benchmarks["peers"], benchmarks["bench_peers"]
+    weights = [
+        peers.Weight(peers.Work(2, 64, 128, dtype, group, asym))
+        for dtype, group, asym in [
+            ("int4_clip", 32, False),
+            ("int4_clip", 32, True),
+            ("int8", -1, False),
+            ("int8", 32, True),
+            ("nf4", 64, False),
+            ("fp4_e2m1", 32, False),
+            ("fp4_e2m1_bnb", 64, False),
+        ]
+    ]
+    x = torch.randn(2, 128, generator=torch.Generator().manual_seed(0)).numpy()
+    for peer in peers.CANDIDATES:
+        with subtests.test(peer.name), torch.inference_mode():
+            if peer.missing():
+                pytest.skip(peer.missing())
+            for weight in weights:
+                run, reason, _ = bench.build(peer, weight, 2, torch.get_num_threads(), x)
+                assert run is not None or not reason.startswith("wrong"), weight.work.name
+
+
+def test_roofline_plot(benchmarks: dict[str, ModuleType], tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    plot_roofline = importlib.import_module("plot_roofline")
+    row = {"dtype": "nf4", "group": 32, "scheme": "sym", "N": 64, "K": 128}
+    results = [
+        {**row, "candidate": name, "products": "fp32", "M": m, "FLOP/byte": 3.6 * m, "GFLOP/s": y}
+        for name, m, y in [("woq fp32", 1, 9), ("woq fp32", 16, 90), ("openvino fp32", 1, 5)]
+    ]
+    figures = {
+        "machine": {"cpu": "a CPU", "threads": 2},
+        "limits": {"read": 3e9, "fp32": 1e11},
+        "results": results,
+    }
+    source = tmp_path / "figures.json"
+    source.write_text(json.dumps(figures))
+    pictures = []
+    for name in ("a.svg", "b.svg"):
+        plot_roofline.main([str(source), str(tmp_path / name)])
+        pictures.append((tmp_path / name).read_bytes())
+    assert pictures[0] == pictures[1], "the same figures give the same bytes"
+    text = pictures[0].decode()
+    for expected in ("woq fp32", "openvino fp32", "fp32 peak", "M=16", "nf4 g32 sym, 64 x 128"):
+        assert expected in text
+    figures["results"] = []
+    source.write_text(json.dumps(figures))
+    with pytest.raises(SystemExit, match="no timed results"):
+        plot_roofline.main([str(source), str(tmp_path / "c.svg")])
