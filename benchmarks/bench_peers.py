@@ -173,6 +173,8 @@ def measure(
                 "error": error,
             }
         )
+        if limits:
+            rows[-1]["%limit"] = percent_of_limit(work, rows[-1]["products"], timing, limits)
     add_ratios(rows)
     return rows, left_out, limits
 
@@ -193,16 +195,18 @@ def add_ratios(rows: Sequence[Row]) -> None:
             row[column] = min(times) / row["us"] if times else None
 
 
-def add_shares(rows: Sequence[Row], limits: Mapping[str, float]) -> None:
-    """Percent of the limit that bounds the work: bandwidth for few rows, else a peak."""
-    for row in rows:
-        if row["M"] <= MEMORY_BOUND_ROWS:
-            limit, figure = "read", row["GB/s"]
-        else:
-            limit, figure = row["products"], row["GFLOP/s"]
-            if limit not in limits:
-                limit = "fp32"
-        row["%limit"] = 1e11 * figure / limits[limit] if limit in limits else None
+def percent_of_limit(
+    work: Work, products: str, timing: Timing, limits: Sequence[Mapping[str, float]]
+) -> float | None:
+    """Of what bounds the work, bandwidth for few rows, else a peak: median of the ratios."""
+    memory_bound = work.m <= MEMORY_BOUND_ROWS
+    name = "read" if memory_bound else products if products in limits[0] else "fp32"
+    if name not in limits[0]:
+        return None
+    amount = work.weight_bytes if memory_bound else work.operations
+    return 100 * statistics.median(
+        amount / seconds / limit[name] for seconds, limit in zip(timing.values, limits, strict=True)
+    )
 
 
 # Report
@@ -288,7 +292,7 @@ def main(
     facts = machine(args.threads, tuple(packages))
     facts["protocol"] = (
         f"median of {args.repeats} interleaved repeats of {args.seconds} s, order shuffled with "
-        f"seed {args.seed}; up to M = {MEMORY_BOUND_ROWS} weights of four last-level caches"
+        f"seed {args.seed}; up to M = {MEMORY_BOUND_ROWS} through more than four last-level caches"
     )
     rows: list[Row] = []
     left_out: list[Row] = []
@@ -302,8 +306,6 @@ def main(
         name: statistics.median(probe[name] for probe in probes)
         for name in (probes[0] if probes else {})
     }
-    if limits:
-        add_shares(rows, limits)
     report(facts, rows, left_out, limits, args.json)
     return rows, left_out
 

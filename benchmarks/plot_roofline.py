@@ -21,8 +21,8 @@ import matplotlib as mpl
 
 mpl.use("svg")
 
-from matplotlib import pyplot as plt  # noqa: E402
-from matplotlib.axes import Axes  # noqa: E402
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
 
 # Okabe and Ito's colours, which the colour-blind tell apart; a library's marker says the same, and
 # the type of products is the line's style. woq is black.

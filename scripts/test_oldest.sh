@@ -10,6 +10,6 @@ say "oldest supported transformers: $oldest"
 environment=build/oldest
 [ -x "$environment/bin/python" ] || python3 -m venv "$environment"
 "$environment/bin/python" -m pip install -q "$TORCH_REQUIREMENT" "transformers==$oldest.*" \
-  'accelerate>=1.1' 'gguf>=0.10' 'hypothesis>=6.100' 'ml_dtypes>=0.5' 'psutil>=5.9' 'pytest>=8.0' \
+  'accelerate>=1.1' 'gguf>=0.10' 'hypothesis>=6.100' 'ml_dtypes>=0.5' 'psutil>=5.9' 'pytest>=9.0' \
   build/wheel/woq-*.whl
 "$environment/bin/python" -m pytest tests/python -k "transformers or config or linear or quantize"

@@ -52,6 +52,7 @@ class TypeTraits(ctypes.Structure):
 
 # Name: result, arguments. Handles are void pointers.
 SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
+    "ggml_log_set": (None, [c_void_p, c_void_p]),
     "ggml_init": (c_void_p, [InitParams]),
     "ggml_free": (None, [c_void_p]),
     "ggml_new_tensor_2d": (c_void_p, [c_void_p, c_int, c_int64, c_int64]),
@@ -104,6 +105,9 @@ class Library:
                 raise RuntimeError(f"this ggml has no {name}")
             function.restype, function.argtypes = result, arguments
             setattr(self, name, function)
+        # Kept, as ggml holds its address: without it every repacked tensor is a line on stderr.
+        self.silence = ctypes.CFUNCTYPE(None, c_int, c_char_p, c_void_p)(lambda *_: None)
+        self.ggml_log_set(self.silence, None)
 
     def __getattr__(self, name: str) -> Any:  # for type checkers: set in __init__
         raise AttributeError(name)
@@ -192,12 +196,16 @@ class Ggml(Peer):
 class Products:
     """A backend, the weights, and a graph y_i = W_i x; freed with the object."""
 
+    # For an object whose making failed.
+    backend: int | None = None
+    contexts: Sequence[int] = ()
+
     def __init__(self, peer: Ggml, weight: Weight, copies: int, threads: int) -> None:
         work, ggml = weight.work, library()
         self.ggml = ggml
+        self.buffers: list[int] = []
         self.backend = ggml.ggml_backend_cpu_init()
         self.contexts = [ggml.context(copies), ggml.context(copies + 1)]
-        self.buffers: list[int] = []
         ggml.ggml_backend_cpu_set_n_threads(self.backend, threads)
         plain = ggml.ggml_backend_cpu_buffer_type()
         kind = ggml.repack_buffer_type(self.backend) if peer.repack else plain
@@ -240,6 +248,8 @@ class Products:
         return self.outputs
 
     def __del__(self) -> None:
+        if self.backend is None:
+            return
         for buffer in self.buffers:
             self.ggml.ggml_backend_buffer_free(buffer)
         for context in self.contexts:

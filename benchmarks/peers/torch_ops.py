@@ -13,30 +13,27 @@ from numpy.typing import NDArray
 
 from .base import Peer, Weight, Work, is_int4, pack_nibbles, unless
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-
 
 class TorchPeer(Peer):
-    """A peer whose activations are torch tensors of type `tensors`."""
-
-    tensors: str = "bf16"
+    """A peer whose activations and outputs are bf16 tensors."""
 
     def prepare(self, x: NDArray[np.float32]) -> torch.Tensor:
-        return torch.from_numpy(x).to(DTYPES[self.tensors])
+        return torch.from_numpy(x).to(torch.bfloat16)
 
     def to_numpy(self, y: torch.Tensor) -> NDArray[np.float32]:
         return y.float().numpy()
 
 
 class Int4Pack(TorchPeer):
-    """torch's own int4: w = (code - 8) * scale + zero, with a real zero."""
+    """torch's own int4: w = (code - 8) * scale + zero, with a real zero.
+
+    Only with bf16 activations: with fp32 it is a scalar loop, seconds for one call of many rows.
+    """
 
     library: ClassVar[str] = "torch"
     packages: ClassVar[tuple[str, ...]] = ("torch",)
-
-    def __init__(self, activations: str) -> None:
-        self.name = f"torch int4pack {activations}"
-        self.activations = self.tensors = activations
+    name = "torch int4pack bf16"
+    activations = "bf16"
 
     def unsupported(self, work: Work) -> str | None:
         return unless(
@@ -53,7 +50,7 @@ class Int4Pack(TorchPeer):
         packed = ops._convert_weight_to_int4pack_for_cpu(codes, 2)
         zeros = (8.0 - weight.zero_points) * weight.scales
         both = np.stack([weight.scales.T, zeros.T], axis=-1)  # [G, N, 2]
-        both = torch.from_numpy(both.astype(np.float32)).to(DTYPES[self.tensors]).contiguous()
+        both = torch.from_numpy(both.astype(np.float32)).to(torch.bfloat16).contiguous()
         return lambda x: ops._weight_int4pack_mm_for_cpu(x, packed, group, both)
 
 
@@ -169,8 +166,7 @@ class BitsAndBytes(TorchPeer):
 
 
 CANDIDATES = [
-    Int4Pack("fp32"),
-    Int4Pack("bf16"),
+    Int4Pack(),
     Int8Pack(),
     TorchAo("bf16"),
     TorchAo("int8"),
