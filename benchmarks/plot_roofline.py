@@ -23,6 +23,7 @@ mpl.use("svg")
 
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.ticker import NullFormatter
 
 # Okabe and Ito's colours, which the colour-blind tell apart; a library's marker says the same, and
 # the type of products is the line's style. woq is black.
@@ -38,6 +39,7 @@ STYLES = {
 }
 OTHER = ("#444444", "h")
 LINES = {"fp32": "solid", "bf16": "dashed", "int8": "dotted"}
+FILLS = ("full", "none", "left", "top")  # settings of one library with the same products
 PANEL = (7.0, 4.6)  # inches
 
 Row = Mapping[str, Any]
@@ -78,14 +80,17 @@ def draw_panel(axes: Axes, title: str, rows: Sequence[Row], limits: Mapping[str,
     for (candidate, products), points in lines.items():
         colour, marker = STYLES.get(candidate.split(" ")[0], OTHER)
         points = sorted(points, key=lambda row: row["M"])
+        library = (candidate.split(" ")[0], products)
+        alike = [name for name, kind in lines if (name.split(" ")[0], kind) == library]
+        fill = FILLS[alike.index(candidate) % len(FILLS)]
         axes.plot(
             [row["FLOP/byte"] for row in points],
             [row["GFLOP/s"] for row in points],
             color=colour,
             marker=marker,
             markersize=7 if candidate.startswith("woq ") else 5,
-            markeredgecolor="white",
-            markeredgewidth=0.5,
+            fillstyle=fill,
+            markeredgewidth=0.8,
             linestyle=LINES.get(products, "solid"),
             linewidth=1.8 if candidate.startswith("woq ") else 1.0,
             zorder=3 if candidate.startswith("woq ") else 2,
@@ -93,6 +98,7 @@ def draw_panel(axes: Axes, title: str, rows: Sequence[Row], limits: Mapping[str,
         )
     axes.set(title=title, xscale="log", yscale="log", xlim=(low, high))
     axes.set(xlabel="operations for each byte of the weight", ylabel="GFLOP/s")
+    axes.xaxis.set_minor_formatter(NullFormatter())
     axes.grid(True, which="major", color="#EEEEEE", zorder=0)
     top = axes.secondary_xaxis("top")
     rows_at = {row["FLOP/byte"]: f"M={row['M']}" for row in rows}
