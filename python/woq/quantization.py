@@ -275,7 +275,8 @@ def _check_earlier_layers(model: nn.Module, config: WeightOnlyQuantConfig) -> No
         if differing or layer.requested_compute_dtype != config.compute_dtype:
             raise _native.InvalidArgument(
                 f"{name} is already quantized with other settings ({have}, compute_dtype "
-                f"{layer.requested_compute_dtype!r}); load the float model again to quantize it differently"
+                f"{layer.requested_compute_dtype!r}); load the float model again to quantize it "
+                "differently"
             )
 
 
