@@ -7,7 +7,6 @@
 #include <cstdint>
 #include <memory>
 #include <string>
-#include <thread>
 #include <utility>
 #include <vector>
 
@@ -18,11 +17,6 @@ namespace woq::testing {
 namespace {
 
 constexpr ComputeType kComputes[] = {ComputeType::kFp32, ComputeType::kBf16, ComputeType::kInt8};
-
-// An emulated machine has no threads.
-bool one_processor() {
-  return std::thread::hardware_concurrency() < 2;
-}
 
 // One layer of every kind, of each compute type, on one target.
 class LinearTargets : public ::testing::TestWithParam<TargetTraits> {

@@ -15,6 +15,10 @@ constexpr int chains_for(int outputs, int wanted) {
   return outputs >= wanted ? 1 : outputs * 2 >= wanted ? 2 : 4;
 }
 
+constexpr int64_t step_bytes(WeightKind weights) {
+  return weights == WeightKind::kU8 ? 2 * kStepBytes4 : kStepBytes4;
+}
+
 // The codes of a step: one register of 4-bit codes, two of 8-bit ones (elements 0-3 and 4-7).
 struct StepCodes {
   I32 first, second;
@@ -367,7 +371,7 @@ struct UnpackedStep {
 template <class Policy, int kRows, int kTiles>
 void multiply_direct(const Gemm<Policy>& gemm, int64_t m0, int64_t tile) {
   constexpr int kChains = Policy::chains(kRows * kTiles);
-  constexpr int64_t kStepBytes = Policy::kKind == WeightKind::kU8 ? 2 * kStepBytes4 : kStepBytes4;
+  constexpr int64_t kStepBytes = step_bytes(Policy::kKind);
   const PackedMatrix& w = gemm.w;
   const PreparedActivations& prepared = gemm.task.a;
   const typename Policy::Table table(gemm.policy);
@@ -474,7 +478,7 @@ WOQ_INLINE void unpack_step(const typename Policy::Table& table, const StepCodes
 template <class Policy, int kTiles>
 void fill_panel(const Gemm<Policy>& gemm, int64_t tile, int64_t* k, int64_t* group, int64_t* block,
                 Panel<Policy, kTiles>* panel) {
-  constexpr int64_t kStepBytes = Policy::kKind == WeightKind::kU8 ? 2 * kStepBytes4 : kStepBytes4;
+  constexpr int64_t kStepBytes = step_bytes(Policy::kKind);
   const PackedMatrix& w = gemm.w;
   const typename Policy::Table table(gemm.policy);
   panel->k = *k;
@@ -609,6 +613,18 @@ void gemm(const GemmTask& task) {
   "gemm_" act "_" weights "_" tile "_" WOQ_STRING(WOQ_TARGET)
 #define WOQ_FLOAT_KERNEL_NAME(act, weights) WOQ_KERNEL_NAME(act, weights, WOQ_FLOAT_NAME)
 #define WOQ_INT8_KERNEL_NAME(act, weights) WOQ_KERNEL_NAME(act, weights, WOQ_INT8_NAME)
+// What targets list, for every kind of weight.
+#define WOQ_FLOAT_KERNELS                                                         \
+  float_kernel<WeightKind::kU4>(WOQ_FLOAT_KERNEL_NAME("f32", "u4")),              \
+      float_kernel<WeightKind::kT4>(WOQ_FLOAT_KERNEL_NAME("f32", "t4")),          \
+      float_kernel<WeightKind::kU8>(WOQ_FLOAT_KERNEL_NAME("f32", "u8")),          \
+      rounded_float_kernel<WeightKind::kU4>(WOQ_FLOAT_KERNEL_NAME("f32b", "u4")), \
+      rounded_float_kernel<WeightKind::kT4>(WOQ_FLOAT_KERNEL_NAME("f32b", "t4")), \
+      rounded_float_kernel<WeightKind::kU8>(WOQ_FLOAT_KERNEL_NAME("f32b", "u8"))
+#define WOQ_INT8_KERNELS                                              \
+  int8_kernel<WeightKind::kU4>(WOQ_INT8_KERNEL_NAME("s8", "u4")),     \
+      int8_kernel<WeightKind::kT4>(WOQ_INT8_KERNEL_NAME("s8", "t4")), \
+      int8_kernel<WeightKind::kU8>(WOQ_INT8_KERNEL_NAME("s8", "u8"))
 inline constexpr Target kThisTarget = static_cast<Target>(WOQ_TARGET_ID);
 
 template <WeightKind kWeights>

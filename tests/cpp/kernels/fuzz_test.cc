@@ -9,7 +9,6 @@
 #include <chrono>
 #include <cstdint>
 #include <string>
-#include <thread>
 #include <utility>
 #include <vector>
 
@@ -46,8 +45,7 @@ void check_layer(uint64_t seed, int number, const std::string& target) {
   const GemmProblem problem =
       random_problem(random, scheme, m, n, k, random.pick(kFloatTypes), random.coin());
   const FloatType type = random.pick(kFloatTypes);
-  const bool one_processor = std::thread::hardware_concurrency() < 2;
-  const int threads = one_processor ? 1 : 1 + static_cast<int>(random.below(4));
+  const int threads = one_processor() ? 1 : 1 + static_cast<int>(random.below(4));
   SCOPED_TRACE(describe(problem) + " -> " + name_of(type) + ", " + name_of(compute) + " compute, " +
                std::to_string(threads) + " threads, target " + target + ", seed " +
                std::to_string(seed) + ", case " + std::to_string(number));

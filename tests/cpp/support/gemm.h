@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <limits>
 #include <string>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -17,6 +18,11 @@
 #include "woq/pack/pack.h"
 
 namespace woq::testing {
+
+// An emulated machine has one processor, and no threads.
+inline bool one_processor() {
+  return std::thread::hardware_concurrency() < 2;
+}
 
 // Every kernel of this build, whatever the CPU.
 inline std::vector<const Kernel*> all_kernels() {

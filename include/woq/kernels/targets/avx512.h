@@ -15,17 +15,7 @@
 
 namespace woq::WOQ_TARGET_NS {
 
-inline constexpr Kernel kKernels[] = {
-    float_kernel<WeightKind::kU4>(WOQ_FLOAT_KERNEL_NAME("f32", "u4")),
-    float_kernel<WeightKind::kT4>(WOQ_FLOAT_KERNEL_NAME("f32", "t4")),
-    float_kernel<WeightKind::kU8>(WOQ_FLOAT_KERNEL_NAME("f32", "u8")),
-    rounded_float_kernel<WeightKind::kU4>(WOQ_FLOAT_KERNEL_NAME("f32b", "u4")),
-    rounded_float_kernel<WeightKind::kT4>(WOQ_FLOAT_KERNEL_NAME("f32b", "t4")),
-    rounded_float_kernel<WeightKind::kU8>(WOQ_FLOAT_KERNEL_NAME("f32b", "u8")),
-    int8_kernel<WeightKind::kU4>(WOQ_INT8_KERNEL_NAME("s8", "u4")),
-    int8_kernel<WeightKind::kT4>(WOQ_INT8_KERNEL_NAME("s8", "t4")),
-    int8_kernel<WeightKind::kU8>(WOQ_INT8_KERNEL_NAME("s8", "u8")),
-};
+inline constexpr Kernel kKernels[] = {WOQ_FLOAT_KERNELS, WOQ_INT8_KERNELS};
 inline constexpr KernelTable kTable = {kKernels, static_cast<int>(std::size(kKernels))};
 
 }  // namespace woq::WOQ_TARGET_NS

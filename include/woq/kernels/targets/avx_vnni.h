@@ -15,11 +15,7 @@
 
 namespace woq::WOQ_TARGET_NS {
 
-inline constexpr Kernel kKernels[] = {
-    int8_kernel<WeightKind::kU4>(WOQ_INT8_KERNEL_NAME("s8", "u4")),
-    int8_kernel<WeightKind::kT4>(WOQ_INT8_KERNEL_NAME("s8", "t4")),
-    int8_kernel<WeightKind::kU8>(WOQ_INT8_KERNEL_NAME("s8", "u8")),
-};
+inline constexpr Kernel kKernels[] = {WOQ_INT8_KERNELS};
 inline constexpr KernelTable kTable = {kKernels, static_cast<int>(std::size(kKernels))};
 
 }  // namespace woq::WOQ_TARGET_NS
