@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <cstring>
 #include <limits>
 
 #include "woq/core/float16.h"
@@ -81,16 +82,22 @@ inline void prepare_s8(const PrepareTask& task) {
   }
 }
 
+// Element i of an array that need not be aligned.
+template <class T>
+T load(const uint8_t* array, int64_t i) {
+  T value;
+  std::memcpy(&value, array + i * static_cast<int64_t>(sizeof(T)), sizeof(T));
+  return value;
+}
+
 // Scale of row n of W in group g, from the packed form.
 inline float packed_scale(const PackedMatrix& w, int64_t n, int64_t g) {
-  const uint8_t* scales = w.tile(n / kTileRows) + w.scales_offset() + g * w.scale_bytes();
+  const uint8_t* const scales = w.scales(n / kTileRows, g);
   const int64_t lane = n % kTileRows;
   switch (w.scheme.scales) {
-    case ScaleEncoding::kFp32: return reinterpret_cast<const float*>(scales)[lane];
-    case ScaleEncoding::kFp16:
-      return fp16_to_float(reinterpret_cast<const uint16_t*>(scales)[lane]);
-    case ScaleEncoding::kBf16:
-      return bf16_to_float(reinterpret_cast<const uint16_t*>(scales)[lane]);
+    case ScaleEncoding::kFp32: return load<float>(scales, lane);
+    case ScaleEncoding::kFp16: return fp16_to_float(load<uint16_t>(scales, lane));
+    case ScaleEncoding::kBf16: return bf16_to_float(load<uint16_t>(scales, lane));
     case ScaleEncoding::kDouble: break;
   }
   const int64_t block = (n * w.groups() + g) / kDoubleQuantBlock;
@@ -102,15 +109,15 @@ inline float packed_scale(const PackedMatrix& w, int64_t n, int64_t g) {
 
 // Zero point minus centre.
 inline float packed_zero(const PackedMatrix& w, int64_t n, int64_t g) {
-  const uint8_t* zeros = w.tile(n / kTileRows) + w.zeros_offset() + g * w.zero_bytes();
+  const uint8_t* const zeros = w.zeros(n / kTileRows, g);
   const auto center = static_cast<float>(w.dtype().center());
   if (w.scheme.zeros == ZeroKind::kInt) return static_cast<float>(zeros[n % kTileRows]) - center;
-  return reinterpret_cast<const float*>(zeros)[n % kTileRows] - center;
+  return load<float>(zeros, n % kTileRows) - center;
 }
 
 inline int packed_code(const PackedMatrix& w, int64_t n, int64_t k) {
-  const uint8_t* step = w.tile(n / kTileRows) + k / kStep * w.step_bytes() + 4 * (n % kTileRows);
-  const int64_t j = k % kStep;
+  const int64_t g = k / w.group_length(), steps = (k - g * w.group_length()) / kStep, j = k % kStep;
+  const uint8_t* step = w.codes(n / kTileRows, g) + steps * w.step_bytes() + 4 * (n % kTileRows);
   if (w.dtype().bits == 8) return step[j / 4 * kStepBytes4 + j % 4];
   return step[j % 4] >> (j / 4 * 4) & 15;
 }

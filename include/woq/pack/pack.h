@@ -35,29 +35,39 @@ inline uint32_t unpack_step4(uint32_t packed) {
   return gather_nibbles(packed & 0x0f0f0f0fu) | gather_nibbles(packed >> 4 & 0x0f0f0f0fu) << 16;
 }
 
-// Copies `lane` of a tile's codes from or to a row of the hub.
-inline void pack_row_codes(const uint8_t* row, int64_t row_bytes, int bits, int lane,
-                           uint8_t* tile) {
+// Copies `lane` of a group's codes from or to `bytes` bytes of a row of the hub.
+inline void pack_group_codes(const uint8_t* hub, int64_t bytes, int bits, int64_t lane,
+                             uint8_t* codes) {
   const int64_t unit = bits == 4 ? 4 : 8;  // bytes of a row in a step
-  for (int64_t byte = 0; byte < row_bytes; byte += unit, tile += kStepBytes4 * bits / 4) {
+  for (int64_t byte = 0; byte < bytes; byte += unit, codes += kStepBytes4 * bits / 4) {
     uint32_t words[2] = {0, 0};
-    std::memcpy(words, row + byte, static_cast<size_t>(std::min(unit, row_bytes - byte)));
+    std::memcpy(words, hub + byte, static_cast<size_t>(std::min(unit, bytes - byte)));
     if (bits == 4) words[0] = pack_step4(words[0]);
-    std::memcpy(tile + 4 * lane, &words[0], 4);
-    if (bits == 8) std::memcpy(tile + kStepBytes4 + 4 * lane, &words[1], 4);
+    std::memcpy(codes + 4 * lane, &words[0], 4);
+    if (bits == 8) std::memcpy(codes + kStepBytes4 + 4 * lane, &words[1], 4);
   }
 }
 
-inline void unpack_row_codes(const uint8_t* tile, int bits, int lane, int64_t row_bytes,
-                             uint8_t* row) {
+inline void unpack_group_codes(const uint8_t* codes, int bits, int64_t lane, int64_t bytes,
+                               uint8_t* hub) {
   const int64_t unit = bits == 4 ? 4 : 8;
-  for (int64_t byte = 0; byte < row_bytes; byte += unit, tile += kStepBytes4 * bits / 4) {
+  for (int64_t byte = 0; byte < bytes; byte += unit, codes += kStepBytes4 * bits / 4) {
     uint32_t words[2] = {0, 0};
-    std::memcpy(&words[0], tile + 4 * lane, 4);
-    if (bits == 8) std::memcpy(&words[1], tile + kStepBytes4 + 4 * lane, 4);
+    std::memcpy(&words[0], codes + 4 * lane, 4);
+    if (bits == 8) std::memcpy(&words[1], codes + kStepBytes4 + 4 * lane, 4);
     if (bits == 4) words[0] = unpack_step4(words[0]);
-    std::memcpy(row + byte, words, static_cast<size_t>(std::min(unit, row_bytes - byte)));
+    std::memcpy(hub + byte, words, static_cast<size_t>(std::min(unit, bytes - byte)));
   }
+}
+
+// The bytes of a row of the hub that hold one group's codes: groups start at whole bytes.
+struct GroupBytes {
+  int64_t begin, size;
+};
+inline GroupBytes group_bytes(const PackedMatrix& packed, int64_t row_bytes, int64_t g) {
+  const int64_t size = packed.group_length() * packed.dtype().bits / 8;
+  if (packed.groups() == 1) return {0, row_bytes};
+  return {g * size, std::min(size, row_bytes - g * size)};
 }
 
 }  // namespace detail
@@ -78,16 +88,16 @@ inline PackedMatrix pack(const QuantizedMatrix& matrix, int threads = 0) {
   parallel_for(packed.tiles(), threads, [&](int64_t begin, int64_t end) {
     for (int64_t t = begin; t < end; ++t) {
       uint8_t* const tile = packed.tile(t);
-      const int lanes = static_cast<int>(std::min<int64_t>(kTileRows, matrix.rows - t * kTileRows));
-      const bool full = lanes == kTileRows;
-      std::memset(tile + (full ? packed.scales_offset() : 0), 0,
-                  static_cast<size_t>(packed.tile_bytes() - (full ? packed.scales_offset() : 0)));
-      for (int lane = 0; lane < lanes; ++lane) {
-        const int64_t n = t * kTileRows + lane;
-        detail::pack_row_codes(matrix.row(n), matrix.row_bytes(), matrix.dtype().bits, lane, tile);
-        for (int64_t g = 0; g < groups; ++g) {
-          const int64_t i = n * groups + g;
-          uint8_t* const scales = tile + packed.scales_offset() + g * packed.scale_bytes();
+      const int64_t lanes = std::min<int64_t>(kTileRows, matrix.rows - t * kTileRows);
+      std::memset(tile, 0, static_cast<size_t>(packed.tile_bytes()));
+      for (int64_t g = 0; g < groups; ++g) {
+        uint8_t* const scales = tile + packed.group_offset(g);
+        uint8_t* const zeros = scales + packed.scale_bytes();
+        const detail::GroupBytes bytes = detail::group_bytes(packed, matrix.row_bytes(), g);
+        for (int64_t lane = 0; lane < lanes; ++lane) {
+          const int64_t n = t * kTileRows + lane, i = n * groups + g;
+          detail::pack_group_codes(matrix.row(n) + bytes.begin, bytes.size, matrix.dtype().bits,
+                                   lane, scales + packed.header_bytes());
           std::memcpy(scales + lane * scale_size, matrix.scales.values.data() + i * scale_size,
                       static_cast<size_t>(scale_size));
           if (packed.signed_double_scales() &&
@@ -95,8 +105,8 @@ inline PackedMatrix pack(const QuantizedMatrix& matrix, int threads = 0) {
             scales[kTileRows + lane / 8] |= static_cast<uint8_t>(1 << (lane % 8));
           }
           if (zero_size > 0) {
-            std::memcpy(tile + packed.zeros_offset() + g * packed.zero_bytes() + lane * zero_size,
-                        matrix.zero_points.data() + i * zero_size, static_cast<size_t>(zero_size));
+            std::memcpy(zeros + lane * zero_size, matrix.zero_points.data() + i * zero_size,
+                        static_cast<size_t>(zero_size));
           }
         }
       }
@@ -116,18 +126,17 @@ inline QuantizedMatrix unpack(const PackedMatrix& packed, int threads = 0) {
   threads = useful_threads(threads, packed.rows * packed.cols, kElementGrain);
   parallel_for(packed.rows, threads, [&](int64_t begin, int64_t end) {
     for (int64_t n = begin; n < end; ++n) {
-      const uint8_t* const tile = packed.tile(n / kTileRows);
-      const int lane = static_cast<int>(n % kTileRows);
-      detail::unpack_row_codes(tile, packed.dtype().bits, lane, matrix.row_bytes(), matrix.row(n));
+      const int64_t t = n / kTileRows, lane = n % kTileRows;
       for (int64_t g = 0; g < groups; ++g) {
         const int64_t i = n * groups + g;
+        const detail::GroupBytes bytes = detail::group_bytes(packed, matrix.row_bytes(), g);
+        detail::unpack_group_codes(packed.codes(t, g), packed.dtype().bits, lane, bytes.size,
+                                   matrix.row(n) + bytes.begin);
         std::memcpy(matrix.scales.values.data() + i * scale_size,
-                    tile + packed.scales_offset() + g * packed.scale_bytes() + lane * scale_size,
-                    static_cast<size_t>(scale_size));
+                    packed.scales(t, g) + lane * scale_size, static_cast<size_t>(scale_size));
         if (zero_size > 0) {
           std::memcpy(matrix.zero_points.data() + i * zero_size,
-                      tile + packed.zeros_offset() + g * packed.zero_bytes() + lane * zero_size,
-                      static_cast<size_t>(zero_size));
+                      packed.zeros(t, g) + lane * zero_size, static_cast<size_t>(zero_size));
         }
       }
     }
@@ -137,8 +146,7 @@ inline QuantizedMatrix unpack(const PackedMatrix& packed, int threads = 0) {
     matrix.scales.signs.fill_zero();
     for (int64_t i = 0; i < matrix.scales.size(); ++i) {
       const int64_t n = i / groups, g = i % groups, lane = n % kTileRows;
-      const uint8_t* const signs = packed.tile(n / kTileRows) + packed.scales_offset() +
-                                   g * packed.scale_bytes() + kTileRows;
+      const uint8_t* const signs = packed.scales(n / kTileRows, g) + kTileRows;
       if (signs[lane / 8] >> (lane % 8) & 1)
         matrix.scales.signs.data()[i / 8] |= static_cast<uint8_t>(1 << (i % 8));
     }

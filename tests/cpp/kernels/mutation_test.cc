@@ -56,7 +56,7 @@ TEST_P(KernelMutations, AFlippedBitOfOneCodeIsNoticed) {
 TEST_P(KernelMutations, ASwappedNibbleOrderIsNoticed) {
   const GemmProblem right = problem();
   GemmProblem wrong = right;
-  uint8_t* byte = wrong.weights.data.data();
+  uint8_t* byte = wrong.weights.data.data() + wrong.weights.header_bytes();
   while (std::abs((*byte >> 4) - (*byte & 15)) < 8) ++byte;  // halves that are far apart
   *byte = static_cast<uint8_t>(*byte << 4 | *byte >> 4);
   expect_noticed(right, wrong);

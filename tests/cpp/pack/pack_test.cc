@@ -55,16 +55,19 @@ TEST(Pack, CodesLieWhereTheLayoutSays) {
     ASSERT_EQ(packed.tiles(), 2);
     const auto code = [&](int64_t n, int64_t k) { return n < 21 && k < 43 ? hub.code(n, k) : 0; };
     for (int64_t t = 0; t < 2; ++t) {
+      const int64_t step_bytes = hub.dtype().bits * 16;
       for (int64_t step = 0; step < 6; ++step) {
+        // Groups of two steps, each behind 16 scales of four bytes.
+        const uint8_t* const codes = packed.tile(t) + (step / 2 + 1) * 64 + step * step_bytes;
         for (int64_t lane = 0; lane < 16; ++lane) {
           for (int64_t j = 0; j < 4; ++j) {
             const int64_t n = 16 * t + lane, k = 8 * step + j;
             if (hub.dtype().bits == 4) {
-              const int byte = packed.tile(t)[64 * step + 4 * lane + j];
+              const int byte = codes[4 * lane + j];
               ASSERT_EQ(byte, code(n, k) | code(n, k + 4) << 4) << n << ", " << k;
             } else {
-              ASSERT_EQ(packed.tile(t)[128 * step + 4 * lane + j], code(n, k));
-              ASSERT_EQ(packed.tile(t)[128 * step + 64 + 4 * lane + j], code(n, k + 4));
+              ASSERT_EQ(codes[4 * lane + j], code(n, k));
+              ASSERT_EQ(codes[64 + 4 * lane + j], code(n, k + 4));
             }
           }
         }
@@ -73,16 +76,17 @@ TEST(Pack, CodesLieWhereTheLayoutSays) {
   }
 }
 
-TEST(Pack, ScalesAndZerosFollowTheCodes) {
+TEST(Pack, ScalesAndZerosPrecedeTheirCodes) {
   Random random = random_of_test();
   const QuantizedMatrix hub =
       random_hub(random, {WeightDtype::kInt4Clip, 16, ZeroKind::kInt, {}}, 21, 43);
   const PackedMatrix packed = pack(hub, 1);
   for (int64_t n = 0; n < 32; ++n) {
     for (int64_t g = 0; g < 3; ++g) {
+      const uint8_t* const group = packed.tile(n / 16) + g * (64 + 16 + 2 * 64);
       float scale = 0;
-      std::memcpy(&scale, packed.tile(n / 16) + 6 * 64 + (g * 16 + n % 16) * 4, 4);
-      const int zero = packed.tile(n / 16)[6 * 64 + 3 * 64 + g * 16 + n % 16];
+      std::memcpy(&scale, group + n % 16 * 4, 4);
+      const int zero = group[64 + n % 16];
       EXPECT_EQ(scale, n < 21 ? hub.scales.at(n, g) : 0.0f);
       EXPECT_EQ(zero, n < 21 ? static_cast<int>(hub.zero_point(n, g)) : 0);
     }
