@@ -552,8 +552,7 @@ void multiply_panel(const Gemm<Policy>& gemm, const Panel<Policy, kTiles>& panel
 // multiplications, which leave memory idle; an eighth to a third faster at 16 rows.
 template <class Policy, int kTiles>
 WOQ_INLINE void prefetch_panel(const Panel<Policy, kTiles>& panel, int64_t i, int64_t n) {
-  constexpr int64_t kLines =
-      Panel<Policy, kTiles>::kSteps * step_bytes(Policy::kKind) / kCacheLine;
+  constexpr int64_t kLines = Panel<Policy, kTiles>::kSteps * step_bytes(Policy::kKind) / kCacheLine;
   for (int64_t line = kLines * i / n; line < kLines * (i + 1) / n; ++line) {
     WOQ_UNROLL for (int t = 0; t < kTiles; ++t)
         __builtin_prefetch(panel.next[t] + kCacheLine * line, 0, 2);

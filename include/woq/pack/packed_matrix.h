@@ -9,11 +9,11 @@
 //   j]
 // so that one 64-byte load, after at most an and and a shift, is an operand of a 4-way byte dot
 // product (vpdpbusd), its 16-bit halves index a table of bfloat16 pairs (vpermw), and its dwords a
-// table of floats (vpermps). A tile lies in one piece, group after group; a group is its 16 scales in
-// their stored encoding, its 16 zero points if there are any, and its steps of codes. A thread that
-// computes a range of tiles thus reads one stream of bytes, each once and in order, which is what
-// hardware prefetchers follow best: scales and zero points behind a tile's codes, as second and
-// third streams, cost a quarter of the bandwidth. Codes need not be aligned. Rows past N and
+// table of floats (vpermps). A tile lies in one piece, group after group; a group is its 16 scales
+// in their stored encoding, its 16 zero points if there are any, and its steps of codes. A thread
+// that computes a range of tiles thus reads one stream of bytes, each once and in order, which is
+// what hardware prefetchers follow best: scales and zero points behind a tile's codes, as second
+// and third streams, cost a quarter of the bandwidth. Codes need not be aligned. Rows past N and
 // elements past K are stored as code 0 with scale 0; prepared activations are 0 past K.
 #pragma once
 
