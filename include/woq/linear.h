@@ -93,11 +93,14 @@ class WeightOnlyLinear {
   std::vector<float> bias_;  // padded to whole tiles
 };
 
-// One product of a call over a common input: y [M, N] = x W^T + bias + residual.
+// One product of a call over a common input: y [M, N] = x W^T + bias + residual, or, with up,
+// y = silu(x W^T + bias) * up + residual. up and residual: data nullptr for none; may be y's own
+// memory.
 struct LinearOutput {
   const WeightOnlyLinear* layer = nullptr;
   MatrixView y;
-  ConstMatrixView residual;  // data nullptr for none; may be y's own memory
+  ConstMatrixView residual = {};
+  ConstMatrixView up = {};
 };
 
 namespace detail {
@@ -170,6 +173,7 @@ class SharedForward {
     GemmTask task;
     task.weights = &layer.weight_;
     task.bias = layer.bias_.empty() ? nullptr : layer.bias_.data();
+    task.up = output.up;
     task.residual = output.residual;
     task.c = output.y;
     return task;
@@ -219,7 +223,6 @@ inline void forward_shared(const ConstMatrixView& x, const std::vector<LinearOut
   for (const LinearOutput& output : outputs) {
     const WeightOnlyLinear& layer = *output.layer;
     const MatrixView& y = output.y;
-    const ConstMatrixView& residual = output.residual;
     if (x.cols != layer.in_features()) {
       fail("layer '", layer.name(), "': the input has ", x.cols, " features, but in_features is ",
            layer.in_features());
@@ -228,10 +231,14 @@ inline void forward_shared(const ConstMatrixView& x, const std::vector<LinearOut
       fail("layer '", layer.name(), "': the output is ", y.rows, " x ", y.cols, ", expected ",
            x.rows, " x ", layer.out_features());
     }
-    if (residual.data != nullptr && (residual.rows != y.rows || residual.cols != y.cols)) {
-      fail("layer '", layer.name(), "': the residual is ", residual.rows, " x ", residual.cols,
-           ", expected ", y.rows, " x ", y.cols);
-    }
+    const auto check_addend = [&](const char* what, const ConstMatrixView& matrix) {
+      if (matrix.data != nullptr && (matrix.rows != y.rows || matrix.cols != y.cols)) {
+        fail("layer '", layer.name(), "': ", what, " is ", matrix.rows, " x ", matrix.cols,
+             ", expected ", y.rows, " x ", y.cols);
+      }
+    };
+    check_addend("the residual", output.residual);
+    check_addend("the factor up", output.up);
   }
   if (outputs.empty()) return;
   for (int64_t m = 0; m < x.rows; m += detail::kRowBlock) {
@@ -240,9 +247,19 @@ inline void forward_shared(const ConstMatrixView& x, const std::vector<LinearOut
     for (LinearOutput& output : part) {
       output.y = detail::rows_of(output.y, m, rows);
       output.residual = detail::rows_of(output.residual, m, rows);
+      output.up = detail::rows_of(output.up, m, rows);
     }
     detail::SharedForward(detail::rows_of(x, m, rows), part, threads).run();
   }
+}
+
+// The gated half of a Llama-style MLP: y [M, N] = silu(x Wg^T + bg) * (x Wu^T + bu), in one call,
+// without memory for either factor: y holds the second one, in its type, until the first is there.
+// Both layers have N outputs.
+inline void forward_gated(const ConstMatrixView& x, const WeightOnlyLinear& gate,
+                          const WeightOnlyLinear& up, const MatrixView& y, int threads = 0) {
+  // Equal shapes have equal shares of columns, so each thread multiplies what it wrote itself.
+  forward_shared(x, {{&up, y, {}, {}}, {&gate, y, {}, y}}, threads);
 }
 
 inline void WeightOnlyLinear::forward(const ConstMatrixView& x, const MatrixView& y,

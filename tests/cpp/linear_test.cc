@@ -4,7 +4,9 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
+#include <limits>
 #include <memory>
 #include <string>
 #include <utility>
@@ -12,6 +14,7 @@
 
 #include "support/bounds.h"
 #include "support/errors.h"
+#include "woq/kernels/silu.h"
 
 namespace woq::testing {
 namespace {
@@ -249,6 +252,84 @@ TEST_P(LinearTargets, ResidualsAreAdded) {
   }
 }
 
+// silu in double precision within 4 units in the last place; the ends exactly.
+TEST(Silu, IsAccurate) {
+  Random random = random_of_test();
+  for (int i = 0; i < 20000; ++i) {
+    const float x = random.uniform(-88.0f, 100.0f);
+    const double exact = x / (1 + std::exp(-static_cast<double>(x)));
+    ASSERT_NEAR(silu(x), exact, 4 * 0x1p-24 * std::fabs(exact)) << x;
+  }
+  constexpr float kInfinity = std::numeric_limits<float>::infinity();
+  EXPECT_EQ(silu(0.0f), 0.0f);
+  EXPECT_EQ(silu(1e30f), 1e30f);
+  EXPECT_EQ(silu(kInfinity), kInfinity);
+  EXPECT_NEAR(silu(-1e30f), 0, 1e-36);
+  EXPECT_NEAR(silu(-kInfinity), 0, 1e-36);
+  EXPECT_TRUE(std::isnan(silu(std::numeric_limits<float>::quiet_NaN())));
+}
+
+// Bit for bit what the two products and the scalar silu give, whatever the type between them.
+TEST_P(LinearTargets, GatedPairs) {
+  Random random = random_of_test();
+  for (const FloatType type : kFloatTypes) {
+    for (const int64_t rows : {1, 4, 9, 260}) {
+      const GemmProblem problem =
+          random_problem(random, {WeightDtype::kInt4Clip, 32, {}, {}}, rows, 43, 64);
+      const auto layer_of = [&](const QuantizedMatrix& hub) {
+        return WeightOnlyLinear(hub, std::vector<float>(43, 0.25f), ComputeType::kInt8, "", 1,
+                                GetParam().name);
+      };
+      const WeightOnlyLinear gate = layer_of(problem.hub);
+      const WeightOnlyLinear up = layer_of(random_hub(random, problem.hub.scheme, 43, 64));
+      FloatMatrix gates(FloatType::kFp32, rows, 43), ups(type, rows, 43), y(type, rows, 43, 2, 1);
+      gate.forward(problem.x.view(), gates.view(), 1);
+      up.forward(problem.x.view(), ups.view(), 1);
+      for (const int threads : {1, one_processor() ? 1 : 3}) {
+        forward_gated(problem.x.view(), gate, up, y.view(), threads);
+        FloatMatrix expected(type, 1, 1);
+        for (int64_t m = 0; m < rows; ++m) {
+          for (int64_t n = 0; n < 43; ++n) {
+            expected.set(0, 0, silu(gates.get(m, n)) * ups.get(m, n));
+            ASSERT_EQ(y.get(m, n), expected.get(0, 0)) << m << ", " << n;
+          }
+        }
+        EXPECT_EQ(y.changed_outside(0, rows, 0, 43), "");
+      }
+    }
+  }
+}
+
+// Large, infinite and NaN gates pass silu's ends on every target.
+TEST_P(LinearTargets, GatesAtTheEndsOfSilu) {
+  const QuantizedMatrix one = uniform_hub({WeightDtype::kInt8, -1, {}, {}}, 1, 1, 1.0f, 128 + 1);
+  const WeightOnlyLinear layer(one, {}, ComputeType::kFp32, "", 1, GetParam().name);
+  constexpr float kInfinity = std::numeric_limits<float>::infinity();
+  const std::vector<float> ends = {0.0f,      -0.0f,
+                                   1e-40f,    87.0f,
+                                   -87.0f,    -88.0f,
+                                   -89.0f,    100.0f,
+                                   -1e30f,    1e30f,
+                                   kInfinity, -kInfinity,
+                                   12.5f,     std::numeric_limits<float>::quiet_NaN()};
+  const auto rows = static_cast<int64_t>(ends.size());
+  FloatMatrix x(FloatType::kFp32, rows, 1), ones(FloatType::kFp32, rows, 1),
+      y(FloatType::kFp32, rows, 1);
+  for (int64_t m = 0; m < rows; ++m) {
+    x.set(m, 0, ends[static_cast<size_t>(m)]);
+    ones.set(m, 0, 1.0f);
+  }
+  forward_shared(x.view(), {{&layer, y.view(), {}, ones.view()}}, 1);
+  for (int64_t m = 0; m < rows; ++m) {
+    const float expected = silu(ends[static_cast<size_t>(m)]);
+    if (std::isnan(expected)) {
+      EXPECT_TRUE(std::isnan(y.get(m, 0)));
+    } else {
+      EXPECT_EQ(y.get(m, 0), expected) << ends[static_cast<size_t>(m)];
+    }
+  }
+}
+
 TEST(Linear, SharedCallsNameTheLayerOfAWrongShape) {
   const Fixture fixture;
   const WeightOnlyLinear layer = fixture.layer();
@@ -260,6 +341,9 @@ TEST(Linear, SharedCallsNameTheLayerOfAWrongShape) {
   const std::string residual = error_of<InvalidArgument>(
       [&] { forward_shared(fixture.problem.x.view(), {{&layer, y.view(), wrong.view()}}); });
   EXPECT_MENTIONS(residual, "the residual is 3 x 41, expected 3 x 40");
+  const std::string factor = error_of<InvalidArgument>(
+      [&] { forward_shared(fixture.problem.x.view(), {{&layer, y.view(), {}, wrong.view()}}); });
+  EXPECT_MENTIONS(factor, "the factor up is 3 x 41, expected 3 x 40");
   EXPECT_EQ(y.changed_outside(0, 0, 0, 0), "");
   forward_shared(fixture.problem.x.view(), {});
 }

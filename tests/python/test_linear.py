@@ -15,7 +15,7 @@ from model_support import seed
 from torch import nn
 
 import woq
-from woq import InvalidArgument, Unsupported, WeightOnlyLinear
+from woq import InvalidArgument, Unsupported, WeightOnlyLinear, _native
 from woq._native import dtype_names
 
 ACTIVATIONS = (torch.float32, torch.bfloat16, torch.float16)
@@ -464,3 +464,30 @@ def test_automatic_compute_dtype(dtype, narrow, monkeypatch):
     assert elsewhere.compute_dtype == "fp32"
     if layer.explain()["target"] != "ref":
         assert (layer.compute_dtype == "int8") == narrow
+
+
+# -- several layers over one input ----------------------------------------------------------------
+
+
+def test_shared_and_gated_calls_give_what_single_calls_give():
+    q, k = make(24, 40), make(8, 40, dtype="int8")
+    gate, up = make(24, 40, compute="int8"), make(24, 40, compute="int8", dtype="int4_clip")
+    for dtype in ACTIVATIONS:
+        x, residual = torch.randn(5, 40).to(dtype), torch.randn(5, 24).to(dtype)
+        outs = [torch.empty(5, 24, dtype=dtype), torch.empty(5, 8, dtype=dtype)]
+        _native.forward_shared(x, [(q._core, outs[0], residual), (k._core, outs[1])])
+        torch.testing.assert_close(outs[0], q(x) + residual)
+        assert torch.equal(outs[1], k(x))
+        gated = torch.empty(5, 24, dtype=dtype)
+        _native.forward_gated(x, gate._core, up._core, gated)
+        torch.testing.assert_close(gated, nn.functional.silu(gate(x)) * up(x))
+
+
+def test_shared_calls_say_what_is_wrong():
+    layer, x = make(24, 40), torch.randn(5, 40)
+    with pytest.raises(InvalidArgument, match="the residual is 5 x 23, expected 5 x 24"):
+        _native.forward_shared(x, [(layer._core, torch.empty(5, 24), torch.empty(5, 23))])
+    with pytest.raises(InvalidArgument, match="got 1 items"):
+        _native.forward_shared(x, [(layer._core,)])
+    with pytest.raises(InvalidArgument, match="the output is 5 x 24, expected 5 x 16"):
+        _native.forward_gated(x, make(16, 40)._core, layer._core, torch.empty(5, 24))

@@ -216,16 +216,32 @@ WOQ_INLINE F32 load_columns(const void* p, FloatType type, int64_t lanes) {
                                     : load_fp16(p);
 }
 
-// Adds bias and residual, and stores 16 columns of a row, fewer at the right edge.
+// silu.h's, on vectors.
+WOQ_INLINE F32 silu(F32 x) {
+  x = maximum(set_f32(kSiluLowest), x);
+  const F32 t = subtract(zero_f32(), minimum(x, set_f32(kSiluHighest)));
+  const I32 n = round_i32(multiply(t, set_f32(kInverseLn2)));
+  const F32 whole = to_f32(n);
+  const F32 r =
+      fused_subtract(whole, set_f32(kLn2Low), fused_subtract(whole, set_f32(kLn2High), t));
+  F32 p = set_f32(kExpTerms[0]);
+  WOQ_UNROLL for (int i = 1; i < 8; ++i) p = fused_add(p, r, set_f32(kExpTerms[i]));
+  return divide(x, fused_add(p, power_of_two(n), set_f32(1.0f)));
+}
+
+// The same columns of row m of another matrix.
+WOQ_INLINE F32 load_columns_of(const ConstMatrixView& matrix, int64_t m, int64_t n, int64_t lanes) {
+  const char* const row = static_cast<const char*>(matrix.row(m));
+  return load_columns(row + n * size_of(matrix.type), matrix.type, lanes);
+}
+
+// Does what follows the product, and stores 16 columns of a row, fewer at the right edge.
 WOQ_INLINE void store_row(const GemmTask& task, int64_t m, int64_t tile, F32 c) {
   const int64_t n = tile * kTileRows;
   const int64_t lanes = task.weights->rows - n;
   if (task.bias != nullptr) c = add(c, load_f32(task.bias + n));
-  if (task.residual.data != nullptr) {
-    const FloatType type = task.residual.type;
-    const char* const p = static_cast<const char*>(task.residual.row(m)) + n * size_of(type);
-    c = add(c, load_columns(p, type, lanes));
-  }
+  if (task.up.data != nullptr) c = multiply(silu(c), load_columns_of(task.up, m, n, lanes));
+  if (task.residual.data != nullptr) c = add(c, load_columns_of(task.residual, m, n, lanes));
   const FloatType type = task.c.type;
   char* const p = static_cast<char*>(task.c.row(m)) + n * size_of(type);
   if (lanes < kTileRows) {

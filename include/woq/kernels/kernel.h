@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // What a kernel is: plain data and two pure functions. Kernels allocate nothing, know nothing of
 // threads and compute a portion C[m0:m1, tiles t0:t1] of
-//     C [M, N] = act(X) [M, K] W^T [K, N] + bias [N] + residual [M, N]
+//     C [M, N] = act(X) [M, K] W^T [K, N] + bias [N] + residual [M, N], or
+//     C [M, N] = silu(act(X) W^T + bias) * up [M, N] + residual
 // from prepared activations and a PackedMatrix.
 //
 // Every kernel computes, for each row m and row n of W, over the blocks b of K (see BlockGeometry;
@@ -145,6 +146,7 @@ struct GemmTask {
   const PackedMatrix* weights = nullptr;
   PreparedActivations a;
   const float* bias = nullptr;  // [tiles * 16] or nullptr
+  ConstMatrixView up;           // [M, N], data nullptr for none; may be C's memory
   ConstMatrixView residual;     // [M, N], added after the bias; data nullptr for none
   MatrixView c;                 // [M, N]; may be the residual's memory
   int64_t m0 = 0, m1 = 0;       // rows of C

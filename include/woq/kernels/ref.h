@@ -11,6 +11,7 @@
 
 #include "woq/core/float16.h"
 #include "woq/kernels/kernel.h"
+#include "woq/kernels/silu.h"
 #include "woq/pack/pack.h"
 
 namespace woq::ref {
@@ -122,6 +123,13 @@ inline int packed_code(const PackedMatrix& w, int64_t n, int64_t k) {
   return step[j % 4] >> (j / 4 * 4) & 15;
 }
 
+inline float element(const ConstMatrixView& matrix, int64_t m, int64_t n) {
+  float value;
+  load_floats(static_cast<const char*>(matrix.row(m)) + n * size_of(matrix.type), matrix.type, 1,
+              &value);
+  return value;
+}
+
 template <ComputeType kCompute>
 void gemm(const GemmTask& task) {
   const PackedMatrix& w = *task.weights;
@@ -156,13 +164,8 @@ void gemm(const GemmTask& task) {
         c = std::fma(p, scale, c);
       });
       if (task.bias != nullptr) c += task.bias[n];
-      if (task.residual.data != nullptr) {
-        const FloatType type = task.residual.type;
-        float residual;
-        load_floats(static_cast<const char*>(task.residual.row(m)) + n * size_of(type), type, 1,
-                    &residual);
-        c += residual;
-      }
+      if (task.up.data != nullptr) c = silu(c) * element(task.up, m, n);
+      if (task.residual.data != nullptr) c += element(task.residual, m, n);
       store_floats(&c, task.c.type, 1,
                    static_cast<char*>(task.c.row(m)) + n * size_of(task.c.type));
     }

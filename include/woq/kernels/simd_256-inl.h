@@ -32,6 +32,21 @@ WOQ_INLINE F32 subtract(F32 a, F32 b) {
 WOQ_INLINE F32 multiply(F32 a, F32 b) {
   return {_mm256_mul_ps(a.lo, b.lo), _mm256_mul_ps(a.hi, b.hi)};
 }
+WOQ_INLINE F32 divide(F32 a, F32 b) {
+  return {_mm256_div_ps(a.lo, b.lo), _mm256_div_ps(a.hi, b.hi)};
+}
+WOQ_INLINE F32 minimum(F32 a, F32 b) {  // b where one is NaN
+  return {_mm256_min_ps(a.lo, b.lo), _mm256_min_ps(a.hi, b.hi)};
+}
+WOQ_INLINE F32 maximum(F32 a, F32 b) {  // b where one is NaN
+  return {_mm256_max_ps(a.lo, b.lo), _mm256_max_ps(a.hi, b.hi)};
+}
+WOQ_INLINE __m256 power_of_two(__m256i n) {
+  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(n, _mm256_set1_epi32(127)), 23));
+}
+WOQ_INLINE F32 power_of_two(I32 n) {  // -126..127
+  return {power_of_two(n.lo), power_of_two(n.hi)};
+}
 WOQ_INLINE F32 fused_add(F32 a, F32 b, F32 c) {  // a b + c
   return {_mm256_fmadd_ps(a.lo, b.lo, c.lo), _mm256_fmadd_ps(a.hi, b.hi, c.hi)};
 }

@@ -28,6 +28,18 @@ WOQ_INLINE F32 subtract(F32 a, F32 b) {
 WOQ_INLINE F32 multiply(F32 a, F32 b) {
   return _mm512_mul_ps(a, b);
 }
+WOQ_INLINE F32 divide(F32 a, F32 b) {
+  return _mm512_div_ps(a, b);
+}
+WOQ_INLINE F32 minimum(F32 a, F32 b) {  // b where one is NaN
+  return _mm512_min_ps(a, b);
+}
+WOQ_INLINE F32 maximum(F32 a, F32 b) {  // b where one is NaN
+  return _mm512_max_ps(a, b);
+}
+WOQ_INLINE F32 power_of_two(I32 n) {  // -126..127
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_add_epi32(n, _mm512_set1_epi32(127)), 23));
+}
 WOQ_INLINE F32 fused_add(F32 a, F32 b, F32 c) {
   return _mm512_fmadd_ps(a, b, c);
 }  // a b + c

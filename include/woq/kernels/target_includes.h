@@ -15,4 +15,5 @@
 #include "woq/core/float16.h"
 #include "woq/core/view.h"
 #include "woq/kernels/kernel.h"
+#include "woq/kernels/silu.h"
 #include "woq/quant/scales.h"

@@ -61,6 +61,37 @@ void forward(const WeightOnlyLinear& layer, const py::object& x, const py::objec
   layer.forward(input, output, num_threads);
 }
 
+// (layer, out[, residual or None[, up or None]])
+LinearOutput linear_output(const py::handle& item) {
+  const auto parts = item.cast<py::sequence>();
+  if (parts.size() < 2 || parts.size() > 4)
+    fail("an output is (layer, out), (layer, out, residual) or (layer, out, residual, up), got ",
+         parts.size(), " items");
+  LinearOutput output;
+  output.layer = parts[0].cast<const WeightOnlyLinear*>();
+  output.y = output_matrix(parts[1], "the output");
+  if (parts.size() > 2 && !parts[2].is_none())
+    output.residual = input_matrix(parts[2], "the residual");
+  if (parts.size() > 3 && !parts[3].is_none()) output.up = input_matrix(parts[3], "the factor up");
+  return output;
+}
+
+void shared_forward(const py::object& x, const py::sequence& outputs, int num_threads) {
+  const ConstMatrixView input = input_matrix(x, "the input");
+  std::vector<LinearOutput> list;
+  for (const py::handle& item : outputs) list.push_back(linear_output(item));
+  const py::gil_scoped_release unlocked;
+  forward_shared(input, list, num_threads);
+}
+
+void gated_forward(const py::object& x, const WeightOnlyLinear& gate, const WeightOnlyLinear& up,
+                   const py::object& out, int num_threads) {
+  const ConstMatrixView input = input_matrix(x, "the input");
+  const MatrixView output = output_matrix(out, "the output");
+  const py::gil_scoped_release unlocked;
+  forward_gated(input, gate, up, output, num_threads);
+}
+
 py::dict explain(const WeightOnlyLinear& layer) {
   const PackedMatrix& weight = layer.weight();
   const KernelChoice& choice = layer.choice();
@@ -183,6 +214,10 @@ PYBIND11_MODULE(_woq, module) {
                       ", ", l.weight().dtype().name, ", kernel=", l.kernel().name, ")");
       });
 
+  module.def("forward_shared", &shared_forward, py::arg("x"), py::arg("outputs"),
+             py::arg("num_threads") = 0);
+  module.def("forward_gated", &gated_forward, py::arg("x"), py::arg("gate"), py::arg("up"),
+             py::arg("out"), py::arg("num_threads") = 0);
   module.def("cpu_info", &cpu_info);
   module.def("targets", &targets);
   module.def("build_info", &build_info);
