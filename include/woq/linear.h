@@ -80,7 +80,9 @@ class WeightOnlyLinear {
   bool shares_activations_with(const WeightOnlyLinear& other) const {
     const BlockGeometry mine(weight_), theirs(other.weight_);
     return kernel().prepare == other.kernel().prepare && mine.cols == theirs.cols &&
-           mine.group_length == theirs.group_length && mine.unit == theirs.unit;
+           mine.group_length == theirs.group_length && mine.unit == theirs.unit &&
+           weight_.input_order == other.weight_.input_order &&
+           weight_.input_scales == other.weight_.input_scales;
   }
 
  private:
@@ -119,7 +121,7 @@ class SharedForward {
       while (source < sources_.size() && !sources_[source].layer->shares_activations_with(layer))
         ++source;
       if (source == sources_.size()) {
-        sources_.push_back({&layer, {x, BlockGeometry(layer.weight_), {}, 0, x.rows}, bytes});
+        sources_.push_back({&layer, make_preparation(x, layer.weight_), bytes});
         bytes += scratch_bytes(&sources_.back());
       }
       products_.push_back({&layer, source, make_task(layer, output)});
@@ -168,6 +170,13 @@ class SharedForward {
     size_t source;
     GemmTask task;
   };
+
+  static PrepareTask make_preparation(const ConstMatrixView& x, const PackedMatrix& weight) {
+    PrepareTask task{x, BlockGeometry(weight), {}, 0, x.rows};
+    if (weight.input_order.size() > 0) task.order = weight.input_order.as<int32_t>();
+    if (weight.input_scales.size() > 0) task.scales = weight.input_scales.as<float>();
+    return task;
+  }
 
   static GemmTask make_task(const WeightOnlyLinear& layer, const LinearOutput& output) {
     GemmTask task;

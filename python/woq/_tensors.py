@@ -51,6 +51,8 @@ def tensor_specs(
     asym: bool,
     scale_dtype: str,
     double_quant: bool,
+    act_order: bool = False,
+    scales_input: bool = False,
 ) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
     """Shape and dtype of every stored tensor of a [rows, cols] matrix, without the marker."""
     groups = 1 if group_size < 0 else -(-cols // group_size)
@@ -62,6 +64,10 @@ def tensor_specs(
     }
     if asym:
         specs["zero_points"] = ((rows, groups), torch.uint8)
+    if act_order:
+        specs["g_idx"] = ((cols,), torch.int32)
+    if scales_input:
+        specs["act_scales"] = ((cols,), torch.float32)
     if double_quant:
         specs["scales_absmax"] = ((-(-count // _DOUBLE_QUANT_BLOCK),), torch.float32)
         specs["scales_offset"] = ((1,), torch.float32)

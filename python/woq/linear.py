@@ -140,6 +140,8 @@ class WeightOnlyLinear(nn.Module):
             "asym": core.asym,
             "scale_dtype": core.scale_dtype,
             "double_quant": core.double_quant,
+            "act_order": core.act_order,
+            "scales_input": core.scales_input,
         }
 
     @property
@@ -391,6 +393,7 @@ def _op_linear_grad(grad: torch.Tensor, handle: torch.Tensor, in_features: int) 
     for start in range(0, n, step):
         stop = min(n, start + step)
         panel = {"qweight": stored["qweight"][start:stop], "scales": scales[start:stop]}
+        panel |= {key: stored[key] for key in ("g_idx", "act_scales") if key in stored}
         if matrix.asym:
             panel["zero_points"] = stored["zero_points"][start:stop]
         weight = _native.QuantizedMatrix.from_tensors(
@@ -402,6 +405,8 @@ def _op_linear_grad(grad: torch.Tensor, handle: torch.Tensor, in_features: int) 
             asym=matrix.asym,
             scale_dtype="fp32",
             double_quant=False,
+            act_order=matrix.act_order,
+            scales_input=matrix.scales_input,
         ).dequantize()
         result.addmm_(rows[:, start:stop], torch.from_numpy(weight))
     return result.to(grad.dtype).view(*grad.shape[:-1], k)

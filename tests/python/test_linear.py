@@ -466,6 +466,81 @@ def test_automatic_compute_dtype(dtype, narrow, monkeypatch):
         assert (layer.compute_dtype == "int8") == narrow
 
 
+# -- act-order and multipliers of the input -------------------------------------------------------
+
+
+def changed_inputs(n=24, k=40, dtype="int4_clip"):
+    """A layer with scattered groups and a multiplied input."""
+    matrix = woq.quantize_rtn(torch.randn(n, k), dtype=dtype, group_size=16)
+    tensors = {key: torch.from_numpy(array.copy()) for key, array in matrix.tensors().items()}
+    tensors["g_idx"] = (torch.arange(k, dtype=torch.int32) // 16)[torch.randperm(k)]
+    tensors["act_scales"] = torch.rand(k) + 0.5
+    return tensors, {
+        "rows": n,
+        "cols": k,
+        "dtype": dtype,
+        "group_size": 16,
+        "asym": False,
+        "scale_dtype": "fp32",
+        "double_quant": False,
+        "act_order": True,
+        "scales_input": True,
+    }
+
+
+@pytest.mark.parametrize("dtype", dtype_names())
+def test_scattered_groups_and_multiplied_inputs(dtype):
+    tensors, arguments = changed_inputs(dtype=dtype)
+    layer = WeightOnlyLinear.from_quantized(
+        _native.QuantizedMatrix.from_tensors(tensors, **arguments)
+    )
+    for rows in (1, 3, 20):
+        assert_close(layer, torch.randn(rows, 40))
+    # By hand: the group of each column decides its scale, and the multiplier belongs to W.
+    codes = layer.quantized().codes()
+    values = _native.code_values(dtype)[codes] * layer.quantized().scales()[:, tensors["g_idx"]]
+    expected = torch.from_numpy(values) * tensors["act_scales"]
+    torch.testing.assert_close(layer.dequantize(), expected, rtol=1e-6, atol=0)
+
+
+def test_scattered_groups_and_multiplied_inputs_are_kept():
+    tensors, arguments = changed_inputs()
+    layer = WeightOnlyLinear.from_quantized(
+        _native.QuantizedMatrix.from_tensors(tensors, **arguments)
+    )
+    assert layer.scheme["act_order"] and layer.scheme["scales_input"]
+    x = torch.randn(3, 40)
+    state = layer.state_dict()
+    for key, value in tensors.items():
+        assert torch.equal(state[key], value), key
+    other_tensors, _ = changed_inputs()
+    other = WeightOnlyLinear.from_quantized(
+        _native.QuantizedMatrix.from_tensors(other_tensors, **arguments)
+    )
+    other.load_state_dict(state)
+    assert torch.equal(other(x), layer(x))
+    assert torch.equal(pickle.loads(pickle.dumps(layer))(x), layer(x))
+    x.requires_grad_()
+    layer(x).sum().backward()
+    torch.testing.assert_close(x.grad, torch.ones(3, 24) @ layer.dequantize())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"g_idx": torch.zeros(40, dtype=torch.int32)}, "more than 16 columns into group 0"),
+        ({"g_idx": torch.full((40,), 3, dtype=torch.int32)}, r"g_idx\[0\] is 3"),
+        ({"g_idx": torch.zeros(39, dtype=torch.int32)}, "'g_idx' has shape"),
+        ({"act_scales": torch.zeros(40)}, "'act_scales' holds 0 at column 0"),
+        ({"act_scales": torch.full((40,), float("nan"))}, "'act_scales' holds nan"),
+    ],
+)
+def test_wrong_groups_and_multipliers_are_named(change, message):
+    tensors, arguments = changed_inputs()
+    with pytest.raises(InvalidArgument, match=message):
+        _native.QuantizedMatrix.from_tensors({**tensors, **change}, **arguments)
+
+
 # -- several layers over one input ----------------------------------------------------------------
 
 

@@ -75,6 +75,11 @@ class Buffer {
     return reinterpret_cast<const T*>(data_);
   }
 
+  friend bool operator==(const Buffer& a, const Buffer& b) {
+    return a.bytes_ == b.bytes_ &&
+           (a.bytes_ == 0 || std::memcmp(a.data_, b.data_, static_cast<size_t>(a.bytes_)) == 0);
+  }
+
   void fill_zero() {
     if (bytes_ > 0) std::memset(data_, 0, static_cast<size_t>(bytes_));
   }

@@ -140,6 +140,10 @@ struct PrepareTask {
   BlockGeometry geometry;
   PreparedActivations out;
   int64_t m0 = 0, m1 = 0;
+  // PackedMatrix's input_order and input_scales, nullptr for none: element i of a row is prepared
+  // from x[order[i]] * scales[i], one rounded product.
+  const int32_t* order = nullptr;
+  const float* scales = nullptr;
 };
 
 struct GemmTask {

@@ -5,8 +5,25 @@ namespace woq::WOQ_TARGET_NS {
 
 // Row m of x, elements [k0, k1), as fp32 into buffer [kBlock], zeros up to a multiple of 16. k1 may
 // lie in the padding.
+inline void load_changed_block(const PrepareTask& task, int64_t m, int64_t k0, int64_t k1,
+                               float* buffer) {
+  const int64_t valid = std::max<int64_t>(0, std::min(k1, task.geometry.cols) - k0);
+  const FloatType type = task.x.type;
+  const char* const row = static_cast<const char*>(task.x.row(m));
+  for (int64_t i = 0; i < valid; ++i) {
+    const int64_t k = task.order == nullptr ? k0 + i : task.order[k0 + i];
+    load_floats(row + k * size_of(type), type, 1, buffer + i);
+    if (task.scales != nullptr) buffer[i] *= task.scales[k0 + i];
+  }
+  std::fill(buffer + valid, buffer + round_up(k1 - k0, kTileRows), 0.0f);
+}
+
 WOQ_INLINE void load_block(const PrepareTask& task, int64_t m, int64_t k0, int64_t k1,
                            float* buffer) {
+  if (task.order != nullptr || task.scales != nullptr) {
+    load_changed_block(task, m, k0, k1, buffer);
+    return;
+  }
   const int64_t valid = std::max<int64_t>(0, std::min(k1, task.geometry.cols) - k0);
   const FloatType type = task.x.type;
   const char* row = static_cast<const char*>(task.x.row(m)) + k0 * size_of(type);

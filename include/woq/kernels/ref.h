@@ -16,11 +16,20 @@
 
 namespace woq::ref {
 
+inline float element(const ConstMatrixView& matrix, int64_t m, int64_t n) {
+  float value;
+  load_floats(static_cast<const char*>(matrix.row(m)) + n * size_of(matrix.type), matrix.type, 1,
+              &value);
+  return value;
+}
+
 // Row m of x, block [k0, k1) (k1 may lie in the padding), as fp32.
 inline void load_block(const PrepareTask& task, int64_t m, int64_t k0, int64_t k1, float* out) {
   const int64_t valid = std::max<int64_t>(0, std::min(k1, task.geometry.cols) - k0);
-  const char* row = static_cast<const char*>(task.x.row(m)) + k0 * size_of(task.x.type);
-  load_floats(row, task.x.type, valid, out);
+  for (int64_t i = 0; i < valid; ++i) {
+    out[i] = element(task.x, m, task.order == nullptr ? k0 + i : task.order[k0 + i]);
+    if (task.scales != nullptr) out[i] *= task.scales[k0 + i];
+  }
   std::fill(out + valid, out + (k1 - k0), 0.0f);
 }
 
@@ -121,13 +130,6 @@ inline int packed_code(const PackedMatrix& w, int64_t n, int64_t k) {
   const uint8_t* step = w.codes(n / kTileRows, g) + steps * w.step_bytes() + 4 * (n % kTileRows);
   if (w.dtype().bits == 8) return step[j / 4 * kStepBytes4 + j % 4];
   return step[j % 4] >> (j / 4 * 4) & 15;
-}
-
-inline float element(const ConstMatrixView& matrix, int64_t m, int64_t n) {
-  float value;
-  load_floats(static_cast<const char*>(matrix.row(m)) + n * size_of(matrix.type), matrix.type, 1,
-              &value);
-  return value;
 }
 
 template <ComputeType kCompute>

@@ -42,6 +42,10 @@ struct PackedMatrix {
   // Double quantization's block maxima stay in the hub's row-major order.
   Buffer block_absmax;
   float scale_offset = 0.0f;
+  // Columns are stored group by group. Preparation of activations brings these into that order and
+  // multiplies them, so that kernels know of neither.
+  Buffer input_order;   // [K] int32: the hub's column of each stored one; empty: the same order
+  Buffer input_scales;  // [K] fp32, in stored order; empty: ones
 
   const DtypeTraits& dtype() const { return traits_of(scheme.dtype); }
   int64_t tiles() const { return (rows + kTileRows - 1) / kTileRows; }
@@ -73,7 +77,9 @@ struct PackedMatrix {
     return round_up(groups() * header_bytes() + padded_cols() / kStep * step_bytes(),
                     Buffer::kAlignment);
   }
-  int64_t bytes() const { return data.size() + block_absmax.size(); }
+  int64_t bytes() const {
+    return data.size() + block_absmax.size() + input_order.size() + input_scales.size();
+  }
 
   const uint8_t* tile(int64_t t) const { return data.data() + t * tile_bytes(); }
   uint8_t* tile(int64_t t) { return data.data() + t * tile_bytes(); }

@@ -11,7 +11,21 @@
 namespace woq {
 
 // Writes row n of W, elements [0, K), to out.
-inline void dequantize_row(const QuantizedMatrix& matrix, int64_t n, float* out) {
+namespace detail {
+
+// The columns of a group are not adjacent.
+inline void dequantize_scattered_row(const QuantizedMatrix& matrix, int64_t n, float* out) {
+  const DtypeTraits& dtype = matrix.dtype();
+  for (int64_t k = 0; k < matrix.cols; ++k) {
+    const int64_t g = matrix.group_of(k);
+    const int code = matrix.code(n, k);
+    const float value = dtype.is_integer() ? static_cast<float>(code) - matrix.zero_point(n, g)
+                                           : dtype.codebook->values[code];
+    out[k] = matrix.scales.at(n, g) * value;
+  }
+}
+
+inline void dequantize_grouped_row(const QuantizedMatrix& matrix, int64_t n, float* out) {
   const DtypeTraits& dtype = matrix.dtype();
   const int64_t length = matrix.group_length(), groups = matrix.groups();
   const uint8_t* const row = matrix.row(n);
@@ -33,6 +47,20 @@ inline void dequantize_row(const QuantizedMatrix& matrix, int64_t n, float* out)
       out[k + 1] = values[row[k / 2] >> 4];
     }
     if (end % 2 != 0) out[end - 1] = values[row[end / 2] & 15];
+  }
+}
+
+}  // namespace detail
+
+// Row n as the weight that the matrix stands for: act_scales are in it.
+inline void dequantize_row(const QuantizedMatrix& matrix, int64_t n, float* out) {
+  if (matrix.g_idx.size() > 0) {
+    detail::dequantize_scattered_row(matrix, n, out);
+  } else {
+    detail::dequantize_grouped_row(matrix, n, out);
+  }
+  if (matrix.act_scales.size() > 0) {
+    for (int64_t k = 0; k < matrix.cols; ++k) out[k] *= matrix.act_scales.as<float>()[k];
   }
 }
 

@@ -19,12 +19,22 @@ struct QuantizedMatrix {
       qweight;  // [N, ceil(K * bits / 8)]; 4 bits: two codes a byte, the even k in the low nibble
   ScaleTable scales;   // [N, G]
   Buffer zero_points;  // [N, G]; kInt: uint8 codes, kFloat: fp32, kNone: empty
+  // Both optional. g_idx: act-order (GPTQ, arXiv 2210.17323, section 3.3); the group of each
+  // column, every group but the last group_length columns. act_scales: what the input is multiplied
+  // by (AWQ, arXiv 2306.00978, section 3.2; TEQ, arXiv 2310.10944): y = (x * act_scales) W^T.
+  Buffer g_idx;       // [K] int32, or empty: column k belongs to group k / group_length
+  Buffer act_scales;  // [K] fp32, or empty
 
   const DtypeTraits& dtype() const { return traits_of(scheme.dtype); }
   int64_t group_length() const { return woq::group_length(scheme, cols); }
   int64_t groups() const { return group_count(scheme, cols); }
   int64_t row_bytes() const { return (cols * dtype().bits + 7) / 8; }
-  int64_t bytes() const { return qweight.size() + scales.bytes() + zero_points.size(); }
+  int64_t bytes() const {
+    return qweight.size() + scales.bytes() + zero_points.size() + g_idx.size() + act_scales.size();
+  }
+  int64_t group_of(int64_t k) const {
+    return g_idx.size() > 0 ? g_idx.as<int32_t>()[k] : k / group_length();
+  }
 
   const uint8_t* row(int64_t n) const { return qweight.data() + n * row_bytes(); }
   uint8_t* row(int64_t n) { return qweight.data() + n * row_bytes(); }

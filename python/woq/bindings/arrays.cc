@@ -13,8 +13,7 @@ struct TorchDtypes {
 
   TorchDtypes() {
     const py::module_ torch = py::module_::import("torch");
-    for (ElementType type : {ElementType::kFp32, ElementType::kFp16, ElementType::kBf16,
-                             ElementType::kUint8, ElementType::kUint16}) {
+    for (const ElementType type : kElementTypes) {
       if (py::hasattr(torch, name_of(type)))
         known.emplace_back(torch.attr(name_of(type)).ptr(), type);
     }
@@ -28,7 +27,7 @@ const TorchDtypes& torch_dtypes() {
 
 [[noreturn]] void fail_dtype(const char* what, const std::string& dtype) {
   fail(what, " has dtype ", dtype,
-       "; supported: float32, float16, bfloat16 (and, for stored tensors, uint8, uint16)");
+       "; supported: float32, float16, bfloat16 (and, for stored tensors, uint8, uint16, int32)");
 }
 
 ArrayRef from_numpy(const py::array& array, const char* what) {
@@ -36,8 +35,7 @@ ArrayRef from_numpy(const py::array& array, const char* what) {
   const py::dtype dtype = array.dtype();
   const std::string name = py::str(dtype.attr("name"));
   bool known = false;
-  for (ElementType type : {ElementType::kFp32, ElementType::kFp16, ElementType::kBf16,
-                           ElementType::kUint8, ElementType::kUint16}) {
+  for (const ElementType type : kElementTypes) {
     if (name == name_of(type)) {
       ref.type = type;
       known = true;

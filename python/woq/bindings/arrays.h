@@ -16,15 +16,23 @@ namespace woq::python {
 
 namespace py = pybind11;
 
-enum class ElementType : uint8_t { kFp32, kFp16, kBf16, kUint8, kUint16 };
+enum class ElementType : uint8_t { kFp32, kFp16, kBf16, kUint8, kUint16, kInt32 };
+inline constexpr ElementType kElementTypes[] = {ElementType::kFp32,   ElementType::kFp16,
+                                                ElementType::kBf16,   ElementType::kUint8,
+                                                ElementType::kUint16, ElementType::kInt32};
 
 inline const char* name_of(ElementType type) {
-  constexpr const char* kNames[] = {"float32", "float16", "bfloat16", "uint8", "uint16"};
+  constexpr const char* kNames[] = {"float32", "float16", "bfloat16", "uint8", "uint16", "int32"};
   return kNames[static_cast<int>(type)];
 }
 
 inline int64_t size_of(ElementType type) {
-  return type == ElementType::kFp32 ? 4 : type == ElementType::kUint8 ? 1 : 2;
+  switch (type) {
+    case ElementType::kFp32:
+    case ElementType::kInt32: return 4;
+    case ElementType::kUint8: return 1;
+    default: return 2;
+  }
 }
 
 // What an array is; strides count elements. Valid while the Python object lives.

@@ -204,6 +204,11 @@ PYBIND11_MODULE(_woq, module) {
                              [](const WeightOnlyLinear& l) {
                                return l.weight().scheme.scales == ScaleEncoding::kDouble;
                              })
+      .def_property_readonly(
+          "act_order", [](const WeightOnlyLinear& l) { return l.weight().input_order.size() > 0; })
+      .def_property_readonly(
+          "scales_input",
+          [](const WeightOnlyLinear& l) { return l.weight().input_scales.size() > 0; })
       .def("forward", &forward, py::arg("x"), py::arg("out"), py::arg("num_threads") = 0)
       .def(
           "unpack", [](const WeightOnlyLinear& l) { return unpack(l.weight()); },

@@ -45,6 +45,10 @@ std::vector<StoredTensor> stored_tensors(QuantizedMatrix& matrix) {
   if (matrix.scheme.zeros == ZeroKind::kInt) {
     list.push_back({"zero_points", &matrix.zero_points, ElementType::kUint8, {n, g}});
   }
+  if (matrix.g_idx.size() > 0)
+    list.push_back({"g_idx", &matrix.g_idx, ElementType::kInt32, {matrix.cols}});
+  if (matrix.act_scales.size() > 0)
+    list.push_back({"act_scales", &matrix.act_scales, ElementType::kFp32, {matrix.cols}});
   if (matrix.scheme.scales == ScaleEncoding::kDouble) {
     list.push_back({"scales_absmax",
                     &matrix.scales.block_absmax,
@@ -87,11 +91,14 @@ ArrayRef stored_tensor(const py::dict& tensors, const char* name, ElementType ty
 
 QuantizedMatrix from_tensors(const py::dict& tensors, int64_t rows, int64_t cols,
                              const std::string& dtype, int64_t group_size, bool asym,
-                             const std::string& scale_dtype, bool double_quant) {
+                             const std::string& scale_dtype, bool double_quant, bool act_order,
+                             bool scales_input) {
   const QuantScheme scheme = make_scheme(dtype, group_size, asym, scale_dtype, double_quant);
   QuantizedMatrix matrix = QuantizedMatrix::allocate(scheme, rows, cols);
   matrix.scales =
       ScaleTable::allocate(scheme.scales, rows, matrix.groups(), has_signed_scales(scheme));
+  if (act_order) matrix.g_idx = Buffer(cols * 4);
+  if (scales_input) matrix.act_scales = Buffer(cols * 4);
   for (const StoredTensor& tensor : stored_tensors(matrix)) {
     const ArrayRef ref = stored_tensor(tensors, tensor.name, tensor.type, tensor.shape);
     if (tensor.buffer->size() > 0) {
@@ -115,6 +122,13 @@ QuantizedMatrix from_tensors(const py::dict& tensors, int64_t rows, int64_t cols
            " at row ", i / matrix.groups(), ", group ", i % matrix.groups(),
            "; the largest code of ", dtype, " is ", matrix.dtype().max_code());
     }
+  }
+  if (matrix.g_idx.size() > 0) detail::columns_by_group(matrix);
+  for (int64_t k = 0; k < matrix.act_scales.size() / 4; ++k) {
+    const float scale = matrix.act_scales.as<float>()[k];
+    if (!std::isfinite(scale) || scale == 0)
+      fail("tensor 'act_scales' holds ", scale, " at column ", k,
+           "; multipliers are finite and not 0");
   }
   return matrix;
 }
@@ -200,6 +214,10 @@ void bind_quantized(py::module_& module) {
       .def_property_readonly(
           "double_quant",
           [](const QuantizedMatrix& m) { return m.scheme.scales == ScaleEncoding::kDouble; })
+      .def_property_readonly("act_order",
+                             [](const QuantizedMatrix& m) { return m.g_idx.size() > 0; })
+      .def_property_readonly("scales_input",
+                             [](const QuantizedMatrix& m) { return m.act_scales.size() > 0; })
       .def_property_readonly("nbytes", &QuantizedMatrix::bytes)
       .def("codes", &codes)
       .def("scales", &scales)
@@ -208,7 +226,8 @@ void bind_quantized(py::module_& module) {
       .def("tensors", &tensors)
       .def_static("from_tensors", &from_tensors, py::arg("tensors"), py::kw_only(), py::arg("rows"),
                   py::arg("cols"), py::arg("dtype"), py::arg("group_size"), py::arg("asym"),
-                  py::arg("scale_dtype"), py::arg("double_quant"))
+                  py::arg("scale_dtype"), py::arg("double_quant"), py::arg("act_order") = false,
+                  py::arg("scales_input") = false)
       .def("__repr__", [](const QuantizedMatrix& m) {
         return concat("QuantizedMatrix(", m.rows, " x ", m.cols, ", ", m.dtype().name,
                       ", group_size=", m.scheme.group_size,

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <utility>
 
+#include "support/errors.h"
 #include "support/schemes.h"
 
 namespace woq::testing {
@@ -31,6 +32,33 @@ TEST(Pack, UnpackingGivesTheSameBits) {
       }
     }
   }
+}
+
+TEST(Pack, OrdersAndScalesOfTheInputSurvive) {
+  Random random = random_of_test();
+  for (const DtypeTraits& dtype : kDtypes) {
+    for (const int64_t group_size : kGroupSizes) {
+      for (const auto& [n, k] : kShapes) {
+        QuantizedMatrix hub = random_hub(random, {dtype.dtype, group_size, {}, {}}, n, k);
+        if (random.coin()) scatter_groups(random, &hub);
+        if (random.coin()) scale_inputs(random, &hub);
+        ASSERT_EQ(difference(unpack(pack(hub, 1), 1), hub), "")
+            << describe(hub) << ", seed " << random.seed();
+      }
+    }
+  }
+}
+
+TEST(Pack, GroupsOfTheWrongSizeAreNamed) {
+  Random random = random_of_test();
+  QuantizedMatrix hub = random_hub(random, {WeightDtype::kNf4, 16, {}, {}}, 5, 40);
+  scatter_groups(random, &hub);
+  hub.g_idx.as<int32_t>()[7] = 3;
+  EXPECT_MENTIONS(error_of<InvalidArgument>([&] { pack(hub, 1); }),
+                  "g_idx[7] is 3, but there are 3 groups");
+  for (int64_t k = 0; k < 40; ++k) hub.g_idx.as<int32_t>()[k] = k < 17 ? 0 : 1;
+  EXPECT_MENTIONS(error_of<InvalidArgument>([&] { pack(hub, 1); }),
+                  "more than 16 columns into group 0");
 }
 
 TEST(Pack, ThreadsMakeNoDifference) {

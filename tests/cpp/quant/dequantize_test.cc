@@ -35,6 +35,28 @@ TEST(Dequantize, FloatZeroPointsAreSubtractedInCodes) {
   EXPECT_EQ(w[2], 0.25f * 1.5f);
 }
 
+TEST(Dequantize, ColumnsOfScatteredGroupsAndMultipliersByHand) {
+  for (const WeightDtype dtype : {WeightDtype::kInt4Clip, WeightDtype::kInt8}) {
+    QuantizedMatrix matrix = uniform_hub({dtype, 16, ZeroKind::kInt, {}}, 1, 20, 0.5f, 10);
+    matrix.scales.values.as<float>()[1] = 2.0f;
+    matrix.zero_points.data()[0] = 4;
+    matrix.zero_points.data()[1] = 3;
+    matrix.g_idx = Buffer(20 * 4);
+    for (int k = 0; k < 20; ++k) matrix.g_idx.as<int32_t>()[k] = k == 2 || k == 7 || k == 11 || k == 19 ? 1 : 0;
+    std::vector<float> w(20);
+    dequantize_row(matrix, 0, w.data());
+    EXPECT_EQ(w[0], 0.5f * (10 - 4));
+    EXPECT_EQ(w[2], 2.0f * (10 - 3));
+    EXPECT_EQ(w[7], 2.0f * (10 - 3));
+    EXPECT_EQ(w[9], 0.5f * (10 - 4));
+    matrix.act_scales = Buffer(20 * 4);
+    for (int k = 0; k < 20; ++k) matrix.act_scales.as<float>()[k] = k == 7 ? 3.0f : 1.0f;
+    dequantize_row(matrix, 0, w.data());
+    EXPECT_EQ(w[2], 2.0f * (10 - 3));
+    EXPECT_EQ(w[7], 2.0f * (10 - 3) * 3);
+  }
+}
+
 TEST(Dequantize, TablesMultiplyTheirValues) {
   for (const DtypeTraits& dtype : kDtypes) {
     if (dtype.is_integer()) continue;

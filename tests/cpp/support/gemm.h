@@ -151,7 +151,10 @@ struct Prepared {
     view.sums = sums.data();
     view.scales = scales.empty() ? nullptr : scales.data();
     view.starts = starts.empty() ? nullptr : starts.data();
-    kernel.prepare({x, geometry, view, m0, m1});
+    PrepareTask task{x, geometry, view, m0, m1};
+    if (weights.input_order.size() > 0) task.order = weights.input_order.as<int32_t>();
+    if (weights.input_scales.size() > 0) task.scales = weights.input_scales.as<float>();
+    kernel.prepare(task);
   }
 
   const uint8_t* row(int64_t m) const { return data.data() + m * view.row_bytes; }

@@ -102,6 +102,20 @@ inline QuantizedMatrix random_hub(Random& random, const QuantScheme& scheme, int
   return matrix;
 }
 
+// Gives the columns of a hub to its groups at random.
+inline void scatter_groups(Random& random, QuantizedMatrix* hub) {
+  hub->g_idx = Buffer(hub->cols * 4);
+  int32_t* const g_idx = hub->g_idx.as<int32_t>();
+  for (int64_t k = 0; k < hub->cols; ++k) g_idx[k] = static_cast<int32_t>(k / hub->group_length());
+  for (int64_t k = hub->cols - 1; k > 0; --k) std::swap(g_idx[k], g_idx[random.below(k + 1)]);
+}
+
+inline void scale_inputs(Random& random, QuantizedMatrix* hub) {
+  hub->act_scales = Buffer(hub->cols * 4);
+  for (int64_t k = 0; k < hub->cols; ++k)
+    hub->act_scales.as<float>()[k] = random.uniform(0.25f, 4.0f);
+}
+
 inline bool same_bytes(const Buffer& a, const Buffer& b) {
   return a.size() == b.size() &&
          (a.size() == 0 || std::memcmp(a.data(), b.data(), static_cast<size_t>(a.size())) == 0);
@@ -122,6 +136,8 @@ inline std::string difference(const QuantizedMatrix& a, const QuantizedMatrix& b
   }
   if (!same_bytes(a.scales.block_absmax, b.scales.block_absmax)) return "block_absmax";
   if (!same_bytes(a.scales.signs, b.scales.signs)) return "signs";
+  if (!same_bytes(a.g_idx, b.g_idx)) return "g_idx";
+  if (!same_bytes(a.act_scales, b.act_scales)) return "act_scales";
   if (float_bits(a.scales.offset) != float_bits(b.scales.offset)) return "offset";
   return {};
 }
