@@ -230,7 +230,7 @@ void multiply_panel_rows_amx(const Gemm<Policy>& gemm, const Panel<Policy, kTile
 template <class Policy>
 void gemm_amx(const GemmTask& task) {
   const Gemm<Policy> gemm(task);
-  if (task.m1 - task.m0 < kManyRows) return multiply_portion(gemm);
+  if (!has_many_rows(gemm)) return multiply_few_rows(gemm);
   TileRegisters registers;
   const auto multiply = [&](const auto& panel, int64_t m0, int64_t m1, float* sums) {
     multiply_panel_rows_amx(gemm, panel, m0, m1, sums, &registers);

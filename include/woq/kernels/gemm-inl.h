@@ -614,18 +614,21 @@ inline constexpr int64_t kManyRows = 8;
 inline constexpr int64_t kPairRows = 4;
 
 template <class Policy>
-void multiply_portion(const Gemm<Policy>& gemm) {
+void multiply_many_rows(const Gemm<Policy>& gemm) {
+  const GemmTask& task = gemm.task;
+  const auto multiply = [&](const auto& panel, int64_t m0, int64_t m1, float* sums) {
+    multiply_panel_rows<Policy, Policy::kRows>(gemm, panel, m0, m1, sums);
+  };
+  int64_t tile = task.t0;
+  for (; tile + Policy::kTiles <= task.t1; tile += Policy::kTiles)
+    multiply_panels<Policy, Policy::kTiles>(gemm, tile, multiply);
+  for (; tile < task.t1; ++tile) multiply_panels<Policy, 1>(gemm, tile, multiply);
+}
+
+template <class Policy>
+void multiply_few_rows(const Gemm<Policy>& gemm) {
   const GemmTask& task = gemm.task;
   int64_t tile = task.t0;
-  if (task.m1 - task.m0 >= kManyRows) {
-    const auto multiply = [&](const auto& panel, int64_t m0, int64_t m1, float* sums) {
-      multiply_panel_rows<Policy, Policy::kRows>(gemm, panel, m0, m1, sums);
-    };
-    for (; tile + Policy::kTiles <= task.t1; tile += Policy::kTiles)
-      multiply_panels<Policy, Policy::kTiles>(gemm, tile, multiply);
-    for (; tile < task.t1; ++tile) multiply_panels<Policy, 1>(gemm, tile, multiply);
-    return;
-  }
   if constexpr (Policy::kTiles > 1) {
     if (task.m1 - task.m0 >= kPairRows) {
       for (; tile + 2 <= task.t1; tile += 2)
@@ -636,8 +639,14 @@ void multiply_portion(const Gemm<Policy>& gemm) {
 }
 
 template <class Policy>
+bool has_many_rows(const Gemm<Policy>& gemm) {
+  return gemm.task.m1 - gemm.task.m0 >= kManyRows;
+}
+
+template <class Policy>
 void gemm(const GemmTask& task) {
-  multiply_portion(Gemm<Policy>(task));
+  const Gemm<Policy> gemm(task);
+  has_many_rows(gemm) ? multiply_many_rows(gemm) : multiply_few_rows(gemm);
 }
 
 #define WOQ_KERNEL_NAME(act, weights, tile) \

@@ -33,6 +33,25 @@ TEST_P(KernelSchemes, All) {
   }
 }
 
+// The product of a row and a matrix has code of its own, and zero points enter it separately: all
+// of them, down to a K of one element.
+TEST_P(KernelSchemes, OneRow) {
+  Random random = random_of_test();
+  for (const WeightDtype dtype : dtypes_of(kernel().weights)) {
+    for (const ZeroKind zeros : zero_kinds_of(traits_of(dtype))) {
+      for (const int64_t group_size : kGroupSizes) {
+        for (const int64_t k : {1, 8, 9, 130, 239}) {
+          const GemmProblem problem =
+              random_problem(random, {dtype, group_size, zeros, ScaleEncoding::kFp16}, 1, 35, k);
+          SCOPED_TRACE(describe(problem) + ", seed " + std::to_string(random.seed()));
+          ASSERT_TRUE(agrees(run_gemm(kernel(), problem), run_gemm(reference(), problem), problem,
+                             kernel().compute));
+        }
+      }
+    }
+  }
+}
+
 TEST_P(KernelTypes, AllOfXAndC) {
   Random random = random_of_test();
   for (const FloatType in : kFloatTypes) {
