@@ -85,6 +85,9 @@ Isa isa_of(const Work& work) {
   const bool narrow = work.target == "avx2" || work.target == "avx_vnni";
   // AVX-512 without VNNI: the 256-bit byte products are the only int8 limit that runs.
   const Limit needed = work.compute == ComputeType::kInt8 ? Limit::kInt8 : Limit::kFp32;
+  const Limit limit = work.compute == ComputeType::kBf16 ? Limit::kBf16 : needed;
+  const bool amx = (work.target.empty() || work.target == "amx") && has_limit(limit, Isa::kAmx);
+  if (amx && work.m > kMemoryBoundRows) return Isa::kAmx;
   return !narrow && has_limit(needed, Isa::kAvx512) ? Isa::kAvx512 : Isa::kAvx2;
 }
 

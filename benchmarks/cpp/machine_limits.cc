@@ -63,6 +63,35 @@ __attribute__((target("avx512f,avx512bf16"))) void bf16_avx512() {
   WOQ_PEAK_LOOP(__m512, "vdpbf16ps %2, %1, %0")
 }
 
+// Products of whole tile registers, 16 x 16 sums of 64 bytes of K each, into four of them.
+constexpr int64_t kAmxProducts = 4 * kInner;
+template <bool kInteger>
+void amx() {
+  struct alignas(64) {
+    uint8_t palette = 1, start_row = 0, reserved[14] = {};
+    uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+    uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
+  } configuration;
+  __asm__ volatile(
+      "ldtilecfg %0\n"
+      "tilezero %%tmm0\n tilezero %%tmm1\n tilezero %%tmm2\n tilezero %%tmm3\n"
+      "tilezero %%tmm4\n tilezero %%tmm5\n tilezero %%tmm6\n tilezero %%tmm7\n"
+      :
+      : "m"(configuration));
+  for (int64_t i = 0; i < kInner; ++i) {
+    if constexpr (kInteger) {
+      __asm__ volatile(
+          "tdpbsud %tmm0, %tmm2, %tmm4\n tdpbsud %tmm1, %tmm2, %tmm5\n"
+          "tdpbsud %tmm0, %tmm3, %tmm6\n tdpbsud %tmm1, %tmm3, %tmm7\n");
+    } else {
+      __asm__ volatile(
+          "tdpbf16ps %tmm0, %tmm2, %tmm4\n tdpbf16ps %tmm1, %tmm2, %tmm5\n"
+          "tdpbf16ps %tmm0, %tmm3, %tmm6\n tdpbf16ps %tmm1, %tmm3, %tmm7\n");
+    }
+  }
+  __asm__ volatile("tilerelease");
+}
+
 struct Peak {
   void (*run)();
   int64_t operations;  // of one call
@@ -73,6 +102,11 @@ Peak peak_of(Limit limit, Isa isa) {
   if (isa == Isa::kAvx2) {
     if (limit == Limit::kFp32) return {&fp32_avx2, steps * 8};
     if (limit == Limit::kInt8) return {&int8_avx2, steps * 32};
+    return {};
+  }
+  if (isa == Isa::kAmx) {
+    if (limit == Limit::kInt8) return {&amx<true>, kAmxProducts * 16 * 16 * 64 * 2};
+    if (limit == Limit::kBf16) return {&amx<false>, kAmxProducts * 16 * 16 * 32 * 2};
     return {};
   }
   if (limit == Limit::kFp32) return {&fp32_avx512, steps * 16};
@@ -170,6 +204,7 @@ int64_t last_level_cache_bytes() {
 bool has_limit(Limit limit, Isa isa) {
   if (limit == Limit::kRead) return true;
   if (isa == Isa::kAvx2) return limit != Limit::kBf16 && runs_on(Target::kAvx2, cpu_features());
+  if (isa == Isa::kAmx) return limit != Limit::kFp32 && runs_on(Target::kAmx, cpu_features());
   const Target needed = limit == Limit::kBf16   ? Target::kAvx512Bf16
                         : limit == Limit::kInt8 ? Target::kAvx512Vnni
                                                 : Target::kAvx512;

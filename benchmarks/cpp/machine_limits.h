@@ -13,10 +13,10 @@ enum class Limit { kRead, kFp32, kBf16, kInt8 };
 inline constexpr const char* kLimitNames[] = {"read", "fp32", "bf16", "int8"};
 
 // The instructions that a limit is measured with. avx2's int8 is vpmaddubsw, vpmaddwd, vpaddd.
-enum class Isa { kAvx2, kAvx512 };
-inline constexpr const char* kIsaNames[] = {"avx2", "avx512"};
+enum class Isa { kAvx2, kAvx512, kAmx };
+inline constexpr const char* kIsaNames[] = {"avx2", "avx512", "amx"};
 
-// Whether the CPU has the instructions of a limit (avx2 has no bf16).
+// Whether the CPU has the instructions of a limit (avx2 has no bf16, amx no fp32).
 bool has_limit(Limit limit, Isa isa);
 
 // Bytes per second (kRead), or operations per second, two for a multiply-add, on `threads` threads.

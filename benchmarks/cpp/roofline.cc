@@ -23,7 +23,7 @@ int main(int argc, char** argv) {
   if (woq::usable_threads() > 1) teams.push_back(woq::usable_threads());
   for (const int threads : teams) {
     rows.push_back({Limit::kRead, Isa::kAvx2, threads, {}});
-    for (const Isa isa : {Isa::kAvx2, Isa::kAvx512}) {
+    for (const Isa isa : {Isa::kAvx2, Isa::kAvx512, Isa::kAmx}) {
       for (const Limit limit : {Limit::kFp32, Limit::kBf16, Limit::kInt8}) {
         if (has_limit(limit, isa)) rows.push_back({limit, isa, threads, {}});
       }
