@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-# Benchmarks of the C++ core: roofline (this machine's limits), bars (the kernels beside them) and
-# bench_gemm (every kernel on the shapes of real models), the last one only with Google Benchmark.
+# Benchmarks of the C++ core: roofline (this machine's limits), bars (the kernels beside them), versus
+# (a target beside the one that would be chosen) and bench_gemm (every kernel on the shapes of real
+# models), the last one only with Google Benchmark.
 
 if(NOT CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64|amd64)$")
   message(FATAL_ERROR "woq: the benchmarks measure x86-64 machines; this is "
@@ -22,6 +23,7 @@ endfunction()
 
 woq_benchmark(roofline)
 woq_benchmark(bars)
+woq_benchmark(versus)
 
 find_package(benchmark QUIET)
 if(benchmark_FOUND)

@@ -12,7 +12,9 @@ if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64|amd64)$" AND CMAKE_SIZEOF_VOID
   file(GLOB WOQ_TARGET_SOURCES CONFIGURE_DEPENDS
     ${PROJECT_SOURCE_DIR}/src/kernels/targets/*.cc)
 else()
-  set(WOQ_TARGET_SOURCES ${PROJECT_SOURCE_DIR}/src/kernels/targets/ref.cc)
+  set(WOQ_TARGET_SOURCES
+    ${PROJECT_SOURCE_DIR}/src/kernels/targets/ref.cc
+    ${PROJECT_SOURCE_DIR}/src/kernels/targets/onednn.cc)
 endif()
 
 add_library(woq STATIC ${WOQ_TARGET_SOURCES})

@@ -18,6 +18,7 @@ add_library(woq_test_objects OBJECT ${WOQ_TEST_SOURCES})
 woq_own_target(woq_test_objects)
 target_include_directories(woq_test_objects PRIVATE ${PROJECT_SOURCE_DIR}/tests/cpp)
 target_link_libraries(woq_test_objects PUBLIC woq::woq GTest::gtest)
+target_compile_definitions(woq_test_objects PRIVATE WOQ_EXPECTS_ONEDNN=$<BOOL:${WOQ_HAS_ONEDNN}>)
 
 add_executable(woq_tests)
 woq_own_target(woq_tests)
@@ -27,8 +28,11 @@ gtest_discover_tests(woq_tests DISCOVERY_MODE PRE_TEST)
 
 # tests/emulation boots one static binary at a fixed address. Not in the default build, because
 # sanitizers can't be linked statically. OpenMP::OpenMP_CXX names the shared library's file, so the
-# archive is linked by its path and the compiler's own flag finds the static OpenMP runtime.
-add_executable(woq_tests_static EXCLUDE_FROM_ALL $<TARGET_OBJECTS:woq_test_objects>)
+# archive is linked by its path and the compiler's own flag finds the static OpenMP runtime. There is
+# no static oneDNN: the target's source without it comes before the archive's.
+add_executable(woq_tests_static EXCLUDE_FROM_ALL $<TARGET_OBJECTS:woq_test_objects>
+  ${PROJECT_SOURCE_DIR}/src/kernels/targets/onednn.cc)
+target_include_directories(woq_tests_static PRIVATE ${PROJECT_SOURCE_DIR}/include)
 add_dependencies(woq_tests_static woq)
 target_link_libraries(woq_tests_static PRIVATE $<TARGET_FILE:woq> GTest::gtest_main)
 target_link_options(woq_tests_static PRIVATE -static -no-pie ${OpenMP_CXX_FLAGS})

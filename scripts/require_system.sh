@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
 # require_system.sh GROUP...: makes sure that the machine has what a group needs. As root on Debian
-# or Ubuntu the missing packages are installed; otherwise one line says what to install.
+# or Ubuntu the missing packages are installed; otherwise one line says what to install. A package
+# that a group only makes use of (`want`) is no reason to stop: one line says what is left out.
 . "$(dirname "$0")/common.sh"
 
 CLANG=${CLANG:-clang-16}
-missing=()
+missing=() wanted=()
 
 # need PROBE PACKAGE...: the packages are missing unless the probe, a shell command, succeeds.
 need() {
@@ -14,7 +15,17 @@ need() {
   bash -c "$probe" >/dev/null 2>&1 || missing+=("$@")
 }
 
+# want PROBE PACKAGE WHAT: likewise, but without the package WHAT is left out.
+want() {
+  bash -c "$1" >/dev/null 2>&1 || wanted+=("$2 ($3)")
+}
+
 header() { printf 'echo "#include <%s>" | g++ -E -x c++ -' "$1"; }
+
+want_onednn() {
+  want "$(header oneapi/dnnl/dnnl.hpp)" libdnnl-dev 'target onednn'
+  want "$(header CL/cl.h)" ocl-icd-opencl-dev "libdnnl-dev's CMake package asks for it"
+}
 
 need_group() {
   case $1 in
@@ -28,9 +39,11 @@ need_group() {
       ;;
     tests)
       need "$(header gtest/gtest.h)" libgtest-dev
+      want_onednn
       ;;
     benchmarks)
       need "$(header benchmark/benchmark.h)" libbenchmark-dev
+      want_onednn
       ;;
     clang)
       need "command -v $CLANG" "$CLANG"
@@ -50,12 +63,20 @@ need_group() {
 }
 
 for group in "$@"; do need_group "$group"; done
-[ ${#missing[@]} -gt 0 ] || exit 0
+[ ${#missing[@]} -gt 0 ] || [ ${#wanted[@]} -gt 0 ] || exit 0
+
+install() { DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@"; }
 
 if [ "$(id -u)" -eq 0 ] && command -v apt-get >/dev/null; then
-  say "apt-get install ${missing[*]}"
-  apt-get update -qq
-  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}"
-else
+  say "apt-get install ${missing[*]} ${wanted[*]%% *}"
+  apt-get update -qq || [ ${#missing[@]} -eq 0 ]
+  [ ${#missing[@]} -eq 0 ] || install "${missing[@]}"
+  for package in "${wanted[@]}"; do
+    install "${package%% *}" || echo "LEFT OUT: $package: the package cannot be installed"
+  done
+  exit 0
+fi
+for package in "${wanted[@]}"; do echo "LEFT OUT: sudo apt-get install $package"; done
+if [ ${#missing[@]} -gt 0 ]; then
   die "this step needs: sudo apt-get install ${missing[*]}"
 fi

@@ -11,5 +11,6 @@ cmake -S . -B "$build_dir" -G Ninja -DWOQ_WERROR="$WERROR" "$@" >"$build_dir.con
   cat "$build_dir.configure.log"
   exit 1
 }
+grep -i 'woq: .*onednn' "$build_dir.configure.log" || true
 cmake --build "$build_dir" -j "$JOBS"
 ctest --test-dir "$build_dir" --output-on-failure -j "$JOBS"

@@ -99,7 +99,10 @@ void register_all() {
   for (const DtypeTraits& dtype : kDtypes) {
     for (const ComputeType compute : kComputeTypes) {
       for (const TargetTraits& target : kTargets) {
-        if (target.target == Target::kRef || !runs_on(target.target, cpu_features())) continue;
+        if (target.target == Target::kRef || !is_built(target.target) ||
+            !runs_on(target.target, cpu_features())) {
+          continue;
+        }
         const KernelChoice choice = select_kernel(kind_of(dtype), compute, target.name);
         if (choice.considered.back().target != target.target) continue;
         for (const int group_size : {32, 128}) {

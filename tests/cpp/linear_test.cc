@@ -25,8 +25,8 @@ constexpr ComputeType kComputes[] = {ComputeType::kFp32, ComputeType::kBf16, Com
 class LinearTargets : public ::testing::TestWithParam<TargetTraits> {
  protected:
   void SetUp() override {
-    const CpuFeatureSet missing = GetParam().required & ~cpu_features();
-    if (missing != 0) GTEST_SKIP() << "this CPU lacks " << names_of(missing);
+    const std::string why_not = why_not_here(GetParam());
+    if (!why_not.empty()) GTEST_SKIP() << why_not;
   }
 
   bool has_own_kernel(WeightKind kind, ComputeType compute) const {
@@ -45,7 +45,7 @@ TEST_P(LinearTargets, TheForcedTargetRunsAndAgreesWithTheReference) {
       const GemmProblem problem = random_problem(random, scheme, 6, 43, 107, FloatType::kBf16);
       SCOPED_TRACE(describe(problem) + ", " + name_of(compute) + " compute");
       const WeightOnlyLinear layer(problem.hub, {}, compute, "layer", 1, GetParam().name);
-      EXPECT_TRUE(runs_on(layer.kernel().target, GetParam().required));
+      EXPECT_TRUE(runs_on(layer.kernel().target, usable_features(GetParam().name)));
       if (has_own_kernel(kind_of(dtype), compute)) {
         EXPECT_EQ(layer.kernel().target, GetParam().target) << layer.kernel().name;
       }
@@ -54,7 +54,7 @@ TEST_P(LinearTargets, TheForcedTargetRunsAndAgreesWithTheReference) {
       layer.forward(problem.x.view(), c.view(), 1);
       const FloatMatrix expected =
           run_gemm(reference_of(layer.kernel()), problem, FloatType::kBf16);
-      EXPECT_TRUE(agrees(c, expected, problem, compute));
+      EXPECT_TRUE(agrees(c, expected, problem, layer.kernel()));
     }
   }
 }
@@ -67,7 +67,8 @@ TEST_P(LinearTargets, ManyRows) {
     const WeightOnlyLinear layer(problem.hub, {}, compute, "layer", 1, GetParam().name);
     FloatMatrix c(FloatType::kFp32, 300, 17, 1);
     layer.forward(problem.x.view(), c.view(), 1);
-    EXPECT_TRUE(agrees(c, run_gemm(reference_of(layer.kernel()), problem), problem, compute));
+    EXPECT_TRUE(
+        agrees(c, run_gemm(reference_of(layer.kernel()), problem), problem, layer.kernel()));
   }
 }
 

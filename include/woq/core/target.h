@@ -14,12 +14,25 @@
 namespace woq {
 
 // In ascending priority.
-enum class Target : uint8_t { kRef, kAvx2, kAvxVnni, kAvx512, kAvx512Vnni, kAvx512Bf16, kAmx };
+enum class Target : uint8_t {
+  kRef,
+  kAvx2,
+  kAvxVnni,
+  kAvx512,
+  kAvx512Vnni,
+  kAvx512Bf16,
+  kAmx,
+  kOneDnn
+};
 
 struct TargetTraits {
   Target target;
   const char* name;
   CpuFeatureSet required;
+  // Not an instruction set but another engine: taken only when forced by name, and then in place of
+  // what would be taken otherwise, which stays in use for what the engine lacks. The text says why
+  // it is not the default; nullptr for all others.
+  const char* only_when_forced = nullptr;
 };
 
 inline constexpr CpuFeatureSet kAvx2Features =
@@ -43,6 +56,7 @@ inline constexpr TargetTraits kTargets[] = {
     {Target::kAvx512Vnni, "avx512_vnni", kAvx512VnniFeatures},
     {Target::kAvx512Bf16, "avx512_bf16", kAvx512Bf16Features},
     {Target::kAmx, "amx", kAmxFeatures},
+    {Target::kOneDnn, "onednn", kAvx512Bf16Features, "measured slower, see docs/performance.md"},
 };
 
 constexpr const TargetTraits& traits_of(Target target) {
@@ -66,7 +80,7 @@ inline bool runs_on(Target target, CpuFeatureSet available) {
 }
 
 // The features that selection may use: the CPU's, capped to those of `forced` (a target's name;
-// empty: no cap).
+// empty: no cap). An engine that is only used when forced caps nothing.
 inline CpuFeatureSet usable_features(std::string_view forced,
                                      CpuFeatureSet available = cpu_features()) {
   if (forced.empty()) return available;
@@ -77,7 +91,7 @@ inline CpuFeatureSet usable_features(std::string_view forced,
         "target '", traits.name, "' was forced, but this CPU lacks: ", names_of(missing),
         "; unset WOQ_FORCE_TARGET or name a target that `targets()` lists as available");
   }
-  return traits.required;
+  return traits.only_when_forced != nullptr ? available : traits.required;
 }
 
 // WOQ_FORCE_TARGET, read anew at each call so that tests and long-lived processes can change it

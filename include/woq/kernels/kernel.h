@@ -15,6 +15,14 @@
 // keep it, and the second line for integer zero points, below 2^24, so fp32 holds it exactly too.
 // The third line is one rounded product and one fused multiply-add, in the order of b. Hence int8
 // results are bit-identical on every target.
+//
+// The kernels of target onednn instead multiply dequantized weights, where C has kDequantizedRows
+// and more:
+//     C = C + sum over k of w(n, k) * a(m, k)      w = (t - z) * s, each rounded to fp32, and for
+//     bf16 then to bfloat16
+// accumulated in fp32, in an order of oneDNN's own. They keep scratch memory for each thread, which
+// the first call allocates. C's rows count, not the portion's, so that sharing rows between threads
+// does not change which weights are multiplied.
 #pragma once
 
 #include <algorithm>
@@ -38,6 +46,9 @@ inline constexpr const char* kComputeTypeNames[] = {"fp32", "bf16", "int8"};
 inline const char* name_of(ComputeType compute) {
   return kComputeTypeNames[static_cast<int>(compute)];
 }
+
+// Rows of C from which a dequantized panel of weights pays, by measurement (docs/performance.md).
+inline constexpr int64_t kDequantizedRows = 16;
 
 // A compute type, or none: then the fastest one is taken whose own error is small beside that of
 // the quantized weight (choose_compute in select.h).

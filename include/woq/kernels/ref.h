@@ -132,6 +132,14 @@ inline int packed_code(const PackedMatrix& w, int64_t n, int64_t k) {
   return step[j % 4] >> (j / 4 * 4) & 15;
 }
 
+// Does what follows the product, and stores element (m, n) of C.
+inline void store_output(const GemmTask& task, int64_t m, int64_t n, float c) {
+  if (task.bias != nullptr) c += task.bias[n];
+  if (task.up.data != nullptr) c = silu(c) * element(task.up, m, n);
+  if (task.residual.data != nullptr) c += element(task.residual, m, n);
+  store_floats(&c, task.c.type, 1, static_cast<char*>(task.c.row(m)) + n * size_of(task.c.type));
+}
+
 template <ComputeType kCompute>
 void gemm(const GemmTask& task) {
   const PackedMatrix& w = *task.weights;
@@ -165,11 +173,7 @@ void gemm(const GemmTask& task) {
         if (has_zeros) p = std::fma(-packed_zero(w, n, g), task.a.sums[i], p);
         c = std::fma(p, scale, c);
       });
-      if (task.bias != nullptr) c += task.bias[n];
-      if (task.up.data != nullptr) c = silu(c) * element(task.up, m, n);
-      if (task.residual.data != nullptr) c += element(task.residual, m, n);
-      store_floats(&c, task.c.type, 1,
-                   static_cast<char*>(task.c.row(m)) + n * size_of(task.c.type));
+      store_output(task, m, n, c);
     }
   }
 }

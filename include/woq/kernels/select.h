@@ -20,6 +20,9 @@
 #include "woq/kernels/targets/avx512_vnni.h"
 #include "woq/kernels/targets/avx_vnni.h"
 #endif
+#if defined(WOQ_WITH_ONEDNN)
+#include "woq/kernels/targets/onednn.h"
+#endif
 #endif
 
 namespace woq {
@@ -48,6 +51,21 @@ inline KernelTable kernels_amx() {
   return amx::kTable;
 }
 #endif
+#if defined(WOQ_WITH_ONEDNN)
+inline KernelTable kernels_onednn() {
+  return onednn::kTable;
+}
+inline std::string onednn_version() {
+  return dense::version();
+}
+#else
+inline KernelTable kernels_onednn() {
+  return {};
+}
+inline std::string onednn_version() {
+  return {};
+}
+#endif
 #else
 // Defined in src/kernels/targets/, one file each.
 KernelTable kernels_ref();
@@ -57,6 +75,9 @@ KernelTable kernels_avx512();
 KernelTable kernels_avx512_vnni();
 KernelTable kernels_avx512_bf16();
 KernelTable kernels_amx();
+KernelTable kernels_onednn();
+// Of the oneDNN in use, such as "2.6.3"; empty where this build has none.
+std::string onednn_version();
 #endif
 
 // The kernels that a target adds to those of the targets below it; empty where this build has none.
@@ -71,8 +92,14 @@ inline KernelTable kernels_of(Target target) {
     case Target::kAvx512Bf16: return kernels_avx512_bf16();
     case Target::kAmx: return kernels_amx();
 #endif
+    case Target::kOneDnn: return kernels_onednn();
     default: return {};
   }
+}
+
+// Whether this build has the target: oneDNN is optional, and all but ref are for x86-64.
+inline bool is_built(Target target) {
+  return kernels_of(target).size > 0;
 }
 
 // A target that was looked at, and why it was not, or was, taken.
@@ -119,6 +146,21 @@ inline ComputeChoice choose_compute(ComputeRequest request, const DtypeTraits& d
           "multiply bfloat16"};
 }
 
+// Why a target is passed over whatever kernels it has; empty if it is not.
+inline std::string why_excluded(const TargetTraits& target, std::string_view forced,
+                                CpuFeatureSet available) {
+  if ((target.required & ~available) != 0)
+    return concat("the CPU lacks ", names_of(target.required & ~available));
+  if (target.only_when_forced != nullptr && forced != target.name) {
+    return is_built(target.target) ? concat("only when asked for (WOQ_FORCE_TARGET=", target.name,
+                                            "): ", target.only_when_forced)
+                                   : concat("not in this build");
+  }
+  if ((target.required & ~usable_features(forced, available)) != 0)
+    return concat("excluded, because '", forced, "' is forced");
+  return {};
+}
+
 // The kernel of the highest-priority target that the features allow. Throws Unsupported, listing
 // what was tried.
 inline KernelChoice select_kernel(WeightKind weights, ComputeType compute,
@@ -126,16 +168,17 @@ inline KernelChoice select_kernel(WeightKind weights, ComputeType compute,
                                   CpuFeatureSet available = cpu_features()) {
   KernelChoice choice;
   choice.forced = forced;
-  const CpuFeatureSet usable = usable_features(forced, available);
+  static_cast<void>(usable_features(forced, available));  // throws for what the CPU lacks
+  if (!forced.empty() && !is_built(parse_target(forced))) {
+    fail<Unsupported>(
+        "target '", forced, "' was forced, but this build has no kernels for it; ",
+        "unset WOQ_FORCE_TARGET or name a target that `targets()` lists as available");
+  }
   for (int i = static_cast<int>(std::size(kTargets)) - 1; i >= 0; --i) {
     const TargetTraits& target = kTargets[i];
-    const CpuFeatureSet missing = target.required & ~usable;
-    if (missing != 0) {
-      const bool capped = (target.required & ~available) == 0;
-      choice.considered.push_back(
-          {target.target, capped
-                              ? concat("excluded, because '", forced, "' is forced")
-                              : concat("the CPU lacks ", names_of(target.required & ~available))});
+    const std::string excluded = why_excluded(target, forced, available);
+    if (!excluded.empty()) {
+      choice.considered.push_back({target.target, excluded});
       continue;
     }
     const KernelTable table = kernels_of(target.target);

@@ -19,6 +19,7 @@
 #define WOQ_TARGET_ID_avx512_vnni 4
 #define WOQ_TARGET_ID_avx512_bf16 5
 #define WOQ_TARGET_ID_amx 6
+#define WOQ_TARGET_ID_onednn 7
 #define WOQ_CONCAT_(a, b) a##b
 #define WOQ_CONCAT(a, b) WOQ_CONCAT_(a, b)
 #define WOQ_STRING_(a) #a
@@ -83,7 +84,7 @@
 #else
 #pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")
 #endif
-#elif WOQ_TARGET_ID == WOQ_TARGET_ID_avx512_bf16
+#elif WOQ_TARGET_ID == WOQ_TARGET_ID_avx512_bf16 || WOQ_TARGET_ID == WOQ_TARGET_ID_onednn
 #define WOQ_VECTOR_BITS 512
 #define WOQ_HAS_VNNI 1
 #define WOQ_HAS_BF16 1

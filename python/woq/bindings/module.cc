@@ -141,8 +141,11 @@ py::list targets() {
   for (const TargetTraits& target : kTargets) {
     py::dict item;
     item["name"] = target.name;
-    item["available"] = runs_on(target.target, cpu_features());
-    item["missing"] = names_of(target.required & ~cpu_features());
+    const CpuFeatureSet missing = target.required & ~cpu_features();
+    item["available"] = missing == 0 && is_built(target.target);
+    item["missing"] = missing != 0              ? names_of(missing)
+                      : is_built(target.target) ? ""
+                                                : "not in this build";
     list.append(item);
   }
   return list;
@@ -157,6 +160,8 @@ py::dict build_info() {
   info["compiler"] = "gcc " __VERSION__;
 #endif
   info["openmp"] = _OPENMP;
+  const std::string onednn = onednn_version();
+  info["onednn"] = onednn.empty() ? py::object(py::none()) : py::object(py::str(onednn));
   return info;
 }
 

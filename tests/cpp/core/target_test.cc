@@ -51,8 +51,17 @@ TEST(Target, NoCapMeansWhatTheCpuHas) {
 
 TEST(Target, ForcingCapsTheFeatures) {
   for (const TargetTraits& traits : kTargets) {
-    EXPECT_EQ(usable_features(traits.name, kEverything), traits.required);
+    EXPECT_EQ(usable_features(traits.name, kEverything),
+              traits.only_when_forced == nullptr ? traits.required : kEverything)
+        << traits.name;
   }
+}
+
+TEST(Target, OnlyAnEngineWaitsToBeForced) {
+  for (const TargetTraits& traits : kTargets) {
+    EXPECT_EQ(traits.only_when_forced != nullptr, traits.target == Target::kOneDnn) << traits.name;
+  }
+  EXPECT_THROW(usable_features("onednn", kAvx512Features), Unsupported);
 }
 
 TEST(Target, ForcingWhatTheCpuLacksNamesTheMissingFeatures) {

@@ -82,8 +82,8 @@ TEST_P(KernelExtremes, AllCodesWithLargestActivationsOfEitherSign) {
       for (int64_t k = 0; k < 392; ++k) problem.x.set(m, k, random.coin() ? 3e4f : -3e4f);
     }
     SCOPED_TRACE(describe(problem) + ", seed " + std::to_string(random.seed()));
-    ASSERT_TRUE(agrees(run_gemm(kernel(), problem), run_gemm(reference(), problem), problem,
-                       kernel().compute));
+    ASSERT_TRUE(
+        agrees(run_gemm(kernel(), problem), run_gemm(reference(), problem), problem, kernel()));
   }
 }
 
@@ -96,8 +96,8 @@ TEST_P(KernelExtremes, SmallAndSubnormalActivations) {
       for (int64_t k = 0; k < 150; ++k) problem.x.set(m, k, random.uniform(-unit, unit));
     }
     SCOPED_TRACE(describe(problem) + ", unit " + std::to_string(unit));
-    ASSERT_TRUE(agrees(run_gemm(kernel(), problem), run_gemm(reference(), problem), problem,
-                       kernel().compute));
+    ASSERT_TRUE(
+        agrees(run_gemm(kernel(), problem), run_gemm(reference(), problem), problem, kernel()));
   }
 }
 
@@ -126,8 +126,8 @@ TEST_P(KernelExtremes, HugeAndTinyScales) {
       }
       problem.weights = pack(problem.hub, 1);
       SCOPED_TRACE(describe(problem) + ", scales about " + std::to_string(scale));
-      ASSERT_TRUE(agrees(run_gemm(kernel(), problem), run_gemm(reference(), problem), problem,
-                         kernel().compute));
+      ASSERT_TRUE(
+          agrees(run_gemm(kernel(), problem), run_gemm(reference(), problem), problem, kernel()));
     }
   }
 }
@@ -188,8 +188,8 @@ TEST_P(KernelExtremes, LargestFloatsAsActivations) {
   for (const WeightDtype dtype : dtypes_of(kernel().weights)) {
     const GemmProblem problem = uniform_problem({dtype, 16, {}, {}}, 2, 17, 32, 1e-20f,
                                                 traits_of(dtype).max_code(), kMax / 8);
-    ASSERT_TRUE(agrees(run_gemm(kernel(), problem), run_gemm(reference(), problem), problem,
-                       kernel().compute));
+    ASSERT_TRUE(
+        agrees(run_gemm(kernel(), problem), run_gemm(reference(), problem), problem, kernel()));
   }
 }
 

@@ -19,21 +19,25 @@ namespace {
 
 class KernelMutations : public KernelTest {
  protected:
-  // Scales differ from zero, so that every code matters.
-  GemmProblem problem(ZeroKind zeros = ZeroKind::kNone) {
+  // Of few rows, and of many for every kernel. Scales differ from zero, so that every code matters.
+  std::vector<GemmProblem> problems(ZeroKind zeros = ZeroKind::kNone) {
     Random random = random_of_test();
-    GemmProblem problem =
-        random_problem(random, {dtypes_of(kernel().weights).front(), 32, zeros, {}}, 3, 40, 200);
-    for (int64_t i = 0; i < problem.hub.scales.size(); ++i) {
-      problem.hub.scales.values.as<float>()[i] = random.uniform(0.01f, 0.05f);
+    std::vector<GemmProblem> list;
+    for (const int64_t rows : {3, 17}) {
+      const QuantScheme scheme{dtypes_of(kernel().weights).front(), 32, zeros, {}};
+      GemmProblem problem = random_problem(random, scheme, rows, 40, 200);
+      for (int64_t i = 0; i < problem.hub.scales.size(); ++i) {
+        problem.hub.scales.values.as<float>()[i] = random.uniform(0.01f, 0.05f);
+      }
+      problem.weights = pack(problem.hub, 1);
+      list.push_back(std::move(problem));
     }
-    problem.weights = pack(problem.hub, 1);
-    return problem;
+    return list;
   }
 
   // The kernel's result for `wrong` against the reference's for `right`.
   ::testing::AssertionResult compare(const GemmProblem& wrong, const GemmProblem& right) {
-    return agrees(run_gemm(kernel(), wrong), run_gemm(reference(), right), right, kernel().compute);
+    return agrees(run_gemm(kernel(), wrong), run_gemm(reference(), right), right, kernel());
   }
 
   void expect_noticed(const GemmProblem& right, GemmProblem wrong) {
@@ -44,54 +48,60 @@ class KernelMutations : public KernelTest {
 using KernelMutationsIntegers = KernelMutations;
 
 TEST_P(KernelMutations, AFlippedBitOfOneCodeIsNoticed) {
-  const GemmProblem right = problem();
-  for (const int64_t k : {0, 5, 100, 199}) {
+  for (const GemmProblem& right : problems()) {
+    for (const int64_t k : {0, 5, 100, 199}) {
+      GemmProblem wrong = right;
+      set_code(&wrong.hub, 17, k, wrong.hub.code(17, k) ^ 4);
+      wrong.weights = pack(wrong.hub, 1);
+      expect_noticed(right, wrong);
+    }
+  }
+}
+
+TEST_P(KernelMutations, ASwappedNibbleOrderIsNoticed) {
+  for (const GemmProblem& right : problems()) {
     GemmProblem wrong = right;
-    set_code(&wrong.hub, 17, k, wrong.hub.code(17, k) ^ 4);
+    uint8_t* byte = wrong.weights.data.data() + wrong.weights.header_bytes();
+    while (std::abs((*byte >> 4) - (*byte & 15)) < 8) ++byte;  // halves that are far apart
+    *byte = static_cast<uint8_t>(*byte << 4 | *byte >> 4);
+    expect_noticed(right, wrong);
+  }
+}
+
+TEST_P(KernelMutations, TwoSwappedRowsAreNoticed) {
+  for (const GemmProblem& right : problems()) {
+    GemmProblem wrong = right;
+    std::swap_ranges(wrong.hub.row(2), wrong.hub.row(3), wrong.hub.row(3));
     wrong.weights = pack(wrong.hub, 1);
     expect_noticed(right, wrong);
   }
 }
 
-TEST_P(KernelMutations, ASwappedNibbleOrderIsNoticed) {
-  const GemmProblem right = problem();
-  GemmProblem wrong = right;
-  uint8_t* byte = wrong.weights.data.data() + wrong.weights.header_bytes();
-  while (std::abs((*byte >> 4) - (*byte & 15)) < 8) ++byte;  // halves that are far apart
-  *byte = static_cast<uint8_t>(*byte << 4 | *byte >> 4);
-  expect_noticed(right, wrong);
-}
-
-TEST_P(KernelMutations, TwoSwappedRowsAreNoticed) {
-  const GemmProblem right = problem();
-  GemmProblem wrong = right;
-  std::swap_ranges(wrong.hub.row(2), wrong.hub.row(3), wrong.hub.row(3));
-  wrong.weights = pack(wrong.hub, 1);
-  expect_noticed(right, wrong);
-}
-
 TEST_P(KernelMutations, AMissingLastElementIsNoticed) {
-  const GemmProblem right = problem();
-  GemmProblem wrong = right;
-  for (int64_t m = 0; m < wrong.rows(); ++m) wrong.x.set(m, 199, 0.0f);
-  expect_noticed(right, wrong);
+  for (const GemmProblem& right : problems()) {
+    GemmProblem wrong = right;
+    for (int64_t m = 0; m < wrong.rows(); ++m) wrong.x.set(m, 199, 0.0f);
+    expect_noticed(right, wrong);
+  }
 }
 
 TEST_P(KernelMutations, AWrongScaleIsNoticed) {
-  const GemmProblem right = problem();
-  GemmProblem wrong = right;
-  wrong.hub.scales.values.as<float>()[40] *= 1.01f;
-  wrong.weights = pack(wrong.hub, 1);
-  expect_noticed(right, wrong);
+  for (const GemmProblem& right : problems()) {
+    GemmProblem wrong = right;
+    wrong.hub.scales.values.as<float>()[40] *= 1.01f;
+    wrong.weights = pack(wrong.hub, 1);
+    expect_noticed(right, wrong);
+  }
 }
 
 TEST_P(KernelMutationsIntegers, AZeroPointOffByOneIsNoticed) {
-  const GemmProblem right = problem(ZeroKind::kInt);
-  GemmProblem wrong = right;
-  uint8_t& zero = wrong.hub.zero_points.data()[7];
-  zero = static_cast<uint8_t>(zero ^ 1);
-  wrong.weights = pack(wrong.hub, 1);
-  expect_noticed(right, wrong);
+  for (const GemmProblem& right : problems(ZeroKind::kInt)) {
+    GemmProblem wrong = right;
+    uint8_t& zero = wrong.hub.zero_points.data()[7];
+    zero = static_cast<uint8_t>(zero ^ 1);
+    wrong.weights = pack(wrong.hub, 1);
+    expect_noticed(right, wrong);
+  }
 }
 
 INSTANTIATE_TEST_SUITE_P(All, KernelMutations, ::testing::ValuesIn(all_kernels()),

@@ -17,16 +17,17 @@ using KernelOracleInt8 = KernelTest;
 using KernelOracleBf16 = KernelTest;
 
 TEST_P(KernelOracle, ErrorIsThatOfRoundingTheOperandsAndTheSum) {
+  constexpr int64_t kRows[] = {3, 17};  // few, and many for every kernel
   Random random = random_of_test();
   for (const WeightDtype dtype : dtypes_of(kernel().weights)) {
     for (const ZeroKind zeros : zero_kinds_of(traits_of(dtype))) {
       for (const int64_t group_size : kGroupSizes) {
         const QuantScheme scheme{dtype, group_size, zeros, random.pick(kScaleEncodings)};
-        const GemmProblem problem =
-            random_problem(random, scheme, 3, 35, 261, random.pick(kFloatTypes), random.coin());
+        const GemmProblem problem = random_problem(random, scheme, random.pick(kRows), 35, 261,
+                                                   random.pick(kFloatTypes), random.coin());
         SCOPED_TRACE(describe(problem) + ", seed " + std::to_string(random.seed()));
-        const Bounds bounds = plus(accumulation_bounds(problem, kernel().compute),
-                                   operand_bounds(problem, kernel().compute));
+        const Bounds bounds =
+            plus(accumulation_bounds(problem, kernel()), operand_bounds(problem, kernel()));
         ASSERT_TRUE(within(run_gemm(kernel(), problem), exact_product(problem), bounds));
       }
     }
@@ -68,9 +69,9 @@ TEST_P(KernelOracleInt8, NoiseHasTheVarianceOfRounding) {
 TEST_P(KernelOracleBf16, RoundsTheActivations) {
   Random random = random_of_test();
   const WeightDtype dtype = dtypes_of(kernel().weights).front();
-  const GemmProblem problem = random_problem(random, {dtype, 32, {}, {}}, 4, 32, 256);
+  const GemmProblem problem = random_problem(random, {dtype, 32, {}, {}}, 17, 32, 256);
   EXPECT_FALSE(within(run_gemm(kernel(), problem), exact_product(problem),
-                      accumulation_bounds(problem, kernel().compute)));
+                      accumulation_bounds(problem, kernel())));
 }
 
 INSTANTIATE_TEST_SUITE_P(All, KernelOracle, ::testing::ValuesIn(all_kernels()), kernel_test_name);

@@ -29,7 +29,7 @@ void check_portion(const Kernel& kernel, const GemmProblem& problem, const Prepa
   if (kernel.compute == ComputeType::kInt8) {
     EXPECT_TRUE(identical(c, expected, portion.m0, portion.m1, n0, n1));
   } else {
-    const Bounds bounds = times(2, accumulation_bounds(problem, kernel.compute));
+    const Bounds bounds = times(2, accumulation_bounds(problem, kernel));
     EXPECT_TRUE(within(c, expected, bounds, portion.m0, portion.m1, n0, n1));
   }
 }
@@ -120,7 +120,7 @@ TEST_P(KernelPortions, NoActivationsAreReadBehindTheLastRow) {
     SCOPED_TRACE(describe(problem) + ", seed " + std::to_string(random.seed()));
     FloatMatrix c(FloatType::kFp32, m, 40);
     run_gemm(kernel(), problem, prepared, whole(problem), &c);
-    ASSERT_TRUE(agrees(c, run_gemm(reference(), problem), problem, kernel().compute));
+    ASSERT_TRUE(agrees(c, run_gemm(reference(), problem), problem, kernel()));
   }
 }
 

@@ -26,7 +26,7 @@ TEST_P(KernelSchemes, All) {
                                                      random.pick(kRows), 19, 239);
           SCOPED_TRACE(describe(problem) + ", seed " + std::to_string(random.seed()));
           ASSERT_TRUE(agrees(run_gemm(kernel(), problem), run_gemm(reference(), problem), problem,
-                             kernel().compute));
+                             kernel()));
         }
       }
     }
@@ -45,7 +45,7 @@ TEST_P(KernelSchemes, OneRow) {
               random_problem(random, {dtype, group_size, zeros, ScaleEncoding::kFp16}, 1, 35, k);
           SCOPED_TRACE(describe(problem) + ", seed " + std::to_string(random.seed()));
           ASSERT_TRUE(agrees(run_gemm(kernel(), problem), run_gemm(reference(), problem), problem,
-                             kernel().compute));
+                             kernel()));
         }
       }
     }
@@ -62,7 +62,7 @@ TEST_P(KernelTypes, AllOfXAndC) {
         SCOPED_TRACE(describe(problem) + " -> " + name_of(out) + ", seed " +
                      std::to_string(random.seed()));
         ASSERT_TRUE(agrees(run_gemm(kernel(), problem, out), run_gemm(reference(), problem, out),
-                           problem, kernel().compute));
+                           problem, kernel()));
       }
     }
   }
@@ -97,8 +97,7 @@ TEST_P(KernelTypes, OrderAndScalesOfTheInput) {
       const GemmProblem plain(std::move(hub), std::move(x));
       SCOPED_TRACE(describe(given) + ", seed " + std::to_string(random.seed()));
       ASSERT_TRUE(identical(run_gemm(kernel(), given), run_gemm(kernel(), plain)));
-      ASSERT_TRUE(
-          agrees(run_gemm(kernel(), given), run_gemm(reference(), given), plain, kernel().compute));
+      ASSERT_TRUE(agrees(run_gemm(kernel(), given), run_gemm(reference(), given), plain, kernel()));
     }
   }
 }

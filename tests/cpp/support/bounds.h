@@ -9,10 +9,12 @@
 // term), and 6 others: t - z and s (t - z) in dequantize(), the zero point's and the scale's
 // multiplication, the bias, the store. Two evaluations of the same terms differ by twice that.
 // Underflow adds an absolute error to each operation: 2^-149, or 2^-126 (1 + |t|) where bfloat16
-// dot products flush subnormal operands and results to zero.
+// dot products flush subnormal operands and results to zero. Where scales are part of the weights,
+// that error is of weights and products as they are, not before scaling.
 //
 // Quantization of the operands, against the exact product of dequantized weights and activations:
 //     bf16: each rounding has a relative error of at most 2^-8 (activations; table values too)
+//           dequantized weights are rounded after scaling, whatever their dtype
 //     int8: activations are off by half a step of absmax / 127 of their block, a table's values by
 //           the largest error of its 8-bit image
 #pragma once
@@ -28,6 +30,15 @@
 #include "support/gemm.h"
 
 namespace woq::testing {
+
+// What a kernel's rounding errors depend on.
+struct Arithmetic {
+  ComputeType compute;
+  bool dequantized = false;  // weights are scaled before they are multiplied
+
+  Arithmetic(ComputeType type) : compute(type) {}
+  Arithmetic(const Kernel& kernel) : compute(kernel.compute), dequantized(dequantizes(kernel)) {}
+};
 
 // [M, N] of non-negative numbers.
 using Bounds = std::vector<double>;
@@ -104,7 +115,8 @@ inline double gamma(int64_t roundings) {
 }
 
 // Of one evaluation in fp32 from the true sum of the terms.
-inline Bounds accumulation_bounds(const GemmProblem& problem, ComputeType compute) {
+inline Bounds accumulation_bounds(const GemmProblem& problem, const Arithmetic& arithmetic) {
+  const ComputeType compute = arithmetic.compute;
   Bounds bounds(static_cast<size_t>(problem.rows() * problem.cols()));
   const double relative = gamma(problem.hub.cols + 7);
   const double largest_code = problem.hub.dtype().is_integer() ? 128 : 6;
@@ -124,12 +136,18 @@ inline Bounds accumulation_bounds(const GemmProblem& problem, ComputeType comput
           const detail::BlockSums& a, int64_t length) {
         *bound += relative * operands * scale * (products + zero * a.magnitude) +
                   scale * (2.0 * static_cast<double>(length) + 2) * (1 + zero) * tiny + 0x1p-149;
+        if (!arithmetic.dequantized) return;
+        const bool flushes = compute == ComputeType::kBf16;
+        const double product = flushes ? 0x1p-126 : 0x1p-149;
+        const double weight = flushes ? 0x1p-126 : 0;
+        *bound += 2 * static_cast<double>(length) * product + operands * a.magnitude * weight;
       });
   return bounds;
 }
 
 // Of a kernel's operands, rounded for its compute type, from the ones it was given.
-inline Bounds operand_bounds(const GemmProblem& problem, ComputeType compute) {
+inline Bounds operand_bounds(const GemmProblem& problem, const Arithmetic& arithmetic) {
+  const ComputeType compute = arithmetic.compute;
   Bounds bounds(static_cast<size_t>(problem.rows() * problem.cols()));
   if (compute == ComputeType::kFp32) return bounds;
   const bool integer = problem.hub.dtype().is_integer();
@@ -141,8 +159,10 @@ inline Bounds operand_bounds(const GemmProblem& problem, ComputeType compute) {
       [&](int64_t, int64_t, double scale, double zero, double products, double values,
           const detail::BlockSums& a, int64_t length) {
         if (compute == ComputeType::kBf16) {
-          const double product = integer ? bf16 : 2 * bf16 + bf16 * bf16;
-          *bound += scale * (product * products + bf16 * zero * a.magnitude);
+          const double both = 2 * bf16 + bf16 * bf16;
+          const double product = integer && !arithmetic.dequantized ? bf16 : both;
+          const double correction = arithmetic.dequantized ? both : bf16;
+          *bound += scale * (product * products + correction * zero * a.magnitude);
           return;
         }
         // x * (127 / absmax) and absmax / 127 are rounded too: 4 u of up to 127 steps.
@@ -230,9 +250,9 @@ template <class Expected>
 
 // int8 results are bit-identical on every target; the others differ by the order of additions.
 inline ::testing::AssertionResult agrees(const FloatMatrix& actual, const FloatMatrix& expected,
-                                         const GemmProblem& problem, ComputeType compute) {
-  if (compute == ComputeType::kInt8) return identical(actual, expected);
-  return within(actual, expected, times(2, accumulation_bounds(problem, compute)));
+                                         const GemmProblem& problem, const Arithmetic& arithmetic) {
+  if (arithmetic.compute == ComputeType::kInt8) return identical(actual, expected);
+  return within(actual, expected, times(2, accumulation_bounds(problem, arithmetic)));
 }
 
 }  // namespace woq::testing

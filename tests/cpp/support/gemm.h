@@ -11,6 +11,7 @@
 #include <utility>
 #include <vector>
 
+#include "support/dequantizing.h"
 #include "support/matrices.h"
 #include "support/random.h"
 #include "support/schemes.h"
@@ -56,7 +57,15 @@ inline std::string kernel_test_name(const ::testing::TestParamInfo<const Kernel*
   return info.param->name;
 }
 
+// Why the target cannot be tested; empty if it can.
+inline std::string why_not_here(const TargetTraits& target) {
+  const CpuFeatureSet missing = target.required & ~cpu_features();
+  if (missing != 0) return "this CPU lacks " + names_of(missing);
+  return is_built(target.target) ? "" : std::string("this build has no target ") + target.name;
+}
+
 inline const Kernel& reference_of(const Kernel& kernel) {
+  if (dequantizes(kernel)) return dequantizing_reference(kernel.weights, kernel.compute);
   const KernelTable table = kernels_of(Target::kRef);
   for (int i = 0; i < table.size; ++i) {
     const Kernel& reference = table.begin[i];
@@ -82,8 +91,8 @@ class KernelTest : public ::testing::TestWithParam<const Kernel*> {
   const Kernel& reference() const { return reference_of(kernel()); }
 
   void SetUp() override {
-    const CpuFeatureSet missing = traits_of(kernel().target).required & ~cpu_features();
-    if (missing != 0) GTEST_SKIP() << "this CPU lacks " << names_of(missing);
+    const std::string why_not = why_not_here(traits_of(kernel().target));
+    if (!why_not.empty()) GTEST_SKIP() << why_not;
   }
 };
 
