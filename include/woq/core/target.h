@@ -56,7 +56,8 @@ inline constexpr TargetTraits kTargets[] = {
     {Target::kAvx512Vnni, "avx512_vnni", kAvx512VnniFeatures},
     {Target::kAvx512Bf16, "avx512_bf16", kAvx512Bf16Features},
     {Target::kAmx, "amx", kAmxFeatures},
-    {Target::kOneDnn, "onednn", kAvx512Bf16Features, "measured slower, see docs/performance.md"},
+    {Target::kOneDnn, "onednn", kAvx512Bf16Features,
+     "measured slower or hardly faster, see docs/performance.md"},
 };
 
 constexpr const TargetTraits& traits_of(Target target) {
