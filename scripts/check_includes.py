@@ -18,11 +18,12 @@ from pathlib import Path
 # A layer is a folder of include/woq, or a header right in it; it may include itself and these.
 CPP_LAYERS = {
     "core": "",
-    "quant": "core",
-    "pack": "core quant",
-    "kernels": "core quant pack",
-    "linear": "core quant pack kernels",
-    "woq": "core quant pack kernels linear",
+    "linalg": "core",
+    "quant": "core linalg",
+    "pack": "core linalg quant",
+    "kernels": "core linalg quant pack",
+    "linear": "core linalg quant pack kernels",
+    "woq": "core linalg quant pack kernels linear",
 }
 
 # What a user may include: neither parts of a target region nor a single target.

@@ -22,6 +22,7 @@
 #include "woq/core/parallel.h"
 #include "woq/core/view.h"
 #include "woq/quant/quantized_matrix.h"
+#include "woq/quant/scale_search.h"
 
 namespace woq {
 
@@ -30,138 +31,13 @@ struct RtnOptions {
   // has one ratio for a whole layer; one per group is never worse).
   bool mse_search = false;
   std::string name = "weight";  // for messages
+  // [K], not negative, such as the mean squares of the layer's inputs (llama.cpp's imatrix). Scales
+  // are then searched for the least sum over k of importance[k] (w - quantized)^2; mse_search makes
+  // no difference. Empty: all alike.
+  std::vector<float> importance = {};
 };
 
 namespace detail {
-
-// The ratios 1, 1 -+ 1/200, ... 1 -+ 40/200 of the unclipped range. Below 1, as neural-compressor
-// searches, clipping pays at 4 bits; above 1 the finer grid of 8 bits can be shifted to where the
-// group's weights lie.
-inline constexpr int kMseSearchSteps = 40;
-inline constexpr float kMseSearchStep = 1.0f / 200.0f;
-
-// Nearest integer, ties to even, for |x| < 2^22, as two additions that vectorise on any x86-64.
-inline float round_half_even(float x) {
-  constexpr float kMagic = 12582912.0f;  // 1.5 * 2^23
-  return (x + kMagic) - kMagic;
-}
-
-struct GroupRange {
-  float min = 0, max = 0;
-  bool finite = true;
-};
-
-inline GroupRange range_of(const float* w, int64_t n) {
-  GroupRange range{w[0], w[0], true};
-  uint32_t largest = 0;
-  for (int64_t i = 0; i < n; ++i) {
-    range.min = w[i] < range.min ? w[i] : range.min;
-    range.max = w[i] > range.max ? w[i] : range.max;
-    const uint32_t magnitude = float_bits(w[i]) & 0x7fffffffu;
-    largest = magnitude > largest ? magnitude : largest;
-  }
-  range.finite = largest < 0x7f800000u;
-  return range;
-}
-
-// Scale and, for asymmetric matrices, the real minimum of a group, before any rounding to a stored
-// form.
-struct GroupParameters {
-  float scale = 0, min = 0;
-};
-
-inline GroupParameters group_parameters(const QuantScheme& scheme, const GroupRange& range,
-                                        float ratio) {
-  const DtypeTraits& dtype = traits_of(scheme.dtype);
-  if (scheme.zeros == ZeroKind::kInt) {
-    float min = std::min(range.min, 0.0f), max = std::max(range.max, 0.0f);
-    if (min == 0.0f && max == 0.0f) {
-      min = -1.0f;
-      max = 1.0f;
-    }
-    min *= ratio;
-    max *= ratio;
-    return {(max - min) / static_cast<float>(dtype.max_code()), min};
-  }
-  float absmax = std::max(std::fabs(range.min), std::fabs(range.max));
-  if (absmax == 0.0f && dtype.is_integer()) absmax = 1.0f;
-  const float scale = absmax * ratio / dtype.scale_divisor;
-  const bool negate = dtype.signed_scale && std::fabs(range.max) > std::fabs(range.min);
-  return {negate ? -scale : scale, 0.0f};
-}
-
-inline float integer_zero_point(const DtypeTraits& dtype, float min, float scale) {
-  const float limit = static_cast<float>(dtype.max_code());
-  // A stored scale can have rounded to zero; the group is then stored as its zero point.
-  if (scale == 0.0f) return static_cast<float>(dtype.center());
-  return round_half_even(std::clamp(-min / scale, 0.0f, limit));
-}
-
-// Codes of one group for a scale and zero point (in codes; the centre when symmetric).
-inline void encode_group(const DtypeTraits& dtype, const float* w, int64_t n, float scale,
-                         float zero, uint8_t* codes) {
-  if (dtype.is_integer()) {
-    const float low = -zero, high = static_cast<float>(dtype.max_code()) - zero;
-    const float divisor = scale == 0.0f ? 1.0f : scale, keep = scale == 0.0f ? 0.0f : 1.0f;
-    for (int64_t i = 0; i < n; ++i) {
-      // Clamped before rounding: the bounds are integers, so the order makes no difference, and
-      // round_half_even needs a small argument.
-      float q = w[i] * keep / divisor;
-      q = q < low ? low : q;
-      q = q > high ? high : q;
-      codes[i] = static_cast<uint8_t>(static_cast<int>(round_half_even(q) + zero));
-    }
-    return;
-  }
-  const Codebook& book = *dtype.codebook;
-  if (scale == 0.0f) {
-    std::fill_n(codes, n, encode(book, 0.0f));
-    return;
-  }
-  // Double quantization can turn a scale far below its block's mean negative.
-  const float inverse = 1.0f / std::copysign(std::max(std::fabs(scale), 1e-38f), scale);
-  for (int64_t i = 0; i < n; ++i)
-    codes[i] = encode(book, book.multiply_by_reciprocal ? w[i] * inverse : w[i] / scale);
-}
-
-inline double group_squared_error(const DtypeTraits& dtype, const float* w, const uint8_t* codes,
-                                  int64_t n, float scale, float zero) {
-  float error = 0;
-  for (int64_t i = 0; i < n; ++i) {
-    const float value =
-        dtype.is_integer() ? static_cast<float>(codes[i]) - zero : dtype.codebook->values[codes[i]];
-    const float difference = w[i] - scale * value;
-    error += difference * difference;
-  }
-  return error;
-}
-
-inline float zero_for(const QuantScheme& scheme, const GroupParameters& group, float scale) {
-  const DtypeTraits& dtype = traits_of(scheme.dtype);
-  return scheme.zeros == ZeroKind::kInt ? integer_zero_point(dtype, group.min, scale)
-                                        : static_cast<float>(dtype.center());
-}
-
-// The parameters with the least squared error; the ratio nearest 1 wins a tie.
-inline GroupParameters search_parameters(const QuantScheme& scheme, const GroupRange& range,
-                                         const float* w, int64_t n, uint8_t* scratch) {
-  const DtypeTraits& dtype = traits_of(scheme.dtype);
-  GroupParameters best = group_parameters(scheme, range, 1.0f);
-  double best_error = std::numeric_limits<double>::infinity();
-  for (int i = 0; i <= 2 * kMseSearchSteps; ++i) {
-    const int step = i % 2 == 0 ? i / 2 : -(i + 1) / 2;
-    const GroupParameters candidate =
-        group_parameters(scheme, range, 1.0f + static_cast<float>(step) * kMseSearchStep);
-    const float zero = zero_for(scheme, candidate, candidate.scale);
-    encode_group(dtype, w, n, candidate.scale, zero, scratch);
-    const double error = group_squared_error(dtype, w, scratch, n, candidate.scale, zero);
-    if (error < best_error) {
-      best = candidate;
-      best_error = error;
-    }
-  }
-  return best;
-}
 
 inline void store_codes(const uint8_t* codes, int64_t n, int bits, uint8_t* out) {
   if (bits == 8) {
@@ -182,6 +58,20 @@ inline void store_codes(const uint8_t* codes, int64_t n, int bits, uint8_t* out)
        "; quantization needs finite weights: repair the checkpoint or exclude the module");
 }
 
+inline void check_importance(const std::vector<float>& importance, int64_t cols,
+                             const std::string& name) {
+  if (importance.empty()) return;
+  if (static_cast<int64_t>(importance.size()) != cols) {
+    fail("the importance of tensor '", name, "' has ", importance.size(), " elements, expected ",
+         cols, ", one for each column");
+  }
+  for (size_t k = 0; k < importance.size(); ++k) {
+    if (importance[k] >= 0 && std::isfinite(importance[k])) continue;
+    fail("the importance of tensor '", name, "' is ", importance[k], " at column ", k,
+         "; it must be finite and not negative: repair the statistics or leave them out");
+  }
+}
+
 }  // namespace detail
 
 // Quantizes weight [N, K]. Throws InvalidArgument for an unsupported scheme, an empty matrix, or a
@@ -194,6 +84,7 @@ inline QuantizedMatrix quantize_rtn(const ConstMatrixView& weight, const QuantSc
   }
   if (scheme.zeros == ZeroKind::kFloat)
     fail("round to nearest has no float zero points; use integer ones");
+  detail::check_importance(options.importance, weight.cols, options.name);
   QuantizedMatrix matrix = QuantizedMatrix::allocate(scheme, weight.rows, weight.cols);
   const DtypeTraits& dtype = matrix.dtype();
   const int64_t length = matrix.group_length(), groups = matrix.groups();
@@ -213,9 +104,15 @@ inline QuantizedMatrix quantize_rtn(const ConstMatrixView& weight, const QuantSc
         const int64_t size = std::min(length, weight.cols - g * length);
         const detail::GroupRange range = detail::range_of(w, size);
         if (!range.finite) detail::fail_not_finite(options.name, row.data(), n, weight.cols);
-        parameters[static_cast<size_t>(n * groups + g)] =
-            options.mse_search ? detail::search_parameters(scheme, range, w, size, scratch.data())
-                               : detail::group_parameters(scheme, range, 1.0f);
+        detail::GroupParameters& found = parameters[static_cast<size_t>(n * groups + g)];
+        if (!options.importance.empty()) {
+          found = detail::weighted_search(scheme, range, w, options.importance.data() + g * length,
+                                          size, scratch.data());
+        } else if (options.mse_search) {
+          found = detail::search_parameters(scheme, range, w, size, scratch.data());
+        } else {
+          found = detail::group_parameters(scheme, range, 1.0f);
+        }
       }
     }
   });

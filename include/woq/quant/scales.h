@@ -71,6 +71,14 @@ inline int64_t stored_scale_bytes(ScaleEncoding encoding) {
   return encoding == ScaleEncoding::kFp32 ? 4 : encoding == ScaleEncoding::kDouble ? 1 : 2;
 }
 
+// A scale as its own stored form has it; double quantization, which depends on all scales of a
+// matrix, leaves it as it is.
+inline float stored_scale(ScaleEncoding encoding, float scale) {
+  if (encoding == ScaleEncoding::kFp16) return fp16_to_float(float_to_fp16(scale));
+  if (encoding == ScaleEncoding::kBf16) return round_to_bf16(scale);
+  return scale;
+}
+
 // Stored scales. Plain data: the values, and what double quantization adds.
 struct ScaleTable {
   ScaleEncoding encoding = ScaleEncoding::kFp32;

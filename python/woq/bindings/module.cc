@@ -10,6 +10,7 @@
 
 #include "arrays.h"
 #include "quantized.h"
+#include "quantizers.h"
 #include "woq/woq.h"
 
 namespace woq::python {
@@ -183,6 +184,7 @@ PYBIND11_MODULE(_woq, module) {
              py::arg("asym"), py::arg("scale_dtype"), py::arg("double_quant"),
              py::arg("compute_dtype"));
   bind_quantized(module);
+  bind_quantizers(module);
 
   py::class_<WeightOnlyLinear>(module, "Linear")
       .def(py::init(&make_linear), py::arg("weight"), py::arg("bias") = py::none(),

@@ -1,0 +1,129 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "quantizers.h"
+
+#include <pybind11/stl.h>
+
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "arrays.h"
+#include "quantized.h"
+#include "woq/woq.h"
+
+namespace woq::python {
+
+namespace {
+
+py::array_t<double> to_numpy(const Hessian& hessian) {
+  py::array_t<double> array({hessian.cols(), hessian.cols()});
+  double* const out = array.mutable_data();
+  for (int64_t i = 0; i < hessian.cols(); ++i) {
+    for (int64_t j = 0; j < hessian.cols(); ++j) out[i * hessian.cols() + j] = hessian.at(i, j);
+  }
+  return array;
+}
+
+py::array_t<double> magnitudes(const Hessian& hessian) {
+  py::array_t<double> array(hessian.cols());
+  for (int64_t k = 0; k < hessian.cols(); ++k)
+    array.mutable_data()[k] = hessian.mean_magnitude(k);
+  return array;
+}
+
+using DoubleArray = py::array_t<double, py::array::c_style | py::array::forcecast>;
+
+Hessian hessian_from_numpy(const DoubleArray& h, int64_t rows, const py::object& mean_magnitudes,
+                           const std::string& name) {
+  if (h.ndim() != 2 || h.shape(0) != h.shape(1))
+    fail("a Hessian is a square matrix, got an array with ", h.ndim(), " dimensions");
+  DoubleArray means;
+  if (!mean_magnitudes.is_none()) {
+    means = mean_magnitudes.cast<DoubleArray>();
+    if (means.ndim() != 1 || means.shape(0) != h.shape(0))
+      fail("mean_magnitudes must have ", h.shape(0), " elements");
+  }
+  return Hessian::from_matrix(h.data(), h.shape(0), rows,
+                              mean_magnitudes.is_none() ? nullptr : means.data(), name);
+}
+
+QuantizedMatrix gptq(const py::object& weight, const Hessian& hessian, const std::string& dtype,
+               int64_t group_size, bool asym, const std::string& scale_dtype, bool double_quant,
+               double damp_percent, double damp_increment, int64_t block_size,
+               const std::string& act_order, bool static_groups, bool mse_range, bool fp64,
+               const CrossMoment* cross, double gptaq_alpha, const std::string& name,
+               int num_threads) {
+  const QuantScheme scheme = make_scheme(dtype, group_size, asym, scale_dtype, double_quant);
+  const ConstMatrixView view = input_matrix(weight, name.c_str());
+  GptqOptions options;
+  options.damp = damp_percent;
+  options.damp_increment = damp_increment;
+  options.block_size = block_size;
+  options.act_order = parse_act_order(act_order);
+  options.static_groups = static_groups;
+  options.mse_search = mse_range;
+  options.fp64 = fp64;
+  options.cross = cross;
+  options.gptaq_alpha = gptaq_alpha;
+  options.name = name;
+  const py::gil_scoped_release unlocked;
+  return quantize_gptq(view, hessian, scheme, options, num_threads).matrix;
+}
+
+double layer_error(const py::object& weight, const py::object& approximation,
+                   const Hessian& hessian, int num_threads) {
+  const ConstMatrixView w = input_matrix(weight, "weight");
+  const ConstMatrixView q = input_matrix(approximation, "approximation");
+  const py::gil_scoped_release unlocked;
+  return relative_layer_error(w, q, hessian, num_threads);
+}
+
+}  // namespace
+
+void bind_quantizers(py::module_& module) {
+  py::class_<Hessian>(module, "Hessian")
+      .def(py::init<int64_t, std::string>(), py::arg("in_features"), py::arg("name") = "layer")
+      .def_property_readonly("in_features", &Hessian::cols)
+      .def_property_readonly("rows", &Hessian::rows)
+      .def_property_readonly("nbytes", &Hessian::bytes)
+      .def(
+          "add",
+          [](Hessian& hessian, const py::object& x, int num_threads) {
+            const ConstMatrixView view = input_matrix(x, "the input");
+            const py::gil_scoped_release unlocked;
+            hessian.add(view, num_threads);
+          },
+          py::arg("x"), py::arg("num_threads") = 0)
+      .def_property_readonly("dead_columns", &Hessian::dead_columns)
+      .def("merge", &Hessian::merge, py::arg("other"))
+      .def("numpy", &to_numpy)
+      .def("mean_magnitudes", &magnitudes)
+      .def_static("from_numpy", &hessian_from_numpy, py::arg("h"), py::arg("rows"),
+                  py::arg("mean_magnitudes") = py::none(), py::arg("name") = "layer");
+  py::class_<CrossMoment>(module, "CrossMoment")
+      .def(py::init<int64_t, std::string>(), py::arg("in_features"), py::arg("name") = "layer")
+      .def_property_readonly("in_features", &CrossMoment::cols)
+      .def_property_readonly("rows", &CrossMoment::rows)
+      .def(
+          "add",
+          [](CrossMoment& moment, const py::object& x_float, const py::object& x_quantized,
+             int num_threads) {
+            const ConstMatrixView left = input_matrix(x_float, "the full-precision input");
+            const ConstMatrixView right = input_matrix(x_quantized, "the quantized input");
+            const py::gil_scoped_release unlocked;
+            moment.add(left, right, num_threads);
+          },
+          py::arg("x_float"), py::arg("x_quantized"), py::arg("num_threads") = 0);
+  module.def("quantize_gptq", &gptq, py::arg("weight"), py::arg("hessian"), py::kw_only(),
+             py::arg("dtype"), py::arg("group_size") = 32, py::arg("asym") = false,
+             py::arg("scale_dtype") = "fp32", py::arg("double_quant") = false,
+             py::arg("damp_percent") = 0.01, py::arg("damp_increment") = 0.01,
+             py::arg("block_size") = 128, py::arg("act_order") = "none",
+             py::arg("static_groups") = false, py::arg("mse_range") = false,
+             py::arg("fp64") = false, py::arg("cross") = nullptr, py::arg("gptaq_alpha") = 0.25,
+             py::arg("name") = "weight", py::arg("num_threads") = 0);
+  module.def("layer_error", &layer_error, py::arg("weight"), py::arg("approximation"),
+             py::arg("hessian"), py::arg("num_threads") = 0);
+}
+
+}  // namespace woq::python
