@@ -103,6 +103,19 @@ inline void encode_group(const DtypeTraits& dtype, const float* w, int64_t n, fl
     codes[i] = encode(book, book.multiply_by_reciprocal ? w[i] * inverse : w[i] / scale);
 }
 
+// Codes of one group of integers whose zero point is any number: the nearest to w / scale + zero;
+// where that is a whole number, those of encode_group(), which rounds before it adds.
+inline void encode_group_float_zero(const DtypeTraits& dtype, const float* w, int64_t n,
+                                    float scale, float zero, uint8_t* codes) {
+  if (zero == std::floor(zero)) {
+    encode_group(dtype, w, n, scale, zero, codes);
+    return;
+  }
+  const auto limit = static_cast<float>(dtype.max_code());
+  for (int64_t i = 0; i < n; ++i)
+    codes[i] = static_cast<uint8_t>(round_half_even(std::clamp(w[i] / scale + zero, 0.0f, limit)));
+}
+
 // Codes one weight at a time, as encode_group() does; T is the precision of the quotient.
 struct GroupCoder {
   const DtypeTraits* dtype = nullptr;

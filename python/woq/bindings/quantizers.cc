@@ -26,8 +26,7 @@ py::array_t<double> to_numpy(const Hessian& hessian) {
 
 py::array_t<double> magnitudes(const Hessian& hessian) {
   py::array_t<double> array(hessian.cols());
-  for (int64_t k = 0; k < hessian.cols(); ++k)
-    array.mutable_data()[k] = hessian.mean_magnitude(k);
+  for (int64_t k = 0; k < hessian.cols(); ++k) array.mutable_data()[k] = hessian.mean_magnitude(k);
   return array;
 }
 
@@ -48,11 +47,11 @@ Hessian hessian_from_numpy(const DoubleArray& h, int64_t rows, const py::object&
 }
 
 QuantizedMatrix gptq(const py::object& weight, const Hessian& hessian, const std::string& dtype,
-               int64_t group_size, bool asym, const std::string& scale_dtype, bool double_quant,
-               double damp_percent, double damp_increment, int64_t block_size,
-               const std::string& act_order, bool static_groups, bool mse_range, bool fp64,
-               const CrossMoment* cross, double gptaq_alpha, const std::string& name,
-               int num_threads) {
+                     int64_t group_size, bool asym, const std::string& scale_dtype,
+                     bool double_quant, double damp_percent, double damp_increment,
+                     int64_t block_size, const std::string& act_order, bool static_groups,
+                     bool mse_range, bool fp64, const CrossMoment* cross, double gptaq_alpha,
+                     const std::string& name, int num_threads) {
   const QuantScheme scheme = make_scheme(dtype, group_size, asym, scale_dtype, double_quant);
   const ConstMatrixView view = input_matrix(weight, name.c_str());
   GptqOptions options;

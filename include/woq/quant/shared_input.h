@@ -1,0 +1,83 @@
+// SPDX-License-Identifier: Apache-2.0
+// Layers that share an input, and what scaling its channels does to their error: with y = (x / s)
+// Q(W diag(s))^T, layer by layer, D = W - Q(W diag(s)) diag(1 / s). AWQ and TEQ look for s.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <numeric>
+#include <string>
+#include <vector>
+
+#include "woq/quant/layer_error.h"
+#include "woq/quant/rtn.h"
+
+namespace woq {
+
+// The rows of several weights [N_i, K] as one fp32 matrix [rows, K]: all of them, or an even
+// sample. A row of a sample stands for `share` rows of its weight.
+struct SharedInputRows {
+  int64_t rows = 0, cols = 0;
+  std::vector<float> w;
+  std::vector<double> share;  // [rows]
+};
+
+// At most max_rows of each weight; 0: all. Throws InvalidArgument for no or empty weights, widths
+// that differ from the Hessian's, and numbers that are not finite.
+inline SharedInputRows gather_rows(const std::vector<ConstMatrixView>& weights,
+                                   const Hessian& hessian, int64_t max_rows,
+                                   const std::string& name) {
+  if (weights.empty())
+    fail("no weights to scale for '", name, "'; pass those that share the input");
+  SharedInputRows result;
+  result.cols = hessian.cols();
+  for (const ConstMatrixView& weight : weights) {
+    detail::check_widths(weight, hessian, name);
+    if (weight.rows < 1) fail("a weight of '", name, "' is empty");
+    const int64_t count = max_rows > 0 ? std::min(max_rows, weight.rows) : weight.rows;
+    for (int64_t i = 0; i < count; ++i) {
+      const int64_t n = i * weight.rows / count;
+      const size_t at = result.w.size();
+      result.w.resize(at + static_cast<size_t>(weight.cols));
+      float* const row = result.w.data() + at;
+      load_floats(weight.row(n), weight.type, weight.cols, row);
+      if (!detail::range_of(row, weight.cols).finite)
+        detail::fail_not_finite(name, row, n, weight.cols);
+      result.share.push_back(static_cast<double>(weight.rows) / static_cast<double>(count));
+    }
+    result.rows += count;
+  }
+  return result;
+}
+
+// tr(D H D^T), summed over the weights, when they are rounded to nearest after scaling by s [K].
+inline double scaled_error(const SharedInputRows& weights, const LayerObjective& objective,
+                           QuantScheme scheme, bool mse_search, const std::vector<float>& s,
+                           int threads) {
+  // Double quantization needs whole matrices, of which this may be a sample.
+  if (scheme.scales == ScaleEncoding::kDouble) scheme.scales = ScaleEncoding::kFp32;
+  const int64_t cols = weights.cols;
+  const int team = useful_threads(threads, weights.rows * cols, kElementGrain);
+  std::vector<float> scaled(weights.w.size());
+  parallel_for(weights.rows, team, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin * cols; i < end * cols; ++i)
+      scaled[static_cast<size_t>(i)] =
+          weights.w[static_cast<size_t>(i)] * s[static_cast<size_t>(i % cols)];
+  });
+  RtnOptions options;
+  options.mse_search = mse_search;
+  const QuantizedMatrix matrix =
+      quantize_rtn(view_of(scaled.data(), weights.rows, cols), scheme, options, threads);
+  parallel_for(weights.rows, team, [&](int64_t begin, int64_t end) {
+    for (int64_t n = begin; n < end; ++n) {
+      float* const row = scaled.data() + n * cols;
+      dequantize_row(matrix, n, row);
+      for (int64_t k = 0; k < cols; ++k)
+        row[k] = weights.w[static_cast<size_t>(n * cols + k)] - row[k] / s[static_cast<size_t>(k)];
+    }
+  });
+  const std::vector<double> errors = objective.row_errors(scaled.data(), weights.rows, threads);
+  return std::inner_product(errors.begin(), errors.end(), weights.share.begin(), 0.0);
+}
+
+}  // namespace woq

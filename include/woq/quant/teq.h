@@ -1,0 +1,231 @@
+// SPDX-License-Identifier: Apache-2.0
+// TEQ (Cheng et al., arXiv:2310.10944): a trained scale for each input channel, y = (x / a) Q(W
+// a)^T. The objective is the output error of the layers that share the input, L = tr(D H D^T) for D
+// = W - Q(W a) / a, so that no data needs to be kept; the paper's own, the model's loss, needs the
+// model.
+//
+// Gradient, straight through the rounding (equation 5): for X = W diag(a), in a group of scale s,
+// Q = s v with v = round(X / s), whose derivative counts as that of X / s. With theta = log a and
+// G = D H:
+//     dL/dtheta_k = -2 sum_n G_nk D_nk  +  sum over (n, g) of (dL/ds_ng) (ds_ng / dtheta_k)
+//     dL/ds_ng = -2 sum over k in g of G_nk (v_nk - X_nk / s) / a_k
+// s follows the group's extremes: ds/dtheta_k is s at the weight that sets absmax, and the
+// extreme's own share of max - min where there are zero points. Without that term the gradient
+// would only ever raise scales.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <numeric>
+#include <string>
+#include <vector>
+
+#include "woq/quant/shared_input.h"
+
+namespace woq {
+
+struct TeqOptions {
+  int steps = 150;              // 0: RTN
+  double learning_rate = 0.02;  // of log a; falls linearly to 0
+  double beta1 = 0.9, beta2 = 0.99;
+  double warmup = 0.05;           // share of the steps in which the rate rises from 0
+  int64_t max_rows = 1024;        // of each weight, that training looks at; 0: all
+  std::vector<float> start = {};  // [K], such as AWQ's scales; empty: ones
+  std::string name = "layer";     // for messages
+};
+
+struct TeqResult {
+  std::vector<float> scales;  // [K]: multiply the weight's columns; divide the inputs by the same
+  double error = 0, rtn_error = 0;  // tr(D H D^T) with these scales, and without any
+};
+
+namespace detail {
+
+// L and its gradient at one set of scales.
+class TeqLoss {
+ public:
+  TeqLoss(const SharedInputRows& weights, const LayerObjective& objective,
+          const QuantScheme& scheme, int threads)
+      : weights_(weights),
+        objective_(objective),
+        scheme_(scheme),
+        threads_(threads),
+        d_(weights.w.size()),
+        slope_(weights.w.size()),
+        g_(weights.w.size()) {}
+
+  // gradient [K] with respect to log a.
+  double operator()(const std::vector<float>& a, std::vector<double>* gradient) {
+    const int64_t cols = weights_.cols, chunks = (weights_.rows + kChunk - 1) / kChunk;
+    const int64_t groups = group_count(scheme_, cols);
+    extremes_.resize(static_cast<size_t>(weights_.rows * groups));
+    const int team = useful_threads(threads_, weights_.rows * cols, kElementGrain);
+    parallel_for(chunks, team, [&](int64_t begin, int64_t end) {
+      std::vector<float> x(static_cast<size_t>(cols));
+      std::vector<uint8_t> codes(x.size());
+      for (int64_t n = begin * kChunk; n < std::min(weights_.rows, end * kChunk); ++n)
+        quantize(n, a, x.data(), codes.data());
+    });
+    objective_.product(d_.data(), weights_.rows, g_.data(), threads_);
+    // Partial sums of chunks that don't depend on the number of threads, added in order.
+    std::vector<double> losses(static_cast<size_t>(chunks));
+    std::vector<double> parts(static_cast<size_t>(chunks * cols));
+    parallel_for(chunks, team, [&](int64_t begin, int64_t end) {
+      for (int64_t chunk = begin; chunk < end; ++chunk) {
+        for (int64_t n = chunk * kChunk; n < std::min(weights_.rows, (chunk + 1) * kChunk); ++n)
+          losses[static_cast<size_t>(chunk)] += add_row(n, parts.data() + chunk * cols);
+      }
+    });
+    gradient->assign(static_cast<size_t>(cols), 0.0);
+    for (int64_t chunk = 0; chunk < chunks; ++chunk) {
+      for (int64_t k = 0; k < cols; ++k)
+        (*gradient)[static_cast<size_t>(k)] += parts[static_cast<size_t>(chunk * cols + k)];
+    }
+    return std::accumulate(losses.begin(), losses.end(), 0.0);
+  }
+
+ private:
+  static constexpr int64_t kChunk = 32;
+
+  // Where a group's scale comes from: columns, and ds/dtheta there.
+  struct Extremes {
+    int64_t first = 0, second = 0;
+    float first_slope = 0, second_slope = 0;
+  };
+
+  // D, (v - X / s) / a, and the extremes, of row n.
+  void quantize(int64_t n, const std::vector<float>& a, float* x, uint8_t* codes) {
+    const DtypeTraits& dtype = traits_of(scheme_.dtype);
+    const int64_t cols = weights_.cols, length = group_length(scheme_, cols);
+    const int64_t groups = group_count(scheme_, cols);
+    const float* const w = weights_.w.data() + n * cols;
+    for (int64_t k = 0; k < cols; ++k) x[k] = w[k] * a[static_cast<size_t>(k)];
+    for (int64_t g = 0; g < groups; ++g) {
+      const int64_t begin = g * length, end = std::min(cols, begin + length);
+      const GroupParameters found =
+          group_parameters(scheme_, range_of(x + begin, end - begin), 1.0f);
+      const float scale = stored_scale(scheme_.scales, found.scale);
+      const float zero = zero_for(scheme_, found, scale);
+      const GroupCoder coder(dtype, scale, zero);
+      encode_group(dtype, x + begin, end - begin, scale, zero, codes + begin);
+      for (int64_t k = begin; k < end; ++k) {
+        const auto at = static_cast<size_t>(n * cols + k);
+        const float value = coder.value(codes[k]), factor = a[static_cast<size_t>(k)];
+        d_[at] = w[k] - value / factor;
+        slope_[at] = scale == 0.0f ? 0.0f : (value - x[k]) / (scale * factor);
+      }
+      extremes_[static_cast<size_t>(n * groups + g)] =
+          extremes_of(x, begin, end, scale, static_cast<float>(dtype.max_code()));
+    }
+  }
+
+  Extremes extremes_of(const float* x, int64_t begin, int64_t end, float scale,
+                       float levels) const {
+    Extremes result{begin, begin};
+    if (scheme_.zeros != ZeroKind::kNone) {
+      for (int64_t k = begin; k < end; ++k) {
+        if (x[k] < x[result.first]) result.first = k;
+        if (x[k] > x[result.second]) result.second = k;
+      }
+      // The range always holds 0.
+      result.first_slope = -std::min(x[result.first], 0.0f) / levels;
+      result.second_slope = std::max(x[result.second], 0.0f) / levels;
+      return result;
+    }
+    for (int64_t k = begin; k < end; ++k) {
+      if (std::fabs(x[k]) > std::fabs(x[result.first])) result.first = k;
+    }
+    result.first_slope = scale;
+    return result;
+  }
+
+  // Adds row n's share of the gradient; returns its share of the loss.
+  double add_row(int64_t n, double* gradient) const {
+    const int64_t cols = weights_.cols, length = group_length(scheme_, cols);
+    const int64_t groups = group_count(scheme_, cols);
+    const double share = weights_.share[static_cast<size_t>(n)];
+    double loss = 0;
+    for (int64_t g = 0; g < groups; ++g) {
+      double scale_slope = 0;
+      for (int64_t k = g * length; k < std::min(cols, (g + 1) * length); ++k) {
+        const auto at = static_cast<size_t>(n * cols + k);
+        const double product = static_cast<double>(g_[at]) * static_cast<double>(d_[at]);
+        loss += product;
+        gradient[k] -= 2 * share * product;
+        scale_slope -= 2 * static_cast<double>(g_[at]) * static_cast<double>(slope_[at]);
+      }
+      const Extremes& extremes = extremes_[static_cast<size_t>(n * groups + g)];
+      gradient[extremes.first] += share * scale_slope * extremes.first_slope;
+      gradient[extremes.second] += share * scale_slope * extremes.second_slope;
+    }
+    return share * loss;
+  }
+
+  const SharedInputRows& weights_;
+  const LayerObjective& objective_;
+  QuantScheme scheme_;
+  int threads_;
+  std::vector<float> d_, slope_, g_;  // [rows, K]
+  std::vector<Extremes> extremes_;    // [rows, G]
+};
+
+}  // namespace detail
+
+// Trains scales with Adam and returns the best that it met; ones, which is RTN, are always among
+// them. Throws InvalidArgument as gather_rows() does, and for a start that doesn't fit.
+inline TeqResult search_teq_scales(const std::vector<ConstMatrixView>& weights,
+                                   const Hessian& hessian, QuantScheme scheme,
+                                   const TeqOptions& options = {}, int threads = 0) {
+  validate(scheme);
+  // Double quantization needs whole matrices; scales are trained as if stored in fp32.
+  if (scheme.scales == ScaleEncoding::kDouble) scheme.scales = ScaleEncoding::kFp32;
+  if (options.steps < 0) fail("steps is ", options.steps, "; it must not be negative");
+  if (!(options.learning_rate > 0))
+    fail("the learning rate is ", options.learning_rate, "; it must be positive");
+  const SharedInputRows rows = gather_rows(weights, hessian, options.max_rows, options.name);
+  const auto cols = static_cast<size_t>(rows.cols);
+  if (!options.start.empty() && options.start.size() != cols) {
+    fail("the first scales of '", options.name, "' have ", options.start.size(),
+         " elements, expected ", cols);
+  }
+  for (const float value : options.start) {
+    if (!(value > 0) || !std::isfinite(value))
+      fail("the first scales of '", options.name, "' hold ", value, "; they must be positive");
+  }
+  const LayerObjective objective(hessian);
+  detail::TeqLoss loss(rows, objective, scheme, threads);
+  TeqResult best;
+  best.scales.assign(cols, 1.0f);
+  std::vector<double> gradient;
+  best.rtn_error = best.error = loss(best.scales, &gradient);
+  if (best.error <= 0 || (options.steps == 0 && options.start.empty())) return best;
+
+  std::vector<double> theta(cols), mean(cols), square(cols);
+  std::vector<float> a(cols, 1.0f);
+  if (!options.start.empty()) a = options.start;
+  for (size_t k = 0; k < cols; ++k) theta[k] = std::log(static_cast<double>(a[k]));
+  const double warmup = std::max(1.0, options.warmup * options.steps);
+  for (int step = 0;; ++step) {
+    const double error = loss(a, &gradient);
+    if (error < best.error) {
+      best.error = error;
+      best.scales = a;
+    }
+    if (step == options.steps) return best;
+    const double rate = options.learning_rate * std::min((step + 1) / warmup, 1.0) *
+                        (1 - static_cast<double>(step) / options.steps);
+    const double mean_share = 1 - std::pow(options.beta1, step + 1);
+    const double square_share = 1 - std::pow(options.beta2, step + 1);
+    for (size_t k = 0; k < cols; ++k) {
+      // Relative to the loss: the step sizes don't depend on the inputs' units.
+      const double slope = gradient[k] / best.rtn_error;
+      mean[k] = options.beta1 * mean[k] + (1 - options.beta1) * slope;
+      square[k] = options.beta2 * square[k] + (1 - options.beta2) * slope * slope;
+      theta[k] -= rate * (mean[k] / mean_share) / (std::sqrt(square[k] / square_share) + 1e-8);
+      a[k] = static_cast<float>(std::exp(theta[k]));
+    }
+  }
+}
+
+}  // namespace woq

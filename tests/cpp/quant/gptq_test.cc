@@ -1,0 +1,313 @@
+// SPDX-License-Identifier: Apache-2.0
+// GPTQ's invariants. tests/python/test_oracles_gptq.py compares its codes with the paper's formula.
+#include "woq/quant/gptq.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <numeric>
+#include <string>
+#include <vector>
+
+#include "support/errors.h"
+#include "support/layers.h"
+#include "support/schemes.h"
+#include "woq/quant/rtn.h"
+
+namespace woq::testing {
+namespace {
+
+std::vector<QuantScheme> gptq_schemes(std::initializer_list<int64_t> group_sizes) {
+  std::vector<QuantScheme> schemes;
+  for (const DtypeTraits& dtype : kDtypes) {
+    for (const ZeroKind zeros : zero_kinds_of(dtype)) {
+      if (zeros == ZeroKind::kFloat) continue;
+      for (const int64_t group_size : group_sizes)
+        schemes.push_back({dtype.dtype, group_size, zeros, ScaleEncoding::kFp32});
+    }
+  }
+  return schemes;
+}
+
+// Every combination of options that changes which columns go first or where scales come from.
+std::vector<GptqOptions> gptq_variants() {
+  std::vector<GptqOptions> variants;
+  for (const ActOrder act_order : {ActOrder::kNone, ActOrder::kDesc, ActOrder::kGroupAware}) {
+    for (const bool static_groups : {false, true}) {
+      for (const bool mse_search : {false, true}) {
+        GptqOptions options;
+        options.act_order = act_order;
+        options.static_groups = static_groups;
+        options.mse_search = mse_search;
+        variants.push_back(options);
+      }
+    }
+  }
+  return variants;
+}
+
+std::string variant(const GptqOptions& options) {
+  return concat("act_order ", kActOrderNames[static_cast<int>(options.act_order)],
+                options.static_groups ? ", static groups" : "",
+                options.mse_search ? ", mse search" : "", options.fp64 ? ", fp64" : "");
+}
+
+// Nothing to make up for: RTN's codes and scales, to the bit. Also with no inputs at all, and with
+// inputs that are all zero.
+TEST(Gptq, AnIdentityHessianEqualsRtn) {
+  Random random = random_of_test();
+  const int64_t cols = 203;
+  const std::vector<float> w = normal_weights(random, 11, cols);
+  const std::vector<float> zeros(static_cast<size_t>(4 * cols));
+  Hessian dead(cols);
+  dead.add(view_of(zeros.data(), 4, cols), 1);
+  const Hessian hessians[] = {identity_hessian(cols), Hessian(cols), dead};
+  for (QuantScheme scheme : gptq_schemes({-1, 16, 128})) {
+    for (const ScaleEncoding scales : kScaleEncodings) {
+      scheme.scales = scales;
+      for (GptqOptions options : gptq_variants()) {
+        const QuantizedMatrix expected =
+            quantize_rtn(view_of(w.data(), 11, cols), scheme, {options.mse_search, "w"}, 1);
+        for (const Hessian& hessian : hessians) {
+          QuantizedMatrix matrix =
+              quantize_gptq(view_of(w.data(), 11, cols), hessian, scheme, options, 1).matrix;
+          matrix.g_idx = Buffer();  // equal diagonal elements leave columns in order
+          ASSERT_EQ(difference(matrix, expected), "")
+              << describe(scheme) << ", " << variant(options) << ", seed " << random.seed();
+        }
+      }
+    }
+  }
+}
+
+// 20 layers: the mean error of each dtype, and each variant, is below RTN's.
+TEST(Gptq, BeatsRtnOnCorrelatedInputs) {
+  for (const QuantScheme& scheme : gptq_schemes({32})) {
+    for (const GptqOptions& options : gptq_variants()) {
+      double gptq = 0, rtn = 0;
+      for (uint64_t seed = 0; seed < 20; ++seed) {
+        Random random(test_seed() + seed);
+        const CalibratedLayer layer = correlated_layer(random, 8, 80);
+        gptq +=
+            layer.error(quantize_gptq(layer.weight(), layer.hessian, scheme, options, 1).matrix);
+        rtn += layer.error(quantize_rtn(layer.weight(), scheme, {options.mse_search, "w"}, 1));
+      }
+      EXPECT_LT(gptq, 0.8 * rtn) << describe(scheme) << ", " << variant(options);
+    }
+  }
+}
+
+TEST(Gptq, IsTheSameForAnyNumberOfThreads) {
+  Random random = random_of_test();
+  const CalibratedLayer layer = correlated_layer(random, 200, 250);
+  for (const GptqOptions& options : gptq_variants()) {
+    const QuantScheme scheme{WeightDtype::kInt4Clip, 32, ZeroKind::kInt, ScaleEncoding::kFp16};
+    const QuantizedMatrix one =
+        quantize_gptq(layer.weight(), layer.hessian, scheme, options, 1).matrix;
+    for (const int threads : {2, 3, 5}) {
+      const QuantizedMatrix many =
+          quantize_gptq(layer.weight(), layer.hessian, scheme, options, threads).matrix;
+      ASSERT_EQ(difference(one, many), "") << threads << " threads, " << variant(options);
+      ASSERT_TRUE(same_bytes(one.g_idx, many.g_idx));
+    }
+  }
+}
+
+// Columns and Hessian permuted alike: act-order takes the same columns in the same order.
+TEST(Gptq, ActOrderIsPermutationEquivariant) {
+  Random random = random_of_test();
+  const int64_t rows = 6, cols = 96, samples = 300;
+  const CalibratedLayer layer = correlated_layer(random, rows, cols, samples);
+  std::vector<int64_t> permutation(static_cast<size_t>(cols));
+  std::iota(permutation.begin(), permutation.end(), 0);
+  for (int64_t k = cols - 1; k > 0; --k)
+    std::swap(permutation[static_cast<size_t>(k)],
+              permutation[static_cast<size_t>(random.below(k + 1))]);
+  const auto permuted = [&](const std::vector<float>& values, int64_t count) {
+    std::vector<float> result(values.size());
+    for (int64_t r = 0; r < count; ++r) {
+      for (int64_t k = 0; k < cols; ++k) {
+        result[static_cast<size_t>(r * cols + k)] =
+            values[static_cast<size_t>(r * cols + permutation[static_cast<size_t>(k)])];
+      }
+    }
+    return result;
+  };
+  const std::vector<float> w = permuted(layer.w, rows), x = permuted(layer.x, samples);
+  Hessian hessian(cols);
+  hessian.add(view_of(x.data(), samples, cols), 1);
+  GptqOptions options;
+  options.act_order = ActOrder::kDesc;
+  for (const QuantScheme& scheme : gptq_schemes({-1, 32})) {
+    const QuantizedMatrix a =
+        quantize_gptq(layer.weight(), layer.hessian, scheme, options, 1).matrix;
+    const QuantizedMatrix b =
+        quantize_gptq(view_of(w.data(), rows, cols), hessian, scheme, options, 1).matrix;
+    ASSERT_TRUE(same_bytes(a.scales.values, b.scales.values)) << describe(scheme);
+    for (int64_t k = 0; k < cols; ++k) {
+      const int64_t source = permutation[static_cast<size_t>(k)];
+      ASSERT_EQ(a.group_of(source), b.group_of(k));
+      for (int64_t n = 0; n < rows; ++n) ASSERT_EQ(a.code(n, source), b.code(n, k));
+    }
+  }
+}
+
+TEST(Gptq, OnlyActOrderWithScalesInFlightNeedsGIdx) {
+  Random random = random_of_test();
+  const CalibratedLayer layer = correlated_layer(random, 3, 70);
+  for (const GptqOptions& options : gptq_variants()) {
+    for (const int64_t group_size : {-1, 32}) {
+      const QuantizedMatrix matrix =
+          quantize_gptq(layer.weight(), layer.hessian, {WeightDtype::kNf4, group_size}, options, 1)
+              .matrix;
+      const bool needed =
+          options.act_order == ActOrder::kDesc && !options.static_groups && group_size != -1;
+      ASSERT_EQ(matrix.g_idx.size() > 0, needed) << variant(options);
+      if (!needed) continue;
+      std::vector<int> counts(3);
+      for (int64_t k = 0; k < 70; ++k) ++counts[static_cast<size_t>(matrix.group_of(k))];
+      EXPECT_EQ(counts, (std::vector<int>{32, 32, 6}));
+    }
+  }
+}
+
+// How many columns one product corrects is a matter of speed only.
+TEST(Gptq, BlockSizeMakesNoDifference) {
+  Random random = random_of_test();
+  const CalibratedLayer layer = correlated_layer(random, 9, 150);
+  GptqOptions options;
+  options.fp64 = true;
+  for (const int64_t group_size : {-1, 24, 128}) {
+    const QuantScheme scheme{WeightDtype::kInt4Clip, group_size};
+    const QuantizedMatrix expected =
+        quantize_gptq(layer.weight(), layer.hessian, scheme, options, 1).matrix;
+    for (const int64_t block_size : {1, 20, 64, 1000}) {
+      GptqOptions other = options;
+      other.block_size = block_size;
+      EXPECT_EQ(difference(quantize_gptq(layer.weight(), layer.hessian, scheme, other, 1).matrix,
+                           expected),
+                "")
+          << block_size;
+    }
+  }
+}
+
+// A rank-deficient Hessian without damping fails to factor; damping is raised until it doesn't.
+TEST(Gptq, RaisesDampingWhereItMust) {
+  Random random = random_of_test();
+  const CalibratedLayer layer = correlated_layer(random, 4, 64, 10);
+  GptqOptions options;
+  options.damp = 0;
+  const GptqResult result = quantize_gptq(layer.weight(), layer.hessian, {}, options, 1);
+  EXPECT_EQ(result.damp, 0.01);
+  EXPECT_LT(layer.error(result.matrix), layer.error(quantize_rtn(layer.weight(), {}, {}, 1)));
+  options.damp_increment = 0;
+  EXPECT_MENTIONS(error_of<InvalidArgument>(
+                      [&] { quantize_gptq(layer.weight(), layer.hessian, {}, options, 1); }),
+                  "not positive definite");
+}
+
+// A dead column is rounded to nearest, and the others don't notice it.
+TEST(Gptq, DeadColumnsStandApart) {
+  Random random = random_of_test();
+  const int64_t cols = 64, samples = 200;
+  std::vector<float> x = correlated_inputs(random, samples, cols);
+  for (int64_t r = 0; r < samples; ++r) x[static_cast<size_t>(r * cols + 5)] = 0;
+  Hessian hessian(cols);
+  hessian.add(view_of(x.data(), samples, cols), 1);
+  EXPECT_EQ(hessian.dead_columns(), 1);
+  std::vector<float> w = normal_weights(random, 4, cols);
+  for (int64_t n = 0; n < 4; ++n) w[static_cast<size_t>(n * cols + 5)] = 0.003f;  // no scale's
+  GptqOptions options;
+  options.static_groups = true;
+  const QuantScheme scheme{WeightDtype::kInt8, -1};
+  const QuantizedMatrix rtn = quantize_rtn(view_of(w.data(), 4, cols), scheme, {}, 1);
+  const QuantizedMatrix before =
+      quantize_gptq(view_of(w.data(), 4, cols), hessian, scheme, options, 1).matrix;
+  for (int64_t n = 0; n < 4; ++n) {
+    EXPECT_EQ(before.code(n, 5), rtn.code(n, 5));
+    w[static_cast<size_t>(n * cols + 5)] *= 0.5f;
+  }
+  const QuantizedMatrix after =
+      quantize_gptq(view_of(w.data(), 4, cols), hessian, scheme, options, 1).matrix;
+  for (int64_t n = 0; n < 4; ++n) {
+    for (int64_t k = 0; k < cols; ++k) {
+      if (k != 5) {
+        EXPECT_EQ(before.code(n, k), after.code(n, k));
+      }
+    }
+  }
+}
+
+// Inputs of the quantized prefix differ from those of the full-precision model: GPTAQ's term brings
+// the layer's output nearer to W x_float.
+TEST(Gptq, GptaqAnswersToTheFullPrecisionInputs) {
+  double plain = 0, corrected = 0;
+  for (uint64_t seed = 0; seed < 20; ++seed) {
+    Random random(test_seed() + seed);
+    const int64_t rows = 8, cols = 64, samples = 256;
+    CalibratedLayer layer = correlated_layer(random, rows, cols, samples);
+    // The prefix loses a tenth of each input, and some more at random.
+    std::vector<float> x = layer.x;
+    for (float& value : x) value = value * 0.9f + 0.1f * random.normal();
+    Hessian hessian(cols);
+    hessian.add(view_of(x.data(), samples, cols), 1);
+    CrossMoment cross(cols);
+    cross.add(view_of(layer.x.data(), samples, cols), view_of(x.data(), samples, cols), 1);
+    const auto output_error = [&](const QuantizedMatrix& matrix) {
+      std::vector<float> q(layer.w.size());
+      dequantize(matrix, q.data(), 1);
+      double sum = 0;
+      for (int64_t r = 0; r < samples; ++r) {
+        for (int64_t n = 0; n < rows; ++n) {
+          double difference = 0;
+          for (int64_t k = 0; k < cols; ++k) {
+            const auto at = static_cast<size_t>(n * cols + k),
+                       in = static_cast<size_t>(r * cols + k);
+            difference +=
+                static_cast<double>(layer.w[at]) * layer.x[in] - static_cast<double>(q[at]) * x[in];
+          }
+          sum += difference * difference;
+        }
+      }
+      return sum;
+    };
+    GptqOptions options;
+    const QuantScheme scheme{WeightDtype::kInt4Clip, 32};
+    plain += output_error(quantize_gptq(layer.weight(), hessian, scheme, options, 1).matrix);
+    options.cross = &cross;
+    options.gptaq_alpha = 1;
+    corrected += output_error(quantize_gptq(layer.weight(), hessian, scheme, options, 1).matrix);
+  }
+  EXPECT_LT(corrected, 0.9 * plain);
+}
+
+TEST(Gptq, ErrorsSayWhatToDo) {
+  const std::vector<float> w(64, 1.0f);
+  const ConstMatrixView weight = view_of(w.data(), 2, 32);
+  const Hessian hessian = identity_hessian(32);
+  const auto message = [&](const ConstMatrixView& view, const Hessian& h, const QuantScheme& scheme,
+                           const GptqOptions& options) {
+    return error_of<InvalidArgument>([&] { quantize_gptq(view, h, scheme, options, 1); });
+  };
+  GptqOptions options;
+  options.name = "fc1";
+  EXPECT_MENTIONS(message(weight, Hessian(31), {}, options), "'fc1' has 32 columns");
+  options.damp = 1;
+  EXPECT_MENTIONS(message(weight, hessian, {}, options), "damp_percent is 1");
+  options.damp = 0.01;
+  options.block_size = 0;
+  EXPECT_MENTIONS(message(weight, hessian, {}, options), "block_size is 0");
+  options.block_size = 128;
+  std::vector<float> bad = w;
+  bad[40] = std::nanf("");
+  EXPECT_MENTIONS(message(view_of(bad.data(), 2, 32), hessian, {}, options), "row 1, column 8");
+  EXPECT_MENTIONS(message(weight, hessian, {WeightDtype::kInt4Clip, 32, ZeroKind::kFloat}, options),
+                  "float zero points");
+  EXPECT_MENTIONS(error_of<InvalidArgument>([] { parse_act_order("descending"); }), "group_aware");
+}
+
+}  // namespace
+}  // namespace woq::testing
