@@ -50,7 +50,7 @@ class QuantizedMatrix:
     def nbytes(self) -> int: ...
     def codes(self) -> NDArray[np.uint8]: ...
     def scales(self) -> NDArray[np.float32]: ...
-    def zero_points(self) -> NDArray[np.uint8] | None: ...
+    def zero_points(self) -> NDArray[np.uint8] | NDArray[np.float32] | None: ...
     def dequantize(self) -> NDArray[np.float32]: ...
     def tensors(self) -> dict[str, NDArray[Any]]: ...
     @staticmethod
@@ -124,6 +124,7 @@ class Hessian:
     def nbytes(self) -> int: ...
     def add(self, x: Array, num_threads: int = 0) -> None: ...
     def merge(self, other: Hessian) -> None: ...
+    def scaled(self, multipliers: Array) -> Hessian: ...
     def numpy(self) -> NDArray[np.float64]: ...
     @property
     def dead_columns(self) -> int: ...
@@ -165,6 +166,7 @@ def quantize_rtn(
     scale_dtype: str = "fp32",
     double_quant: bool = False,
     mse_range: bool = False,
+    importance: Array | None = None,
     name: str = "weight",
     num_threads: int = 0,
 ) -> QuantizedMatrix: ...
@@ -186,6 +188,66 @@ def quantize_gptq(
     fp64: bool = False,
     cross: CrossMoment | None = None,
     gptaq_alpha: float = 0.25,
+    name: str = "weight",
+    num_threads: int = 0,
+) -> QuantizedMatrix: ...
+def awq_scales(
+    weights: Sequence[Array],
+    hessian: Hessian,
+    *,
+    dtype: str,
+    group_size: int = 32,
+    asym: bool = False,
+    scale_dtype: str = "fp32",
+    double_quant: bool = False,
+    n_grid: int = 20,
+    duo_scaling: str = "both",
+    mse_range: bool = False,
+    max_rows: int = 1024,
+    name: str = "layer",
+    num_threads: int = 0,
+) -> NDArray[np.float32]: ...
+def awq_clip(
+    weight: Array,
+    hessian: Hessian,
+    *,
+    dtype: str,
+    group_size: int = 32,
+    asym: bool = False,
+    scale_dtype: str = "fp32",
+    double_quant: bool = False,
+    n_grid: int = 20,
+    max_shrink: float = 0.5,
+    name: str = "weight",
+    num_threads: int = 0,
+) -> NDArray[np.float32]: ...
+def teq_scales(
+    weights: Sequence[Array],
+    hessian: Hessian,
+    *,
+    dtype: str,
+    group_size: int = 32,
+    asym: bool = False,
+    scale_dtype: str = "fp32",
+    double_quant: bool = False,
+    steps: int = 150,
+    learning_rate: float = 0.02,
+    start: Array | None = None,
+    max_rows: int = 1024,
+    name: str = "layer",
+    num_threads: int = 0,
+) -> NDArray[np.float32]: ...
+def quantize_hqq(
+    weight: Array,
+    *,
+    dtype: str,
+    group_size: int = 64,
+    scale_dtype: str = "fp32",
+    double_quant: bool = False,
+    lp_norm: float = 0.7,
+    beta: float = 10.0,
+    kappa: float = 1.01,
+    steps: int = 20,
     name: str = "weight",
     num_threads: int = 0,
 ) -> QuantizedMatrix: ...

@@ -137,6 +137,26 @@ class Hessian {
     rows_ += other.rows_;
   }
 
+  // That of inputs x diag(multipliers), [K]: what a layer sees whose columns were divided by them.
+  Hessian scaled(const std::vector<float>& multipliers) const {
+    if (static_cast<int64_t>(multipliers.size()) != cols_) {
+      fail("the multipliers of '", name_, "' have ", multipliers.size(), " elements, expected ",
+           cols_);
+    }
+    Hessian result = *this;
+    for (int64_t i = 0; i < cols_; ++i) {
+      const double multiplier = multipliers[static_cast<size_t>(i)];
+      if (!std::isfinite(multiplier)) {
+        fail("the multipliers of '", name_, "' hold ", multiplier, " at column ", i,
+             "; they must be finite");
+      }
+      for (int64_t j = 0; j <= i; ++j)
+        result.row(i)[j] *= multiplier * static_cast<double>(multipliers[static_cast<size_t>(j)]);
+      result.magnitudes_[static_cast<size_t>(i)] *= std::fabs(multiplier);
+    }
+    return result;
+  }
+
   // From H [K, K] (its lower triangle) of `rows` inputs. `magnitudes` [K] are the means of |x|;
   // where there are none, those of normal inputs with H's variances.
   static Hessian from_matrix(const double* h, int64_t cols, int64_t rows,

@@ -45,6 +45,8 @@ std::vector<StoredTensor> stored_tensors(QuantizedMatrix& matrix) {
   if (matrix.scheme.zeros == ZeroKind::kInt) {
     list.push_back({"zero_points", &matrix.zero_points, ElementType::kUint8, {n, g}});
   }
+  if (matrix.scheme.zeros == ZeroKind::kFloat)
+    list.push_back({"zero_points", &matrix.zero_points, ElementType::kFp32, {n, g}});
   if (matrix.g_idx.size() > 0)
     list.push_back({"g_idx", &matrix.g_idx, ElementType::kInt32, {matrix.cols}});
   if (matrix.act_scales.size() > 0)
@@ -93,7 +95,12 @@ QuantizedMatrix from_tensors(const py::dict& tensors, int64_t rows, int64_t cols
                              const std::string& dtype, int64_t group_size, bool asym,
                              const std::string& scale_dtype, bool double_quant, bool act_order,
                              bool scales_input) {
-  const QuantScheme scheme = make_scheme(dtype, group_size, asym, scale_dtype, double_quant);
+  QuantScheme scheme = make_scheme(dtype, group_size, asym, scale_dtype, double_quant);
+  // HQQ's zero points are real numbers; the tensor's type says so.
+  if (asym && tensors.contains("zero_points") &&
+      array_ref(tensors["zero_points"], "zero_points").type == ElementType::kFp32) {
+    scheme.zeros = ZeroKind::kFloat;
+  }
   QuantizedMatrix matrix = QuantizedMatrix::allocate(scheme, rows, cols);
   matrix.scales =
       ScaleTable::allocate(scheme.scales, rows, matrix.groups(), has_signed_scales(scheme));
@@ -116,7 +123,16 @@ QuantizedMatrix from_tensors(const py::dict& tensors, int64_t rows, int64_t cols
            i % matrix.groups(), "; the checkpoint is corrupt");
     }
   }
-  for (int64_t i = 0; i < matrix.zero_points.size(); ++i) {
+  if (scheme.zeros == ZeroKind::kFloat) {
+    for (int64_t i = 0; i < matrix.scales.size(); ++i) {
+      const float zero = matrix.zero_points.as<float>()[i];
+      if (!std::isfinite(zero)) {
+        fail("tensor 'zero_points' holds ", zero, " at row ", i / matrix.groups(), ", group ",
+             i % matrix.groups(), "; the checkpoint is corrupt");
+      }
+    }
+  }
+  for (int64_t i = 0; scheme.zeros == ZeroKind::kInt && i < matrix.zero_points.size(); ++i) {
     if (matrix.zero_points.data()[i] > matrix.dtype().max_code()) {
       fail("tensor 'zero_points' holds ", static_cast<int>(matrix.zero_points.data()[i]),
            " at row ", i / matrix.groups(), ", group ", i % matrix.groups(),
@@ -149,8 +165,9 @@ py::array_t<float> scales(const QuantizedMatrix& matrix) {
 }
 
 py::object zero_points(const QuantizedMatrix& matrix) {
-  if (matrix.scheme.zeros != ZeroKind::kInt) return py::none();
-  py::array_t<uint8_t> array({matrix.rows, matrix.groups()});
+  if (matrix.scheme.zeros == ZeroKind::kNone) return py::none();
+  const bool real = matrix.scheme.zeros == ZeroKind::kFloat;
+  py::array array(py::dtype(real ? "float32" : "uint8"), {matrix.rows, matrix.groups()});
   std::memcpy(array.mutable_data(), matrix.zero_points.data(),
               static_cast<size_t>(matrix.zero_points.size()));
   return array;
@@ -166,11 +183,13 @@ py::array_t<float> dequantized(const QuantizedMatrix& matrix) {
 
 QuantizedMatrix rtn(const py::object& weight, const std::string& dtype, int64_t group_size,
                     bool asym, const std::string& scale_dtype, bool double_quant, bool mse_range,
-                    const std::string& name, int num_threads) {
+                    const py::object& importance, const std::string& name, int num_threads) {
   const QuantScheme scheme = make_scheme(dtype, group_size, asym, scale_dtype, double_quant);
   const ConstMatrixView view = input_matrix(weight, name.c_str());
+  RtnOptions options{mse_range, name, {}};
+  if (!importance.is_none()) options.importance = float_vector(importance, "importance");
   const py::gil_scoped_release unlocked;
-  return quantize_rtn(view, scheme, {mse_range, name}, num_threads);
+  return quantize_rtn(view, scheme, options, num_threads);
 }
 
 py::dict error_metrics(const py::object& weight, const QuantizedMatrix& matrix) {
@@ -237,7 +256,8 @@ void bind_quantized(py::module_& module) {
   module.def("quantize_rtn", &rtn, py::arg("weight"), py::kw_only(), py::arg("dtype"),
              py::arg("group_size") = 32, py::arg("asym") = false, py::arg("scale_dtype") = "fp32",
              py::arg("double_quant") = false, py::arg("mse_range") = false,
-             py::arg("name") = "weight", py::arg("num_threads") = 0);
+             py::arg("importance") = py::none(), py::arg("name") = "weight",
+             py::arg("num_threads") = 0);
   module.def("error_metrics", &error_metrics, py::arg("weight"), py::arg("quantized"));
 }
 

@@ -69,6 +69,78 @@ QuantizedMatrix gptq(const py::object& weight, const Hessian& hessian, const std
   return quantize_gptq(view, hessian, scheme, options, num_threads).matrix;
 }
 
+py::array_t<float> to_array(const std::vector<float>& values) {
+  return py::array_t<float>(static_cast<py::ssize_t>(values.size()), values.data());
+}
+
+std::vector<ConstMatrixView> input_matrices(const std::vector<py::object>& weights,
+                                            const std::string& name) {
+  std::vector<ConstMatrixView> views;
+  for (const py::object& weight : weights) views.push_back(input_matrix(weight, name.c_str()));
+  return views;
+}
+
+py::array_t<float> awq_scales(const std::vector<py::object>& weights, const Hessian& hessian,
+                              const std::string& dtype, int64_t group_size, bool asym,
+                              const std::string& scale_dtype, bool double_quant, int n_grid,
+                              const std::string& duo_scaling, bool mse_range, int64_t max_rows,
+                              const std::string& name, int num_threads) {
+  const QuantScheme scheme = make_scheme(dtype, group_size, asym, scale_dtype, double_quant);
+  const std::vector<ConstMatrixView> views = input_matrices(weights, name);
+  const AwqOptions options{n_grid, parse_duo_scaling(duo_scaling), mse_range, max_rows, name};
+  AwqResult result;
+  {
+    const py::gil_scoped_release unlocked;
+    result = search_awq_scales(views, hessian, scheme, options, num_threads);
+  }
+  return to_array(result.scales);
+}
+
+py::array_t<float> awq_clip(const py::object& weight, const Hessian& hessian,
+                            const std::string& dtype, int64_t group_size, bool asym,
+                            const std::string& scale_dtype, bool double_quant, int n_grid,
+                            double max_shrink, const std::string& name, int num_threads) {
+  const QuantScheme scheme = make_scheme(dtype, group_size, asym, scale_dtype, double_quant);
+  const ConstMatrixView view = input_matrix(weight, name.c_str());
+  std::vector<float> clipped;
+  {
+    const py::gil_scoped_release unlocked;
+    clipped = clip_awq(view, hessian, scheme, {n_grid, max_shrink, name}, num_threads);
+  }
+  return py::array_t<float>({view.rows, view.cols}, clipped.data());
+}
+
+py::array_t<float> teq_scales(const std::vector<py::object>& weights, const Hessian& hessian,
+                              const std::string& dtype, int64_t group_size, bool asym,
+                              const std::string& scale_dtype, bool double_quant, int steps,
+                              double learning_rate, const py::object& start, int64_t max_rows,
+                              const std::string& name, int num_threads) {
+  const QuantScheme scheme = make_scheme(dtype, group_size, asym, scale_dtype, double_quant);
+  const std::vector<ConstMatrixView> views = input_matrices(weights, name);
+  TeqOptions options;
+  options.steps = steps;
+  options.learning_rate = learning_rate;
+  options.max_rows = max_rows;
+  options.name = name;
+  if (!start.is_none()) options.start = float_vector(start, "start");
+  TeqResult result;
+  {
+    const py::gil_scoped_release unlocked;
+    result = search_teq_scales(views, hessian, scheme, options, num_threads);
+  }
+  return to_array(result.scales);
+}
+
+QuantizedMatrix hqq(const py::object& weight, const std::string& dtype, int64_t group_size,
+                    const std::string& scale_dtype, bool double_quant, double lp_norm, double beta,
+                    double kappa, int steps, const std::string& name, int num_threads) {
+  QuantScheme scheme = make_scheme(dtype, group_size, true, scale_dtype, double_quant);
+  scheme.zeros = ZeroKind::kFloat;
+  const ConstMatrixView view = input_matrix(weight, name.c_str());
+  const py::gil_scoped_release unlocked;
+  return quantize_hqq(view, scheme, {lp_norm, beta, kappa, steps, name}, num_threads);
+}
+
 double layer_error(const py::object& weight, const py::object& approximation,
                    const Hessian& hessian, int num_threads) {
   const ConstMatrixView w = input_matrix(weight, "weight");
@@ -95,6 +167,12 @@ void bind_quantizers(py::module_& module) {
           py::arg("x"), py::arg("num_threads") = 0)
       .def_property_readonly("dead_columns", &Hessian::dead_columns)
       .def("merge", &Hessian::merge, py::arg("other"))
+      .def(
+          "scaled",
+          [](const Hessian& hessian, const py::object& multipliers) {
+            return hessian.scaled(float_vector(multipliers, "multipliers"));
+          },
+          py::arg("multipliers"))
       .def("numpy", &to_numpy)
       .def("mean_magnitudes", &magnitudes)
       .def_static("from_numpy", &hessian_from_numpy, py::arg("h"), py::arg("rows"),
@@ -121,6 +199,26 @@ void bind_quantizers(py::module_& module) {
              py::arg("static_groups") = false, py::arg("mse_range") = false,
              py::arg("fp64") = false, py::arg("cross") = nullptr, py::arg("gptaq_alpha") = 0.25,
              py::arg("name") = "weight", py::arg("num_threads") = 0);
+  module.def("awq_scales", &awq_scales, py::arg("weights"), py::arg("hessian"), py::kw_only(),
+             py::arg("dtype"), py::arg("group_size") = 32, py::arg("asym") = false,
+             py::arg("scale_dtype") = "fp32", py::arg("double_quant") = false,
+             py::arg("n_grid") = 20, py::arg("duo_scaling") = "both", py::arg("mse_range") = false,
+             py::arg("max_rows") = 1024, py::arg("name") = "layer", py::arg("num_threads") = 0);
+  module.def("awq_clip", &awq_clip, py::arg("weight"), py::arg("hessian"), py::kw_only(),
+             py::arg("dtype"), py::arg("group_size") = 32, py::arg("asym") = false,
+             py::arg("scale_dtype") = "fp32", py::arg("double_quant") = false,
+             py::arg("n_grid") = 20, py::arg("max_shrink") = 0.5, py::arg("name") = "weight",
+             py::arg("num_threads") = 0);
+  module.def("teq_scales", &teq_scales, py::arg("weights"), py::arg("hessian"), py::kw_only(),
+             py::arg("dtype"), py::arg("group_size") = 32, py::arg("asym") = false,
+             py::arg("scale_dtype") = "fp32", py::arg("double_quant") = false,
+             py::arg("steps") = 150, py::arg("learning_rate") = 0.02, py::arg("start") = py::none(),
+             py::arg("max_rows") = 1024, py::arg("name") = "layer", py::arg("num_threads") = 0);
+  module.def("quantize_hqq", &hqq, py::arg("weight"), py::kw_only(), py::arg("dtype"),
+             py::arg("group_size") = 64, py::arg("scale_dtype") = "fp32",
+             py::arg("double_quant") = false, py::arg("lp_norm") = 0.7, py::arg("beta") = 10.0,
+             py::arg("kappa") = 1.01, py::arg("steps") = 20, py::arg("name") = "weight",
+             py::arg("num_threads") = 0);
   module.def("layer_error", &layer_error, py::arg("weight"), py::arg("approximation"),
              py::arg("hessian"), py::arg("num_threads") = 0);
 }

@@ -199,8 +199,8 @@ TEST(Hqq, IsTheSameForAnyNumberOfThreads) {
   const QuantizedMatrix weighted = quantize_rtn(view_of(w.data(), 300, 150), {}, options, 1);
   for (const int threads : {2, 5}) {
     EXPECT_EQ(difference(quantize_hqq(view_of(w.data(), 300, 150), scheme, {}, threads), one), "");
-    EXPECT_EQ(
-        difference(quantize_rtn(view_of(w.data(), 300, 150), {}, options, threads), weighted), "");
+    EXPECT_EQ(difference(quantize_rtn(view_of(w.data(), 300, 150), {}, options, threads), weighted),
+              "");
   }
 }
 

@@ -103,6 +103,26 @@ TEST(Hessian, MergesAndComesBackFromItsMatrix) {
   }
 }
 
+TEST(Hessian, ScaledIsThatOfScaledInputs) {
+  Random random = random_of_test();
+  std::vector<float> x = correlated_inputs(random, 40, 70), multipliers(70);
+  for (float& m : multipliers) m = random.uniform(-2, 2);
+  Hessian before(70), expected(70);
+  before.add(view_of(x.data(), 40, 70), 1);
+  for (size_t i = 0; i < x.size(); ++i) x[i] *= multipliers[i % 70];
+  expected.add(view_of(x.data(), 40, 70), 1);
+  const Hessian scaled = before.scaled(multipliers);
+  for (int64_t i = 0; i < 70; ++i) {
+    EXPECT_NEAR(scaled.mean_magnitude(i), expected.mean_magnitude(i),
+                1e-6 * expected.mean_magnitude(i));
+    for (int64_t j = 0; j < 70; ++j) {
+      EXPECT_NEAR(scaled.at(i, j), expected.at(i, j),
+                  1e-5 * std::sqrt(expected.at(i, i) * expected.at(j, j)));
+    }
+  }
+  EXPECT_MENTIONS(error_of<InvalidArgument>([&] { before.scaled({1.0f}); }), "1 elements");
+}
+
 TEST(Hessian, RefusesWhatIsNotFiniteAndKeepsWhatItHas) {
   Hessian hessian(3, "model.layers.0.q_proj");
   std::vector<float> x = {1, 2, 3, 4, 5, 6};

@@ -95,8 +95,8 @@ TEST(Teq, BeatsRtnOnCorrelatedInputs) {
   }
 }
 
-// Where rounding changes no code, the loss is smooth in log a through the scales alone: the gradient
-// is that of finite differences, less what the straight-through terms D add by design.
+// Where rounding changes no code, the loss is smooth in log a through the scales alone: the
+// gradient is that of finite differences, less what the straight-through terms D add by design.
 TEST(Teq, TheScalesPartOfTheGradientIsExact) {
   Random random = random_of_test();
   const CalibratedLayer layer = correlated_layer(random, 4, 64);
@@ -222,13 +222,13 @@ TEST(Scaling, ErrorsSayWhatToDo) {
   EXPECT_MENTIONS(awq({weight}, hessian, options), "n_grid is 0");
   TeqOptions teq;
   teq.start = {1.0f, 2.0f};
-  EXPECT_MENTIONS(error_of<InvalidArgument>(
-                      [&] { search_teq_scales({weight}, hessian, {}, teq, 1); }),
-                  "2 elements, expected 32");
+  EXPECT_MENTIONS(
+      error_of<InvalidArgument>([&] { search_teq_scales({weight}, hessian, {}, teq, 1); }),
+      "2 elements, expected 32");
   teq.start.assign(32, -1.0f);
-  EXPECT_MENTIONS(error_of<InvalidArgument>(
-                      [&] { search_teq_scales({weight}, hessian, {}, teq, 1); }),
-                  "must be positive");
+  EXPECT_MENTIONS(
+      error_of<InvalidArgument>([&] { search_teq_scales({weight}, hessian, {}, teq, 1); }),
+      "must be positive");
   EXPECT_MENTIONS(error_of<InvalidArgument>([] { parse_duo_scaling("yes"); }), "off, on, both");
   w[33] = std::nanf("");
   options.n_grid = 20;
