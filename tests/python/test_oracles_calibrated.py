@@ -118,9 +118,7 @@ def test_importance_finds_scales_that_a_fine_grid_does_not_beat(scheme: Scheme) 
         return d.reshape(30, 3, 32).sum(axis=2)
 
     ours = error(rtn(weight, scheme, 32, importance=importance))
-    assert (ours.sum() < error(rtn(weight, scheme, 32, mse_range=True)).sum()) or (
-        scheme.bits == 8
-    )
+    assert (ours.sum() < error(rtn(weight, scheme, 32, mse_range=True)).sum()) or (scheme.bits == 8)
     # Symmetric 4-bit scales, brute force: 400 of them for each group, either sign where allowed.
     if scheme.asym or scheme.bits == 8:
         return
@@ -187,6 +185,4 @@ def test_float_zero_points_come_back_from_their_tensors() -> None:
     tensors = dict(matrix.tensors())
     tensors["zero_points"] = np.full((8, 3), np.nan, dtype=np.float32)
     with pytest.raises(core.InvalidArgument, match="zero_points"):
-        core.QuantizedMatrix.from_tensors(
-            tensors, scale_dtype="fp32", double_quant=False, **facts
-        )
+        core.QuantizedMatrix.from_tensors(tensors, scale_dtype="fp32", double_quant=False, **facts)

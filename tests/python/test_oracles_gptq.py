@@ -12,7 +12,7 @@ EVERY_SCHEME = pytest.mark.parametrize("scheme", SCHEMES, ids=str)
 
 
 def layer(name: str, rows: int, cols: int) -> tuple[np.ndarray, np.ndarray]:
-    """float32 weight [N, K] and inputs [2 K, K]: correlated, one channel in 24 twenty times larger."""
+    """float32 weight [N, K] and inputs [2 K, K]: correlated, one channel in 24 an outlier."""
     weight = (inputs.bell(name, rows, cols) * 0.02).astype(np.float32)
     x = inputs.bell(name + " x", 2 * cols, cols).astype(np.float64)
     for k in range(1, cols):

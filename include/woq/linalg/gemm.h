@@ -6,10 +6,15 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <type_traits>
 #include <vector>
 
 #include "woq/core/parallel.h"
 #include "woq/linalg/tile.h"
+
+#if WOQ_X86
+#include <xmmintrin.h>
+#endif
 
 namespace woq {
 
@@ -35,6 +40,29 @@ inline constexpr int64_t kGemmDepth = 256;
 // tile's rows, and small enough to deal a triangle out evenly.
 inline constexpr int64_t kGemmRows = 96;
 
+// Transposes four rows of n elements, `stride` apart, into columns `tile` apart. Without it,
+// packing takes a fifth of the time of a product with 128 columns. Returns how many columns are
+// done.
+inline int64_t transpose_four(const float* rows, int64_t stride, int64_t n, int64_t tile,
+                              float* out) {
+  int64_t k = 0;
+#if WOQ_X86
+  for (; k + 4 <= n; k += 4) {
+    __m128 a = _mm_loadu_ps(rows + k), b = _mm_loadu_ps(rows + stride + k);
+    __m128 c = _mm_loadu_ps(rows + 2 * stride + k), d = _mm_loadu_ps(rows + 3 * stride + k);
+    _MM_TRANSPOSE4_PS(a, b, c, d);
+    _mm_storeu_ps(out + k * tile, a);
+    _mm_storeu_ps(out + (k + 1) * tile, b);
+    _mm_storeu_ps(out + (k + 2) * tile, c);
+    _mm_storeu_ps(out + (k + 3) * tile, d);
+  }
+#else
+  static_cast<void>(rows), static_cast<void>(stride), static_cast<void>(n);
+  static_cast<void>(tile), static_cast<void>(out);
+#endif
+  return k;
+}
+
 // Packs a [rows, depth] slice as panels of `tile` rows, each [depth, tile]; missing rows are zero.
 template <class T>
 void pack_panels(const StridedMatrix<T>& a, int64_t row, int64_t rows, int64_t first, int64_t depth,
@@ -46,7 +74,17 @@ void pack_panels(const StridedMatrix<T>& a, int64_t row, int64_t rows, int64_t f
       for (int64_t k = 0; k < depth; ++k)
         std::copy_n(a.at(row + p, first + k), count, out + k * tile);
     } else {
-      for (int64_t r = 0; r < count; ++r) {
+      int64_t r = 0;
+      if constexpr (std::is_same_v<T, float>) {
+        for (; a.col_stride == 1 && r + 4 <= count; r += 4) {
+          const T* const from = a.at(row + p + r, first);
+          for (int64_t k = transpose_four(from, a.row_stride, depth, tile, out + r); k < depth;
+               ++k) {
+            for (int64_t i = 0; i < 4; ++i) out[k * tile + r + i] = from[i * a.row_stride + k];
+          }
+        }
+      }
+      for (; r < count; ++r) {
         const T* const from = a.at(row + p + r, first);
         for (int64_t k = 0; k < depth; ++k) out[k * tile + r] = from[k * a.col_stride];
       }
@@ -109,6 +147,13 @@ void multiply_add(int64_t m, int64_t n, int64_t k, T alpha, const StridedMatrix<
               const int64_t to = part == Part::kLower ? std::min(cols, at - col + 1) : cols;
               const T* const sum = sums + i * tile_cols;
               auto* const out = row_of(at) + col;
+              if constexpr (std::is_same_v<std::remove_pointer_t<decltype(out + 0)>, T>) {
+                // A whole row of a tile, in vectors.
+                if (from == 0 && to == tile_cols) {
+                  kernel.rank_one(tile_cols, 1, &alpha, sum, out, 0);
+                  continue;
+                }
+              }
               for (int64_t j = from; j < to; ++j) out[j] += alpha * sum[j];
             }
           }

@@ -30,7 +30,7 @@ WOQ_TILE_TARGET inline void multiply_tile(int64_t depth, const T* a, const T* b,
   for (int r = 0; r < kRows; ++r) __builtin_memcpy(c + r * 2 * kLanes, &sums[r], sizeof sums[r]);
 }
 
-// y[r, j] += a[r] x[j] for j < n (a multiple of kRankOneStep) and r < rows; row stride of y:
+// y[r, j] += a[r] x[j] for j < n (in whole registers) and r < rows; row stride of y:
 // stride.
 template <class T>
 WOQ_TILE_TARGET inline void rank_one(int64_t n, int64_t rows, const T* a, const T* x, T* y,

@@ -33,7 +33,7 @@
 
 namespace woq {
 
-// Lengths of rank_one() are multiples of this: the floats of the widest register.
+// Lengths that are multiples of this suit every rank_one(): the floats of the widest register.
 inline constexpr int64_t kRankOneStep = 16;
 inline constexpr int kMaxTileRows = 12;
 

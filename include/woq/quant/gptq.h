@@ -148,6 +148,7 @@ inline GptqOrder make_gptq_order(const std::vector<double>& diagonal, const Quan
 template <class T>
 struct GptqFactor {
   int64_t cols = 0;
+  int64_t stride = 0;         // of rows: no power of two, whose rows would share few cache lines
   std::vector<T> r;           // [K, K], upper; below the diagonal: anything
   std::vector<T> inverse;     // [K]: 1 / R_jj
   std::vector<T> cross;       // [K, K], GPTAQ's T, or empty
@@ -161,23 +162,25 @@ double factor_hessian(const Hessian& hessian, const std::vector<double>& diagona
   const int64_t cols = hessian.cols();
   const double mean =
       std::accumulate(diagonal.begin(), diagonal.end(), 0.0) / static_cast<double>(cols);
-  std::vector<double> a(static_cast<size_t>(cols * cols));
+  const int64_t stride = ((cols + 15) / 16 | 1) * 16;
+  std::vector<double> a(static_cast<size_t>(cols * stride));
   double damp = options.damp;
   for (;; damp += options.damp_increment) {
-    parallel_for(
-        cols, useful_threads(threads, cols * cols, kElementGrain), [&](int64_t begin, int64_t end) {
-          for (int64_t i = begin; i < end; ++i) {
-            const int64_t row = order.column[static_cast<size_t>(i)];
-            for (int64_t j = i; j < cols; ++j) {
-              a[static_cast<size_t>(i * cols + j)] =
-                  hessian.at(row, order.column[static_cast<size_t>(j)]);
-            }
-            a[static_cast<size_t>(i * cols + i)] = diagonal[static_cast<size_t>(row)] + damp * mean;
-          }
-        });
+    parallel_for(cols, useful_threads(threads, cols * cols, kElementGrain),
+                 [&](int64_t begin, int64_t end) {
+                   for (int64_t i = begin; i < end; ++i) {
+                     const int64_t row = order.column[static_cast<size_t>(i)];
+                     for (int64_t j = i; j < cols; ++j) {
+                       a[static_cast<size_t>(i * stride + j)] =
+                           hessian.at(row, order.column[static_cast<size_t>(j)]);
+                     }
+                     a[static_cast<size_t>(i * stride + i)] =
+                         diagonal[static_cast<size_t>(row)] + damp * mean;
+                   }
+                 });
     // A pivot this small is nothing but rounding errors.
     const double least = static_cast<double>(cols) * 0x1p-52 * mean;
-    if (factor_upper(a.data(), cols, cols, least, threads) < 0) break;
+    if (factor_upper(a.data(), cols, stride, least, threads) < 0) break;
     if (damp + options.damp_increment >= 1 || options.damp_increment <= 0) {
       fail("the Hessian of '", options.name, "' is not positive definite, not even with ", damp,
            " of its mean diagonal added; it was not made of ", hessian.rows(),
@@ -188,19 +191,20 @@ double factor_hessian(const Hessian& hessian, const std::vector<double>& diagona
     std::vector<double> t(a.size());
     for (int64_t i = 0; i < cols; ++i) {
       for (int64_t j = 0; j < cols; ++j) {
-        t[static_cast<size_t>(i * cols + j)] =
+        t[static_cast<size_t>(i * stride + j)] =
             options.gptaq_alpha * options.cross->at(order.column[static_cast<size_t>(i)],
                                                     order.column[static_cast<size_t>(j)]);
       }
     }
-    solve_transposed(a.data(), cols, cols, t.data(), cols, cols, threads);
+    solve_transposed(a.data(), cols, stride, t.data(), cols, stride, threads);
     factor->cross.assign(t.begin(), t.end());
   }
   factor->cols = cols;
+  factor->stride = stride;
   factor->inverse.resize(diagonal.size());
   factor->weight.resize(diagonal.size());
   for (int64_t j = 0; j < cols; ++j) {
-    const double pivot = a[static_cast<size_t>(j * cols + j)];
+    const double pivot = a[static_cast<size_t>(j * stride + j)];
     factor->inverse[static_cast<size_t>(j)] = static_cast<T>(1 / pivot);
     factor->weight[static_cast<size_t>(j)] = static_cast<float>(pivot * pivot);
   }
@@ -257,7 +261,8 @@ struct GptqSweep {
   void add_done(const std::vector<T>& done, const std::vector<T>& matrix, int64_t begin,
                 int64_t width, std::vector<T>* sums, int64_t stride, int threads) const {
     multiply_add(rows, width, begin, T(1), StridedMatrix<T>{done.data(), cols, 1},
-                 StridedMatrix<T>{matrix.data() + begin, cols, 1}, sums->data(), stride, threads);
+                 StridedMatrix<T>{matrix.data() + begin, factor.stride, 1}, sums->data(), stride,
+                 threads);
   }
 
   // The part of a matrix strictly above the diagonal, in the block's rows and columns.
@@ -265,7 +270,7 @@ struct GptqSweep {
                           int64_t stride) const {
     std::vector<T> block(static_cast<size_t>(width * stride));
     for (int64_t i = 0; i < width; ++i) {
-      const T* const from = matrix.data() + (begin + i) * cols + begin;
+      const T* const from = matrix.data() + (begin + i) * factor.stride + begin;
       std::copy(from + i + 1, from + width, block.data() + i * stride + i + 1);
     }
     return block;
@@ -367,16 +372,16 @@ struct GptqSweep {
       }
       for (int64_t b = 0; b < count; ++b) {
         const int64_t n = row + b;
-        const float* const w = group.data() + b * length;
-        const GroupRange range = range_of(w, length);
+        const float* const values = group.data() + b * length;
+        const GroupRange range = range_of(values, length);
         if (!range.finite) {
           fail("GPTQ's corrections of '", sweep.options.name, "' overflow in row ", n,
                "; the Hessian is too ill-conditioned: raise damp_percent");
         }
         sweep.set(n, segment.group,
-                  weights == nullptr
-                      ? group_parameters(sweep.scheme, range, 1.0f)
-                      : search_parameters(sweep.scheme, range, w, length, scratch.data(), weights));
+                  weights == nullptr ? group_parameters(sweep.scheme, range, 1.0f)
+                                     : search_parameters(sweep.scheme, range, values, length,
+                                                         scratch.data(), weights));
       }
     }
 

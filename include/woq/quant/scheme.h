@@ -12,7 +12,7 @@
 namespace woq {
 
 // kInt: an unsigned code per group. kFloat: a real number per group, as HQQ and GGUF's Q4_1 have;
-// read by dequantization and kernels, produced by no quantizer of ours yet.
+// produced by quantize_hqq().
 enum class ZeroKind : uint8_t { kNone, kInt, kFloat };
 
 // kDouble: 8-bit codes of bitsandbytes' dynamic map, see scales.h.
