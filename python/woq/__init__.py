@@ -26,8 +26,15 @@ if TYPE_CHECKING:
         quantize_rtn,
         targets,
     )
+    from woq.algorithm_configs import (
+        AutoRoundConfig,
+        AwqConfig,
+        GPTQConfig,
+        RtnConfig,
+        TeqConfig,
+    )
     from woq.auto_model import AutoModelForCausalLM, AutoModelForSeq2SeqLM
-    from woq.config import RtnConfig, WeightOnlyQuantConfig
+    from woq.config import WeightOnlyQuantConfig
     from woq.linear import WeightOnlyLinear
     from woq.quantization import quantize
     from woq.report import QuantizationReport
@@ -56,7 +63,10 @@ _LAZY = {
     "AutoModelForCausalLM": "woq.auto_model",
     "AutoModelForSeq2SeqLM": "woq.auto_model",
     "QuantizationReport": "woq.report",
-    "RtnConfig": "woq.config",
+    **dict.fromkeys(
+        ("AutoRoundConfig", "AwqConfig", "GPTQConfig", "RtnConfig", "TeqConfig"),
+        "woq.algorithm_configs",
+    ),
     "WeightOnlyLinear": "woq.linear",
     "WeightOnlyQuantConfig": "woq.config",
     "quantize": "woq.quantization",
@@ -66,11 +76,15 @@ _LAZY = {
 __all__ = [
     "AutoModelForCausalLM",
     "AutoModelForSeq2SeqLM",
+    "AutoRoundConfig",
+    "AwqConfig",
+    "GPTQConfig",
     "InvalidArgument",
     "Linear",
     "QuantizationReport",
     "QuantizedMatrix",
     "RtnConfig",
+    "TeqConfig",
     "Unsupported",
     "WeightOnlyLinear",
     "WeightOnlyQuantConfig",

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What to quantize to: `WeightOnlyQuantConfig`, and `RtnConfig` with ITREX 1.4's field names.
+"""What to quantize to, and how: `WeightOnlyQuantConfig`, the one description that is saved. The
+classes with ITREX's field names in `algorithm_configs.py` are other ways to write it.
 
 Neither torch nor transformers is needed here. transformers' base class is added to the class when
 woq registers itself there (`woq.transformers.register`), so `import woq` stays light.
@@ -18,15 +19,16 @@ from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 
 from . import _native
+from ._options import ALGORITHMS, complete_options, needs_calibration
+from ._units import parse_bytes
 
-__all__ = ["FORMAT_VERSION", "RtnConfig", "WeightOnlyQuantConfig"]
+__all__ = ["FORMAT_VERSION", "WeightOnlyQuantConfig"]
 
 logger = logging.getLogger("woq")
 
 # Version of the stored tensors (names, shapes, code order). A reader refuses what is newer.
 FORMAT_VERSION = 1
 
-_ALGORITHMS = ("RTN",)
 _SCHEMES = ("sym", "asym")
 
 # Names that users of other libraries try; difflib would not find the right one.
@@ -70,6 +72,10 @@ def _require(owner: str, field: str, value: Any, kind: type, what: str) -> None:
         raise _native.InvalidArgument(f"{owner}.{field} must be {what}, got {value!r}")
 
 
+# Marks fields that are not part of what a checkpoint says of itself.
+_ONE_RUN = {"stored": False}
+
+
 class _TransformersConfig:
     """What transformers calls on a quantization config besides `to_dict` and `from_dict`.
 
@@ -99,12 +105,23 @@ class WeightOnlyQuantConfig(_TransformersConfig):
         scheme: "sym", or "asym" (a zero point per group; integers only).
         use_double_quant: store the scales themselves in 8 bits.
         mse_range: search the scale of every group that gives the least squared error.
-        algorithm: "RTN" (round to nearest).
+        algorithm: "RTN" (round to nearest); "GPTQ", "AWQ", "TEQ" or "AUTOROUND", which look at what
+            the model does with calibration data.
+        algorithm_args: options of the algorithm by name; those left out get their defaults.
         modules_to_not_convert: names, suffixes or regular expressions of modules to leave alone,
             matched as transformers matches them.
         quantize_lm_head: also quantize the output embedding; a dtype name gives it a dtype of its
             own ("int8"). An output embedding tied to the input embedding is untied in memory: the
             input embedding keeps its values.
+        dataset: calibration data: a list (or another iterable) of strings or of token tensors, the
+            path of a text file, a `datasets` dataset or the name of one, or "self" for text sampled
+            from the model itself, which None stands for too.
+        tokenizer: tokenizes `dataset`; default: the one saved beside the model.
+        work_dir: folder that keeps finished layers: a run that was interrupted goes on from there.
+        activation_memory: bytes (or a text like "2GB") of activations to hold in memory; what is
+            beyond goes to a temporary file.
+
+    The last four belong to one run: they are not saved, and make no difference to equality.
     """
 
     weight_dtype: str = "int4_fullrange"
@@ -117,6 +134,11 @@ class WeightOnlyQuantConfig(_TransformersConfig):
     algorithm: str = "RTN"
     modules_to_not_convert: list[str] | None = None
     quantize_lm_head: bool | str = False
+    algorithm_args: dict[str, Any] = dataclasses.field(default_factory=dict)
+    dataset: Any = dataclasses.field(default=None, metadata=_ONE_RUN)
+    tokenizer: Any = dataclasses.field(default=None, metadata=_ONE_RUN)
+    work_dir: Any = dataclasses.field(default=None, metadata=_ONE_RUN)
+    activation_memory: int | str = dataclasses.field(default="2GB", metadata=_ONE_RUN)
 
     def __new__(cls, *args: Any, **kwargs: Any) -> WeightOnlyQuantConfig:
         # Before __init__, so that a misspelt field gets a suggestion and not Python's TypeError.
@@ -140,6 +162,11 @@ class WeightOnlyQuantConfig(_TransformersConfig):
     @property
     def bits(self) -> int:
         return 8 if self.weight_dtype == "int8" else 4
+
+    @property
+    def needs_calibration(self) -> bool:
+        """Whether the algorithm looks at data."""
+        return needs_calibration(self.algorithm)
 
     @property
     def lm_head_dtype(self) -> str | None:
@@ -166,11 +193,14 @@ class WeightOnlyQuantConfig(_TransformersConfig):
             raise _native.InvalidArgument(
                 f"{owner}.scheme must be 'sym' or 'asym', got {self.scheme!r}"
             )
-        if self.algorithm.upper() not in _ALGORITHMS:
+        if self.algorithm.upper() not in ALGORITHMS:
             raise _native.InvalidArgument(
-                f"{owner}.algorithm {self.algorithm!r} is unknown; known: {', '.join(_ALGORITHMS)}"
+                f"{owner}.algorithm {self.algorithm!r} is unknown; known: {', '.join(ALGORITHMS)}"
             )
         self.algorithm = self.algorithm.upper()
+        _require(owner, "algorithm_args", self.algorithm_args, dict, "a dict of options")
+        self.algorithm_args = complete_options(owner, self.algorithm, self.algorithm_args)
+        parse_bytes(self.activation_memory, f"{owner}.activation_memory")
         skip = self.modules_to_not_convert
         if skip is not None:
             # A lone string would be taken apart into letters, each a pattern.
@@ -206,8 +236,7 @@ class WeightOnlyQuantConfig(_TransformersConfig):
 
     def to_dict(self) -> dict[str, Any]:
         """The canonical fields as plain values: what a checkpoint's config.json holds."""
-        fields = dataclasses.fields(WeightOnlyQuantConfig)
-        values = {field.name: copy.deepcopy(getattr(self, field.name)) for field in fields}
+        values = {name: copy.deepcopy(getattr(self, name)) for name in _stored_fields()}
         return {"quant_method": self.quant_method, "format_version": FORMAT_VERSION, **values}
 
     def to_diff_dict(self) -> dict[str, Any]:
@@ -260,9 +289,26 @@ class WeightOnlyQuantConfig(_TransformersConfig):
         with open(json_file_path, encoding="utf-8") as file:
             return cls.from_dict(json.load(file))
 
-    def canonical(self) -> WeightOnlyQuantConfig:
-        """The same settings as a plain `WeightOnlyQuantConfig`."""
+    def stored(self) -> WeightOnlyQuantConfig:
+        """The settings that a checkpoint keeps, as a plain `WeightOnlyQuantConfig`."""
         return WeightOnlyQuantConfig.from_dict(self.to_dict())
+
+    def canonical(self) -> WeightOnlyQuantConfig:
+        """The same settings, those of one run included, as a plain `WeightOnlyQuantConfig`."""
+        config = self.stored()
+        for field in dataclasses.fields(WeightOnlyQuantConfig):
+            if field.name not in _stored_fields():
+                setattr(config, field.name, getattr(self, field.name))
+        return config
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> WeightOnlyQuantConfig:
+        # Data sets and tokenizers are shared: copying them is costly, and nothing changes them.
+        new = object.__new__(type(self))
+        memo[id(self)] = new
+        stored = _stored_fields()
+        for name, value in self.__dict__.items():
+            new.__dict__[name] = copy.deepcopy(value, memo) if name in stored else value
+        return new
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, WeightOnlyQuantConfig):
@@ -273,100 +319,10 @@ class WeightOnlyQuantConfig(_TransformersConfig):
     __hash__ = None  # type: ignore[assignment]
 
     def __repr__(self) -> str:
-        fields = dataclasses.fields(WeightOnlyQuantConfig)
-        inner = ", ".join(f"{field.name}={getattr(self, field.name)!r}" for field in fields)
+        inner = ", ".join(f"{name}={getattr(self, name)!r}" for name in _stored_fields())
         return f"{type(self).__name__}({inner})"
 
 
-# ITREX fields that say how its own runtimes work: {name: (harmless values, note or None)}. A value
-# outside the first list is an error when there is no note, and is logged when there is one.
-_ITREX_SWITCHES: dict[str, tuple[tuple[Any, ...], str | None]] = {
-    "layer_wise": ((False, True), None),  # woq always holds one layer at a time
-    "use_ggml": ((False,), None),
-    "use_quant": ((True,), None),
-    "use_neural_speed": ((False,), "woq runs its own kernels"),
-    "double_quant_scale_dtype": ((None, "fp32"), None),
-    "device": (("auto", "cpu"), None),
-    "use_ipex": ((False,), "woq runs its own kernels"),
-}
-
-
-class RtnConfig(WeightOnlyQuantConfig):
-    """Round to nearest, with the field names and defaults of ITREX 1.4.
-
-    Becomes the same canonical settings as `WeightOnlyQuantConfig`. Unlike ITREX it never changes
-    a dtype quietly: int4_fullrange stays int4_fullrange, and `bits` that contradict `weight_dtype`
-    are an error. Without a `weight_dtype`, 4 bits are int4_clip and 8 bits int8, as in ITREX.
-    """
-
-    def __init__(
-        self,
-        bits: int = 4,
-        group_size: int = 32,
-        compute_dtype: Any = None,
-        weight_dtype: str | None = None,
-        scale_dtype: Any = None,
-        mse_range: bool = False,
-        use_double_quant: bool = False,
-        double_quant_scale_dtype: Any = None,
-        sym: bool = True,
-        layer_wise: bool = False,
-        use_ggml: bool = False,
-        use_quant: bool = True,
-        use_neural_speed: bool = False,
-        llm_int8_skip_modules: list[str] | None = None,
-        quantize_lm_head: bool | str = False,
-        device: str = "auto",
-        use_ipex: bool = False,
-    ) -> None:
-        given = {name: value for name, value in locals().items() if name in _ITREX_SWITCHES}
-        for name, (harmless, note) in _ITREX_SWITCHES.items():
-            _check_switch(name, given[name], harmless, note)
-        _require("RtnConfig", "bits", bits, int, "4 or 8")
-        if bits not in (4, 8):
-            raise _native.InvalidArgument(f"RtnConfig.bits must be 4 or 8, got {bits}")
-        _require("RtnConfig", "sym", sym, bool, "True or False")
-        super().__init__(
-            weight_dtype=weight_dtype or ("int8" if bits == 8 else "int4_clip"),
-            compute_dtype=compute_dtype or "fp32",
-            scale_dtype=scale_dtype or "fp32",
-            group_size=group_size,
-            scheme="sym" if sym else "asym",
-            use_double_quant=use_double_quant,
-            mse_range=mse_range,
-            modules_to_not_convert=llm_int8_skip_modules,
-            quantize_lm_head=quantize_lm_head,
-        )
-        if self.bits != bits:
-            raise _native.InvalidArgument(
-                f"RtnConfig.weight_dtype {self.weight_dtype!r} has {self.bits} bits, bits is {bits}"
-            )
-
-    @classmethod
-    def _from_fields(cls, values: dict[str, Any]) -> WeightOnlyQuantConfig:
-        if "scheme" not in values:
-            return cls(**values)
-        base = WeightOnlyQuantConfig(**values)
-        return cls(
-            bits=base.bits,
-            group_size=base.group_size,
-            compute_dtype=base.compute_dtype,
-            weight_dtype=base.weight_dtype,
-            scale_dtype=base.scale_dtype,
-            mse_range=base.mse_range,
-            use_double_quant=base.use_double_quant,
-            sym=base.sym,
-            llm_int8_skip_modules=base.modules_to_not_convert,
-            quantize_lm_head=base.quantize_lm_head,
-        )
-
-
-def _check_switch(name: str, value: Any, harmless: tuple[Any, ...], note: str | None) -> None:
-    if value in harmless:
-        return
-    if note is None:
-        allowed = " or ".join(repr(choice) for choice in harmless)
-        raise _native.InvalidArgument(
-            f"RtnConfig.{name}={value!r} has no meaning in woq; allowed: {allowed}"
-        )
-    logger.warning("RtnConfig.%s=%r is ignored: %s", name, value, note)
+def _stored_fields() -> tuple[str, ...]:
+    fields = dataclasses.fields(WeightOnlyQuantConfig)
+    return tuple(field.name for field in fields if field.metadata.get("stored", True))

@@ -7,6 +7,7 @@ package, and `woq.quantize` is the function.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import sys
 import time
@@ -25,6 +26,7 @@ from ._selection import (
     quantized_layers,
     select,
 )
+from .algorithms._interface import Finished
 from .config import WeightOnlyQuantConfig
 from .linear import WeightOnlyLinear
 from .report import LayerReport, LeftAlone, QuantizationReport
@@ -54,15 +56,21 @@ def quantize(
     stay as they were: the model still works, can be saved, and a second call with the same config
     does the rest. `model.woq_report.complete` is False then.
 
+    Algorithms other than RTN look at what the model computes: they need a transformers model, and
+    calibration data in the config (`dataset`, `tokenizer`; by default text that the model makes
+    up). They go block by block, each on what the quantized blocks before it produce. With
+    `config.work_dir` a second run with the same model, data and settings goes on where the first
+    one stopped.
+
     Args:
         model: any torch module on the CPU.
-        config: what to quantize to; the default is int4_fullrange in groups of 32.
+        config: what to quantize to, and how; the default is int4_fullrange in groups of 32, RTN.
         progress: show a progress bar with the remaining time on stderr; None shows it on a
             terminal only. Without tqdm the progress goes to the "woq" logger.
 
     Raises:
         InvalidArgument: a weight has NaN or Inf (names module, row and column); the model already
-            has layers quantized with another config.
+            has layers quantized with another config; the calibration data is empty or too short.
     """
     config = WeightOnlyQuantConfig() if config is None else config
     if not isinstance(model, nn.Module):
@@ -74,6 +82,12 @@ def quantize(
     _check_earlier_layers(model, config)
     targets = select(model, config)
     _check_devices(targets)
+    if config.needs_calibration:
+        from ._driver import calibrated_layers
+
+        steps = calibrated_layers(model, config, targets)
+    else:
+        steps = _rounded(list(reversed(targets)), config)
 
     started = time.perf_counter()
     report = QuantizationReport(complete=False)
@@ -81,22 +95,22 @@ def quantize(
     if isinstance(previous, QuantizationReport):
         report.layers.extend(previous.layers)
         report.seconds = previous.seconds
-    # The targets hold modules: popping them releases each float weight with its replacement.
-    targets.reverse()
     total, done_before = len(targets), len(report.layers)
+    # They hold modules: without the list each float weight goes with its replacement.
+    del targets
     bar = _progress(total, progress)
     next(bar)
     try:
-        while targets:
-            target = targets.pop()
-            layer, entry = _quantize_layer(target, config)
+        for finished in steps:
+            target = finished.target
+            layer, entry = _make_layer(finished, config)
             replace_module(model, target.name, layer)
             report.layers.append(entry)
             if target.tied:
                 _declare_untied(model, target.name)
-            name = target.name
-            del target, layer
-            bar.send(name)
+            text = target.name if entry.loss is None else f"{target.name} loss {entry.loss:.2e}"
+            del finished, target, layer
+            bar.send(text)
         report.complete = True
     except BaseException as error:
         logger.warning(
@@ -108,6 +122,7 @@ def quantize(
         )
         raise
     finally:
+        steps.close()
         bar.close()
         report.seconds += time.perf_counter() - started
         attach_report(model, report)
@@ -141,8 +156,14 @@ def quantize_module(
 ) -> tuple[_native.QuantizedMatrix, LayerReport]:
     """Quantize one weight [out_features, in_features] and measure the error."""
     matrix = quantize_weight(weight, config, target.weight_dtype, name)
+    return matrix, _layer_report(name, weight, matrix, target)
+
+
+def _layer_report(
+    name: str, weight: torch.Tensor, matrix: _native.QuantizedMatrix, target: Target
+) -> LayerReport:
     metrics = _native.error_metrics(weight, matrix)
-    entry = LayerReport(
+    return LayerReport(
         name=name,
         weight_dtype=target.weight_dtype,
         shape=(matrix.rows, matrix.cols),
@@ -151,7 +172,6 @@ def quantize_module(
         mse=metrics["mse"],
         sqnr_db=metrics["sqnr_db"],
     )
-    return matrix, entry
 
 
 def make_layer(
@@ -216,12 +236,43 @@ def log_kernels(model: nn.Module) -> None:
         logger.info("%d layers run on %s: %s", count, kernel, reason)
 
 
-def _quantize_layer(
-    target: Target, config: WeightOnlyQuantConfig
+def _rounded(
+    targets: list[Target], config: WeightOnlyQuantConfig
+) -> Generator[Finished, None, None]:
+    """RTN of `targets`, last one first; each is let go of before the next one is touched."""
+    while targets:
+        target = targets.pop()
+        weight = linear_parameters(target.module)
+        matrix = quantize_weight(weight, config, target.weight_dtype, target.name)
+        finished = Finished(target, matrix)
+        del target, weight, matrix
+        yield finished
+        del finished
+
+
+def _make_layer(
+    finished: Finished, config: WeightOnlyQuantConfig
 ) -> tuple[WeightOnlyLinear, LayerReport]:
+    """Pack a quantized layer, and say what became of it."""
+    target = finished.target
     module = target.module
-    bias = None if module.bias is None else module.bias.detach()
-    return make_layer(target.name, linear_parameters(module), bias, config, target)
+    weight = linear_parameters(module)
+    layer = WeightOnlyLinear.from_quantized(
+        finished.matrix,
+        None if module.bias is None else module.bias.detach(),
+        compute_dtype=config.compute_dtype,
+        name=target.name,
+        dtype=weight.dtype,
+        transposed=target.transposed,
+    )
+    entry = dataclasses.replace(
+        _layer_report(target.name, weight, finished.matrix, target),
+        algorithm=finished.algorithm or config.algorithm,
+        loss=finished.loss,
+        start_loss=finished.start_loss,
+        note=finished.note,
+    )
+    return layer, entry
 
 
 def replace_module(model: nn.Module, name: str, layer: nn.Module) -> None:

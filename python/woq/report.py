@@ -21,6 +21,12 @@ class LayerReport:
     bytes_after: int  # of the stored tensors; the packed form is at most 5 % larger
     mse: float  # mean of (W - dequantized W)^2
     sqnr_db: float  # 10 log10(sum W^2 / sum (W - dequantized W)^2)
+    algorithm: str = "RTN"  # what was done
+    # Error of the output that was tuned (the layer's, or its block's) relative to the output, on
+    # the calibration data, at the end and at the start of tuning; None without calibration.
+    loss: float | None = None
+    start_loss: float | None = None
+    note: str = ""  # why another algorithm than the config's
 
     @property
     def parameters(self) -> int:
@@ -76,6 +82,11 @@ class QuantizationReport:
         finite = [layer for layer in self.layers if not math.isnan(layer.sqnr_db)]
         return min(finite, key=lambda layer: layer.sqnr_db, default=None)
 
+    @property
+    def fallbacks(self) -> list[LayerReport]:
+        """Layers that the algorithm of the config could not do."""
+        return [layer for layer in self.layers if layer.note]
+
     def __str__(self) -> str:
         if not self.layers:
             return "nothing was quantized: the model has no linear layer that the config selects"
@@ -91,6 +102,19 @@ class QuantizationReport:
         ]
         if self.worst is not None:
             lines[3] += f"; lowest SQNR {self.worst.sqnr_db:.1f} dB ({self.worst.name})"
+        tuned = [layer for layer in self.layers if layer.loss and layer.start_loss]
+        if tuned:
+            ratios = [math.log(layer.loss / layer.start_loss) for layer in tuned]  # type: ignore
+            factor = math.exp(sum(ratios) / len(ratios))
+            algorithms = _counts(Counter(layer.algorithm for layer in self.layers))
+            lines.append(
+                f"calibrated ({algorithms}): error of the outputs {factor:.3f} x what it was "
+                "before tuning"
+            )
+        for layer in self.fallbacks[:5]:
+            lines.append(f"  {layer.name}: {layer.algorithm}, because {layer.note}")
+        if len(self.fallbacks) > 5:
+            lines.append(f"  ... and {len(self.fallbacks) - 5} more")
         if self.left:
             count = sum(entry.parameters for entry in self.left)
             part = 100 * count / max(1, self.total_parameters)

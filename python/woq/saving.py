@@ -22,13 +22,13 @@ import torch
 
 from ._native import InvalidArgument
 from ._safetensors import Entry, write_safetensors
+from ._units import parse_bytes
 from .linear import WeightOnlyLinear, deferred_state
 
 __all__ = ["save_pretrained"]
 
 _WEIGHTS = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
-_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 
 
 def save_pretrained(
@@ -48,7 +48,7 @@ def save_pretrained(
         raise InvalidArgument(f"expected a transformers model, got {type(model).__name__}")
     if getattr(model, "_hf_peft_config_loaded", False):
         raise InvalidArgument("adapters are attached: save them with model.save_pretrained")
-    limit = _bytes(max_shard_size)
+    limit = parse_bytes(max_shard_size, "max_shard_size")
     target = Path(save_directory)
     created = not target.exists()
     try:
@@ -187,10 +187,3 @@ def _remove_if_empty(folder: Path) -> None:
     with contextlib.suppress(OSError):
         folder.rmdir()
 
-
-def _bytes(size: int | str) -> int:
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", str(size))
-    unit = match.group(2).upper() if match else None
-    if match is None or unit not in _UNITS or float(match.group(1)) <= 0:
-        raise InvalidArgument(f"max_shard_size must be like 5000000 or '5GB', got {size!r}")
-    return int(float(match.group(1)) * _UNITS[unit])

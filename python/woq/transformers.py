@@ -9,7 +9,6 @@ the stored tensors, which are packed when all have arrived.
 
 from __future__ import annotations
 
-import copy
 import logging
 import re
 import sys
@@ -33,6 +32,7 @@ from .quantization import (
     log_kernels,
     log_summary,
     make_layer,
+    quantize,
     quantize_module,
     replace_module,
 )
@@ -102,6 +102,8 @@ class WoqHfQuantizer(HfQuantizer):
                 replace_module(model, target.name, _StoredLayer(target, config, dtype))
             declare_untied(model, [target.name for target in targets if target.tied])
             return model
+        if config.needs_calibration:
+            return model  # the whole float model comes first: calibration runs it
         # A tied weight is loaded once, under its other name: it is there only after loading.
         self._tied = [target for target in targets if target.tied]
         self._on_load = {target.name: target for target in targets if not target.tied}
@@ -162,6 +164,9 @@ class WoqHfQuantizer(HfQuantizer):
             raise self._errors[0]
         if self.pre_quantized:
             _pack_stored_layers(model, self.quantization_config)
+        elif self.quantization_config.needs_calibration:
+            quantize(model, self.quantization_config)
+            self.quantization_config, self.pre_quantized = self.quantization_config.stored(), True
         else:
             self._finish_quantizing(model)
         _keep_on_cpu(model)
@@ -346,7 +351,7 @@ def attach_quantizer(model: nn.Module, config: WeightOnlyQuantConfig) -> None:
     attached config as modules not to convert: it describes the model as it is.
     """
     for inner in _outermost_pretrained(model):
-        attached = copy.deepcopy(config)
+        attached = config.stored()
         floats = [re.escape(target.name) for target in select(inner, config)]
         if floats:
             attached.modules_to_not_convert = [*(config.modules_to_not_convert or ()), *floats]

@@ -33,6 +33,7 @@ def test_defaults():
         "use_double_quant": False,
         "mse_range": False,
         "algorithm": "RTN",
+        "algorithm_args": {},
         "modules_to_not_convert": None,
         "quantize_lm_head": False,
     }
@@ -108,7 +109,7 @@ def test_unknown_field_suggests_the_nearest(wrong, meant):
 
 
 def test_unknown_field_with_nothing_near():
-    with pytest.raises(InvalidArgument, match=r"no field 'zzz'\. Known: algorithm"):
+    with pytest.raises(InvalidArgument, match=r"no field 'zzz'\. Known: activation_memory, algorithm"):
         WeightOnlyQuantConfig(zzz=1)
 
 
