@@ -24,7 +24,16 @@ from torch import nn
 from . import _native
 from ._selection import Target
 
-__all__ = ["Activations", "Block", "Call", "Segment", "capture", "fast_products", "for_calibration", "segments"]
+__all__ = [
+    "Activations",
+    "Block",
+    "Call",
+    "Segment",
+    "capture",
+    "fast_products",
+    "for_calibration",
+    "segments",
+]
 
 logger = logging.getLogger("woq")
 
@@ -70,7 +79,7 @@ class Activations:
         self._tensors.append(mapped)
 
     def replace(self, index: int, value: torch.Tensor) -> None:
-        """Put `value` (of the same shape, as a block's output has) in the place of batch `index`."""
+        """Put `value`, of the same shape (as a block's output has), in the place of `index`."""
         self._tensors[index].copy_(value.detach())
 
     def copy(self) -> Activations:
@@ -301,8 +310,8 @@ def _shared(value: Any, previous: Any) -> Any:
         earlier = previous if isinstance(previous, dict) else {}
         return {key: _shared(item, earlier.get(key)) for key, item in value.items()}
     if type(value) in (tuple, list):
-        earlier = previous if isinstance(previous, (tuple, list)) else ()
-        padded = [*earlier, *([None] * len(value))]
+        items = previous if isinstance(previous, (tuple, list)) else ()
+        padded = [*items, *([None] * len(value))]
         return type(value)(_shared(item, padded[i]) for i, item in enumerate(value))
     return value
 
@@ -408,7 +417,7 @@ def fast_products() -> contextlib.AbstractContextManager[Any]:
 
 @contextlib.contextmanager
 def for_calibration(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, no key-value caches, no gradients of parameters; all as it was afterwards."""
+    """Evaluation mode, no key-value caches, no gradients of parameters; afterwards as before."""
     training = [module for module in model.modules() if module.training]
     grads = [parameter for parameter in model.parameters() if parameter.requires_grad]
     configs: dict[int, Any] = {}

@@ -9,7 +9,7 @@ algorithms that compare with the float model), the part beyond `activation_memor
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 
 import torch
 from torch import nn
@@ -29,7 +29,7 @@ from ._selection import Target, linear_parameters
 from ._units import parse_bytes
 from ._work_dir import WorkDir
 from .algorithms import ALGORITHMS, Finished
-from .algorithms._interface import round_to_nearest
+from .algorithms._interface import as_stored, round_to_nearest
 from .calibration import calibration_batches
 from .config import WeightOnlyQuantConfig
 
@@ -40,7 +40,7 @@ logger = logging.getLogger("woq")
 
 def calibrated_layers(
     model: nn.Module, config: WeightOnlyQuantConfig, targets: Sequence[Target]
-) -> Iterator[Finished]:
+) -> Generator[Finished, None, None]:
     """Yield every target as it is finished. The caller replaces the module before it goes on: the
     next block's inputs come from the model as it is then.
 
@@ -157,7 +157,7 @@ def _unreached(block: Block) -> list[Target]:
 def _fallback(target: Target, config: WeightOnlyQuantConfig, reason: str) -> Finished:
     logger.warning("%s: %s; it is rounded to nearest", target.name, reason)
     matrix = round_to_nearest(linear_parameters(target.module), config, target)
-    return Finished(target, matrix, algorithm="RTN", note=reason)
+    return Finished(target, as_stored(matrix, config), algorithm="RTN", note=reason)
 
 
 def _check_finite_weight(target: Target) -> None:

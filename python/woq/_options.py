@@ -41,7 +41,9 @@ def _boolean(default: bool) -> Option:
 
 def _rate() -> Option:
     return Option(
-        None, "a number above 0, or None", lambda value: value is None or (_number(value) and value > 0)
+        None,
+        "a number above 0, or None",
+        lambda value: value is None or (_number(value) and value > 0),
     )
 
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The folder from which an interrupted calibration goes on: a file for each finished layer.
 
-`run.json` says which run the files belong to: the settings, the calibration tokens, the layers. Each
-layer's file carries a checksum of the float weight that it was made from. Files appear whole or not
-at all.
+`run.json` says which run the files belong to: the settings, the calibration tokens, the layers.
+Each layer's file carries a checksum of the float weight that it was made from. Files appear whole
+or not at all.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import json
 import logging
 import os
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -75,11 +75,15 @@ class WorkDir:
             what = f"another {part}"
             if part == "config":
                 old = have.get(part) or {}
-                what += " (" + ", ".join(
-                    f"{key}: {old.get(key)!r}, now {value!r}"
-                    for key, value in want[part].items()
-                    if old.get(key) != value
-                ) + ")"
+                what += (
+                    " ("
+                    + ", ".join(
+                        f"{key}: {old.get(key)!r}, now {value!r}"
+                        for key, value in want[part].items()
+                        if old.get(key) != value
+                    )
+                    + ")"
+                )
             raise _native.InvalidArgument(
                 f"work_dir {self._path} belongs to a run with {what}; give an empty folder, or "
                 "delete this one"
@@ -98,7 +102,7 @@ class WorkDir:
             **{field: getattr(finished, field) for field in _FIELDS},
         }
         entries = {
-            name: Entry(tuple(tensor.shape), tensor.dtype, lambda tensor=tensor: tensor)
+            name: Entry(tuple(tensor.shape), tensor.dtype, _constant(tensor))
             for name, tensor in tensors.items()
         }
         path = self._file(target.name)
@@ -122,7 +126,12 @@ class WorkDir:
                 facts = json.loads(file.metadata()["woq"])
                 tensors = {key: file.get_tensor(key).clone() for key in file.keys()}  # noqa: SIM118
             rows, cols = int(facts["rows"]), int(facts["cols"])
-            matrix = from_torch(tensors, rows, cols, scheme_of(self._config, target))
+            scheme = {
+                **scheme_of(self._config, target),
+                "act_order": self._config.stores_g_idx,
+                "scales_input": self._config.stores_act_scales,
+            }
+            matrix = from_torch(tensors, rows, cols, scheme)
         except (SafetensorError, KeyError, TypeError, ValueError) as error:
             logger.warning("%s is damaged (%s): the layer is done again", path, error)
             return None
@@ -132,6 +141,10 @@ class WorkDir:
                 "another model; give an empty folder, or delete this one"
             )
         return Finished(target, matrix, **{field: facts[field] for field in _FIELDS})
+
+
+def _constant(tensor: torch.Tensor) -> Callable[[], torch.Tensor]:
+    return lambda: tensor
 
 
 def _checksum(tensor: torch.Tensor) -> int:

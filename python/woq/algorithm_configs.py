@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """One class for each algorithm, with the field names that ITREX 1.4 and transformers have for it.
 
-Each is a `WeightOnlyQuantConfig` written differently: it becomes the same canonical settings, and is
-saved as them. Unlike ITREX these classes never change a dtype quietly (int4_fullrange stays
+Each is a `WeightOnlyQuantConfig` written differently: it becomes the same canonical settings, and
+is saved as them. Unlike ITREX these classes never change a dtype quietly (int4_fullrange stays
 int4_fullrange), `bits` that contradict `weight_dtype` are an error, and 4 bits are the default of
 all. Without a `weight_dtype`, 4 bits are int4_clip and 8 bits int8.
 """
@@ -156,8 +156,8 @@ class GPTQConfig(_AlgorithmConfig):
     """GPTQ (arXiv:2210.17323): columns are rounded one after the other, and what each rounding does
     wrong is made good by the columns that follow, as the inputs' second moments say.
 
-    `desc_act` takes the columns in the order of their inputs' size, which costs a permutation at run
-    time; `act_group_aware` keeps every column in its group, which does not.
+    `desc_act` takes the columns in the order of their inputs' size, which costs a permutation at
+    run time; `act_group_aware` keeps every column in its group, which does not.
     """
 
     _algorithm = "GPTQ"

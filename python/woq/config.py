@@ -169,6 +169,17 @@ class WeightOnlyQuantConfig(_TransformersConfig):
         return needs_calibration(self.algorithm)
 
     @property
+    def stores_g_idx(self) -> bool:
+        """Whether layers store the group of each column (act-order)."""
+        options = self.algorithm_args
+        return bool(options.get("desc_act")) and not options.get("static_groups")
+
+    @property
+    def stores_act_scales(self) -> bool:
+        """Whether layers store multipliers of their input."""
+        return self.algorithm in ("AWQ", "TEQ")
+
+    @property
     def lm_head_dtype(self) -> str | None:
         """Dtype of the output embedding, None when it is left alone."""
         if isinstance(self.quantize_lm_head, str):

@@ -12,8 +12,9 @@ import logging
 import sys
 import time
 from collections.abc import Generator
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
+import torch
 from torch import nn
 
 from . import _native
@@ -30,9 +31,6 @@ from .algorithms._interface import Finished
 from .config import WeightOnlyQuantConfig
 from .linear import WeightOnlyLinear
 from .report import LayerReport, LeftAlone, QuantizationReport
-
-if TYPE_CHECKING:
-    import torch
 
 __all__ = ["quantize", "quantize_weight"]
 
@@ -101,16 +99,19 @@ def quantize(
     bar = _progress(total, progress)
     next(bar)
     try:
-        for finished in steps:
-            target = finished.target
-            layer, entry = _make_layer(finished, config)
-            replace_module(model, target.name, layer)
-            report.layers.append(entry)
-            if target.tied:
-                _declare_untied(model, target.name)
-            text = target.name if entry.loss is None else f"{target.name} loss {entry.loss:.2e}"
-            del finished, target, layer
-            bar.send(text)
+        # Tuning needs gradients, whatever the caller has switched off.
+        with torch.inference_mode(False), torch.enable_grad():
+            for finished in steps:
+                target = finished.target
+                layer, entry = _make_layer(finished, config)
+                replace_module(model, target.name, layer)
+                report.layers.append(entry)
+                if target.tied:
+                    _declare_untied(model, target.name)
+                name = target.name
+                text = name if entry.loss is None else f"{name} loss {entry.loss:.2e}"
+                del finished, target, layer
+                bar.send(text)
         report.complete = True
     except BaseException as error:
         logger.warning(
@@ -136,8 +137,6 @@ def quantize_weight(
     weight: torch.Tensor, config: WeightOnlyQuantConfig, weight_dtype: str, name: str
 ) -> _native.QuantizedMatrix:
     """Round `weight` [out_features, in_features] to `weight_dtype`; the rest is in `config`."""
-    import torch
-
     return _native.quantize_rtn(
         weight,
         dtype=weight_dtype,

@@ -63,6 +63,8 @@ class WoqHfQuantizer(HfQuantizer):
     """What `from_pretrained` and `save_pretrained` call."""
 
     requires_calibration = False
+    quantization_config: Any
+    pre_quantized: bool
 
     def __init__(self, quantization_config: Any, **kwargs: Any) -> None:
         super().__init__(quantization_config.canonical(), **kwargs)
@@ -166,7 +168,8 @@ class WoqHfQuantizer(HfQuantizer):
             _pack_stored_layers(model, self.quantization_config)
         elif self.quantization_config.needs_calibration:
             quantize(model, self.quantization_config)
-            self.quantization_config, self.pre_quantized = self.quantization_config.stored(), True
+            self.quantization_config = self.quantization_config.stored()
+            self.pre_quantized = True
         else:
             self._finish_quantizing(model)
         _keep_on_cpu(model)
@@ -287,6 +290,8 @@ class _StoredLayer(nn.Module):
             "asym": config.asym,
             "scale_dtype": config.scale_dtype,
             "double_quant": config.use_double_quant,
+            "act_order": config.stores_g_idx,
+            "scales_input": config.stores_act_scales,
         }
         self.specs = tensor_specs(self.rows, self.cols, **self.scheme)
         self.register_buffer(MARKER, torch.empty(1, dtype=torch.uint8, device="meta"))

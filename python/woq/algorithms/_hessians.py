@@ -38,25 +38,13 @@ def hessians(block: Block, groups: Sequence[Sequence[Target]]) -> list[Any]:
     return sums
 
 
-def output_error(
-    weight: torch.Tensor,
-    matrix: _native.QuantizedMatrix,
-    hessian: Any,
-    multiplier: torch.Tensor | None = None,
-) -> float:
-    """tr((W - Q) H (W - Q)^T) / tr(W H W^T): the squared error of the layer's output, relative.
-
-    `multiplier` [K] is the factor on the inputs that `matrix` was made for.
-    """
-    moments = torch.from_numpy(hessian.numpy()).double()
-    exact = weight.double()
-    quantized = torch.from_numpy(matrix.dequantize()).double()
-    if multiplier is not None:
-        quantized = quantized * multiplier.double()
-    difference = exact - quantized
-    error = float(((difference @ moments) * difference).sum())
-    power = float(((exact @ moments) * exact).sum())
-    return error / power if power > 0 else 0.0
+def output_error(weight: torch.Tensor, matrix: _native.QuantizedMatrix, hessian: Any) -> float:
+    """tr((W - Q) H (W - Q)^T) / tr(W H W^T): the squared error of the layer's output, relative."""
+    return float(
+        _native.layer_error(  # type: ignore[attr-defined]
+            weight, matrix.dequantize(), hessian, torch.get_num_threads()
+        )
+    )
 
 
 def act_order(options: Mapping[str, Any]) -> str:

@@ -10,9 +10,10 @@ import torch
 
 from .. import _native
 from .._selection import Target
+from .._tensors import from_torch, to_torch
 from ..config import WeightOnlyQuantConfig
 
-__all__ = ["Finished", "round_to_nearest", "scheme_of"]
+__all__ = ["Finished", "as_stored", "round_to_nearest", "scheme_of", "with_input_scales"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,3 +55,44 @@ def round_to_nearest(
         name=target.name,
         num_threads=torch.get_num_threads(),
     )
+
+
+def with_input_scales(
+    matrix: _native.QuantizedMatrix, act_scales: torch.Tensor
+) -> _native.QuantizedMatrix:
+    """`matrix` for inputs that are multiplied by `act_scales` [K] first."""
+    tensors = {**to_torch(matrix), "act_scales": act_scales.float()}
+    return _rebuilt(matrix, tensors, matrix.act_order, True)
+
+
+def as_stored(
+    matrix: _native.QuantizedMatrix, config: WeightOnlyQuantConfig
+) -> _native.QuantizedMatrix:
+    """`matrix` with the tensors that every layer of a model saved with `config` has: a layer that
+    was rounded to nearest among others gets neutral ones."""
+    if config.stores_act_scales and not matrix.scales_input:
+        matrix = with_input_scales(matrix, torch.ones(matrix.cols))
+    if config.stores_g_idx and not matrix.act_order:
+        group = matrix.cols if matrix.group_size < 0 else matrix.group_size
+        g_idx = (torch.arange(matrix.cols) // group).to(torch.int32)
+        tensors = {**to_torch(matrix), "g_idx": g_idx}
+        matrix = _rebuilt(matrix, tensors, True, matrix.scales_input)
+    return matrix
+
+
+def _rebuilt(
+    matrix: _native.QuantizedMatrix,
+    tensors: dict[str, torch.Tensor],
+    act_order: bool,
+    scales_input: bool,
+) -> _native.QuantizedMatrix:
+    scheme = {
+        "dtype": matrix.dtype,
+        "group_size": matrix.group_size,
+        "asym": matrix.asym,
+        "scale_dtype": matrix.scale_dtype,
+        "double_quant": matrix.double_quant,
+        "act_order": act_order,
+        "scales_input": scales_input,
+    }
+    return from_torch(tensors, matrix.rows, matrix.cols, scheme)

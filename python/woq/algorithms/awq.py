@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: Apache-2.0
+"""AWQ (arXiv:2306.00978): the core searches s = x^a / w^(1 - a) and the clipping of each group by
+the error of the layer's output."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+
+from .. import _native
+from .._blocks import Block
+from .._selection import Target
+from ..config import WeightOnlyQuantConfig
+from ._input_scales import quantize_scaled
+from ._interface import Finished, scheme_of
+
+__all__ = ["quantize_block"]
+
+
+def quantize_block(block: Block, config: WeightOnlyQuantConfig) -> Iterator[Finished]:
+    options = config.algorithm_args
+
+    def find(weights: list[torch.Tensor], hessian: Any, group: Sequence[Target]) -> torch.Tensor:
+        scales = _native.awq_scales(  # type: ignore[attr-defined]
+            weights,
+            hessian,
+            **scheme_of(config, group[0]),
+            n_grid=options["n_grid"],
+            duo_scaling=options["duo_scaling"],
+            num_threads=torch.get_num_threads(),
+        )
+        return torch.from_numpy(scales).float()
+
+    def clip(weight: torch.Tensor, hessian: Any, target: Target) -> torch.Tensor:
+        clipped = _native.awq_clip(  # type: ignore[attr-defined]
+            weight, hessian, **scheme_of(config, target), num_threads=torch.get_num_threads()
+        )
+        return torch.from_numpy(clipped)
+
+    return quantize_scaled(block, config, find, clip if options["apply_clip"] else None)

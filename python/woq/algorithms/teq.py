@@ -1,0 +1,38 @@
+# SPDX-License-Identifier: Apache-2.0
+"""TEQ (arXiv:2310.10944): the core learns s by Adam on the error of the layers' outputs, which the
+second moments of the inputs give without the inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+
+from .. import _native
+from .._blocks import Block
+from .._selection import Target
+from ..config import WeightOnlyQuantConfig
+from ._input_scales import quantize_scaled
+from ._interface import Finished, scheme_of
+
+__all__ = ["quantize_block"]
+
+_LEARNING_RATE = 1e-3  # the paper's
+
+
+def quantize_block(block: Block, config: WeightOnlyQuantConfig) -> Iterator[Finished]:
+    options = config.algorithm_args
+
+    def find(weights: list[torch.Tensor], hessian: Any, group: Sequence[Target]) -> torch.Tensor:
+        scales = _native.teq_scales(  # type: ignore[attr-defined]
+            weights,
+            hessian,
+            **scheme_of(config, group[0]),
+            steps=options["iters"],
+            lr=options["lr"] or _LEARNING_RATE,
+            num_threads=torch.get_num_threads(),
+        )
+        return torch.from_numpy(scales).float()
+
+    return quantize_scaled(block, config, find)

@@ -1,0 +1,250 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Calibration data: what is taken, how it becomes samples, and the errors."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from types import ModuleType
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from model_support import llama, seed, t5
+from torch import nn
+
+pytest.importorskip("transformers")
+
+from woq import InvalidArgument, Unsupported
+from woq.calibration import calibration_batches, sample_from_model, token_samples
+
+OPTIONS = {"nsamples": 6, "seqlen": 8, "batch_size": 4, "seed": 3}
+
+
+@pytest.fixture(autouse=True)
+def _seed(request):
+    seed(request)
+
+
+class Letters:
+    """Tokenizes to the letters' numbers."""
+
+    def __init__(self):
+        self.calls = 0
+
+    def __call__(self, text, add_special_tokens=True, verbose=True):
+        assert not add_special_tokens
+        self.calls += 1
+        return {"input_ids": [ord(letter) % 128 for letter in text]}
+
+
+def samples(dataset, **overrides):
+    options = {**OPTIONS, **overrides}
+    return token_samples(dataset, Letters, options["nsamples"], options["seqlen"], options["seed"])
+
+
+TOKENS = torch.arange(100) % 128
+TEXT = "".join(chr(token) for token in TOKENS.tolist())
+
+
+@pytest.mark.parametrize(
+    "dataset",
+    [
+        TOKENS,
+        TOKENS.reshape(10, 10),
+        [TOKENS],
+        TOKENS.tolist() and [TOKENS.tolist()],
+        [TEXT],
+        [TEXT[:37], "", TEXT[37:]],
+        (piece for piece in (TEXT[:50], TEXT[50:])),
+        [{"text": TEXT, "url": "x"}],
+        [{"meta": 1, "body": TEXT}],
+        [{"input_ids": TOKENS}],
+        {"input_ids": TOKENS},
+        [(TOKENS, None)],
+        TOKENS.numpy()[None],
+    ],
+    ids=range(13),
+)
+def test_every_form_gives_the_same_samples(dataset):
+    rows = samples(dataset)
+    assert rows.dtype == torch.int64
+    assert rows.shape == (6, 8)
+    # Windows of the stream, no two alike.
+    starts = {int(row[0]) for row in rows}
+    assert len(starts) == 6
+    for row in rows:
+        assert torch.equal(row, TOKENS[int(row[0]) : int(row[0]) + 8])
+        assert int(row[0]) % 8 == 0
+    assert torch.equal(rows, samples([TOKENS]))
+
+
+def test_a_file(tmp_path):
+    path = tmp_path / "text.txt"
+    path.write_text(TEXT, encoding="utf-8", newline="")
+    expected = samples([path.read_text(encoding="utf-8")])
+    assert torch.equal(samples(path), expected)
+    assert torch.equal(samples(str(path)), expected)
+
+
+def test_the_seed_draws(caplog):
+    assert not torch.equal(samples(TOKENS, seed=1), samples(TOKENS, seed=2))
+    with caplog.at_level(logging.WARNING, "woq"):
+        assert samples(TOKENS, nsamples=99).shape == (12, 8)
+    assert "100 tokens: 12 samples of 8 instead of 99" in caplog.text
+
+
+@settings(deadline=None, max_examples=50)
+@given(
+    st.lists(st.lists(st.integers(0, 127), max_size=9), max_size=30),
+    st.integers(1, 5),
+    st.integers(2, 9),
+)
+def test_samples_are_windows_of_the_stream(pieces, nsamples, seqlen):
+    stream = [token for piece in pieces for token in piece]
+    if len(stream) < seqlen:
+        with pytest.raises(InvalidArgument, match="empty" if not stream else "fewer than one"):
+            token_samples(pieces, Letters, nsamples, seqlen, 0)
+        return
+    rows = token_samples(pieces, Letters, nsamples, seqlen, 0).tolist()
+    windows = [stream[i : i + seqlen] for i in range(0, len(stream) - seqlen + 1, seqlen)]
+    assert len(rows) == min(nsamples, len(windows)) or len(windows) > 8 * nsamples
+    for row in rows:
+        assert row in windows
+
+
+def test_an_endless_iterable_is_read_as_far_as_needed():
+    def endless():
+        while True:
+            yield TOKENS
+
+    assert samples(endless()).shape == (6, 8)
+
+
+@pytest.mark.parametrize("dataset", [[], [""], "", iter(())], ids=range(4))
+def test_empty(dataset, tmp_path):
+    if dataset == "":
+        dataset = tmp_path / "empty.txt"
+        dataset.write_text("")
+    with pytest.raises(InvalidArgument, match="calibration data is empty"):
+        samples(dataset)
+
+
+def test_too_short():
+    with pytest.raises(InvalidArgument, match=r"has 7 tokens.*seqlen=8.*more text"):
+        samples(["1234567"])
+
+
+@pytest.mark.parametrize(
+    ("dataset", "message"),
+    [
+        ([torch.tensor([1.0, float("nan")])], "sample 0 holds real numbers with NaN"),
+        ([torch.tensor([1.5])], "expected token ids"),
+        ([3.5], "sample 0 is 3.5"),
+        ([{"label": 3}], r"neither 'input_ids' nor text: \['label'\]"),
+        (3, "dataset must be"),
+        ([None], "sample 0 is None"),
+    ],
+    ids=range(6),
+)
+def test_what_is_no_data(dataset, message):
+    with pytest.raises(InvalidArgument, match=message):
+        samples(dataset)
+
+
+def test_files_that_are_no_text(tmp_path):
+    with pytest.raises(InvalidArgument, match=r"no file .*nowhere"):
+        samples(tmp_path / "nowhere.txt")
+    with pytest.raises(InvalidArgument, match=r"no file nowhere\.txt"):
+        samples("nowhere.txt")
+    path = tmp_path / "binary"
+    path.write_bytes(b"\xff\xfe\xfd")
+    with pytest.raises(InvalidArgument, match="not a UTF-8 text file"):
+        samples(path)
+
+
+def test_names_of_datasets(monkeypatch):
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(Unsupported, match=r"'some/name' is no file.*package 'datasets'"):
+        samples("some/name")
+    monkeypatch.undo()
+    asked = []
+    module = ModuleType("datasets")
+    module.__spec__ = object()
+
+    def load_dataset(*args, **kwargs):
+        asked.append((args, kwargs))
+        return [{"text": TEXT}]
+
+    module.load_dataset = load_dataset
+    monkeypatch.setitem(sys.modules, "datasets", module)
+    assert torch.equal(samples("wikitext2"), samples([TEXT]))
+    assert torch.equal(samples("some/name"), samples([TEXT]))
+    assert [args for args, _ in asked] == [
+        ("Salesforce/wikitext", "wikitext-2-raw-v1"),
+        ("some/name",),
+    ]
+
+
+# -- for a model ----------------------------------------------------------------------------------
+
+
+def test_batches():
+    batches = calibration_batches(llama(), TOKENS, None, OPTIONS)
+    assert [batch["input_ids"].shape for batch in batches] == [(4, 8), (2, 8)]
+    assert all(batch.keys() == {"input_ids"} for batch in batches)
+
+
+def test_encoder_decoder_batches():
+    model = t5()
+    (batch,) = calibration_batches(model, TOKENS, None, {**OPTIONS, "nsamples": 2})
+    assert batch["input_ids"].shape == batch["decoder_input_ids"].shape == (2, 4)
+    start = batch["decoder_input_ids"]
+    assert (start[:, 0] == model.config.decoder_start_token_id).all()
+    # Shifted by one: the token after the encoder's last comes second.
+    assert torch.equal(start[:, 1], batch["input_ids"][:, -1] + 1)
+
+
+def test_seqlen_is_cut_to_the_positions():
+    model = llama(max_position_embeddings=16)
+    batches = calibration_batches(model, TOKENS, None, {**OPTIONS, "seqlen": 64, "nsamples": 2})
+    assert batches[0]["input_ids"].shape == (2, 16)
+
+
+def test_tokens_of_another_tokenizer():
+    with pytest.raises(InvalidArgument, match=r"from .* to 500, the model knows 0 to 127"):
+        calibration_batches(llama(), torch.full((100,), 500), None, OPTIONS)
+
+
+def test_text_without_a_tokenizer():
+    with pytest.raises(InvalidArgument, match="pass tokenizer="):
+        calibration_batches(llama(), [TEXT], None, OPTIONS)
+    with pytest.raises(InvalidArgument, match="none was found at '/nowhere'"):
+        calibration_batches(llama(), [TEXT], "/nowhere", OPTIONS)
+    assert calibration_batches(llama(), [TEXT], Letters(), OPTIONS)
+
+
+@pytest.mark.parametrize("make", [llama, t5])
+def test_the_model_itself(make, caplog):
+    model = make()
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    with caplog.at_level(logging.WARNING, "woq"):
+        batches = calibration_batches(model, None, None, OPTIONS)
+    assert "sampled from the model itself" in caplog.text
+    caplog.clear()
+    again = calibration_batches(model, "self", None, OPTIONS)
+    assert not caplog.records
+    for one, other in zip(batches, again, strict=True):
+        assert all(torch.equal(one[key], other[key]) for key in one)
+    assert torch.equal(torch.get_rng_state(), before), "the caller's random numbers go on"
+    rows = sample_from_model(model, 5, 8, 1)
+    assert rows.shape == (5, 8)
+    assert len({tuple(row) for row in rows.tolist()}) > 1
+
+
+def test_a_model_that_cannot_generate():
+    with pytest.raises(InvalidArgument, match="Linear cannot generate text"):
+        calibration_batches(nn.Linear(2, 2), None, None, OPTIONS)
