@@ -16,6 +16,7 @@
 #include "woq/quant/hqq.h"
 #include "woq/quant/layer_error.h"
 #include "woq/quant/quantized_matrix.h"
+#include "woq/quant/rounding.h"
 #include "woq/quant/rtn.h"
 #include "woq/quant/scheme.h"
 #include "woq/quant/teq.h"

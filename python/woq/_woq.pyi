@@ -254,6 +254,33 @@ def quantize_hqq(
 def layer_error(
     weight: Array, approximation: Array, hessian: Hessian, num_threads: int = 0
 ) -> float: ...
+def rounded_weight(
+    weight: Array,
+    offsets: Array,
+    scales: Array,
+    zeros: Array | None,
+    table: Array | None,
+    *,
+    group: int,
+    top: float,
+    out: Array,
+    num_threads: int = 0,
+) -> None: ...
+def rounding_step(
+    weight: Array,
+    offsets: Array,
+    scales: Array,
+    zeros: Array | None,
+    table: Array | None,
+    *,
+    group: int,
+    top: float,
+    gradient: Array,
+    rate: float,
+    scale_gradients: Array,
+    zero_gradients: Array | None,
+    num_threads: int = 0,
+) -> None: ...
 def error_metrics(weight: Array, quantized: QuantizedMatrix) -> dict[str, float]: ...
 def cpu_info() -> dict[str, Any]: ...
 def targets() -> list[TargetInfo]: ...

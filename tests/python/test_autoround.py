@@ -12,7 +12,6 @@ from model_support import llama, seed
 import woq
 from woq import AutoRoundConfig
 from woq._native import code_values, dtype_names
-from woq.algorithms import _rounding
 from woq.algorithms._rounding import Rounding
 
 SCHEMES = [(dtype, False) for dtype in dtype_names()] + [("int4_clip", True), ("int8", True)]
@@ -113,34 +112,83 @@ def test_offsets_choose_between_neighbours(kind, number):
 
 
 @pytest.mark.parametrize(("dtype", "asym"), SCHEMES)
-def test_gradients(dtype, asym):
-    """The straight-through derivative is that of the same expression without round."""
-    weight = torch.randn(4, 16, dtype=torch.float32)
-    tuned, _ = rounding(weight, scheme(dtype, asym))
-    upstream = torch.randn(4, 16)
-    for parameter in tuned.parameters():
-        parameter.requires_grad_(True)
-    got = torch.autograd.grad((tuned.weight() * upstream).sum(), tuned.parameters())
+@pytest.mark.parametrize("out", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("cols", [48, 41])
+def test_gradients(dtype, asym, out, cols):
+    """The straight-through derivative is that of the same expression without round; the offsets
+    move by the rate, against its sign."""
+    settings = scheme(dtype, asym)
+    weight = torch.randn(4, cols)
+    tuned = Rounding(weight, woq.quantize_rtn(weight, **settings), settings, out)
+    upstream = torch.randn(4, cols).to(out)
+    with torch.no_grad():
+        tuned.v.uniform_(-0.45, 0.45)
+        tuned.high.uniform_(0.6, 0.9)  # some weights lie outside of the range
+    offsets = tuned.v.clone().requires_grad_(True)
+    factors = tuned.ranges()
+    for factor in factors:
+        factor.requires_grad_(True)
+    tuned.rate = 0.01
+    value = tuned.weight()
+    assert value.dtype == out
+    value.backward(upstream)
+    got = [factor.grad for factor in factors]
 
     scale, zero = tuned._range()
-    x = tuned._grouped / scale
+    x = weight / tuned._spread(scale)
     if zero is not None:
-        q = x + tuned.v
+        q = x + offsets
         rounded = q + (q.round() - q).detach()
-        soft = torch.clamp(rounded + zero, 0, tuned._top) - zero
+        spread = tuned._spread(zero)
+        soft = torch.clamp(rounded + spread, 0, tuned._top) - spread
     else:
         # By the table: the value of the chosen point, with the slope of the gap it lies in.
-        place, step = _rounding._place(x.detach(), tuned._table)
-        index = (place + tuned.v).round().clamp(0, len(tuned._table) - 1)
-        inside = ((place + tuned.v).round() == index).float()
+        table = tuned._table
+        left = torch.bucketize(x.detach(), table).sub(1).clamp(0, len(table) - 2)
+        width = table[left + 1] - table[left]
+        place = left + (x.detach() - table[left]) / width
+        index = (place + offsets.detach()).round().clamp(0, len(table) - 1)
+        inside = ((place + offsets.detach()).round() == index).float()
         # The value moves with x by 1, and with v by the width of the gap.
-        line = inside * (x - x.detach() + step * (tuned.v - tuned.v.detach()))
-        soft = tuned._table[index.long()].detach() + line
-    expected = torch.autograd.grad(
-        ((soft * scale).reshape(4, 16) * upstream).sum(), tuned.parameters()
+        line = inside * (x - x.detach() + width * (offsets - offsets.detach()))
+        soft = table[index.long()] + line
+    product = soft * tuned._spread(scale)
+    tolerance = 1e-5 if out is torch.float32 else 2**-8
+    torch.testing.assert_close(value.float(), product, rtol=tolerance, atol=1e-6)
+    *expected, of_offsets = torch.autograd.grad(
+        (product * upstream.float()).sum(), [*factors, offsets]
     )
     for one, other in zip(got, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(tuned.v, offsets - 0.01 * of_offsets.sign())
+    if dtype == "int4_clip":
+        assert (of_offsets == 0).any()
+
+
+def test_offsets_stay_between_the_neighbours():
+    settings = scheme("int4_clip")
+    weight = torch.randn(4, 32)
+    tuned = Rounding(weight, woq.quantize_rtn(weight, **settings), settings)
+    tuned.rate = 0.3
+    for _ in range(4):
+        tuned.weight().backward(torch.randn(4, 32))
+    assert tuned.v.abs().max() == 0.5
+
+
+def test_the_core_refuses_other_shapes():
+    settings = scheme("int4_clip")
+    weight = torch.randn(4, 32)
+    tuned = Rounding(weight, woq.quantize_rtn(weight, **settings), settings)
+    arguments = list(tuned.arguments(*tuned._range()))
+    out = torch.empty(4, 32)
+    woq._native.rounded_weight(*arguments, **tuned.sizes(), out=out)
+    for place, wrong in ((1, torch.zeros(4, 31)), (2, torch.ones(4, 3)), (3, torch.ones(2, 4))):
+        broken = [*arguments]
+        broken[place] = wrong
+        with pytest.raises(woq.InvalidArgument, match="must be a contiguous float32 array"):
+            woq._native.rounded_weight(*broken, **tuned.sizes(), out=out)
+    with pytest.raises(woq.InvalidArgument, match="4 x 32"):
+        woq._native.rounded_weight(*arguments, **tuned.sizes(), out=torch.empty(3, 32))
 
 
 # -- tuning ---------------------------------------------------------------------------------------

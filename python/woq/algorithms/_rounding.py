@@ -9,7 +9,7 @@ With the group scale s, the zero point z and the rounding offset V (SignRound, a
 
 u maps a value to its place among the sorted code points, linear between two of them: V in
 [-0.5, 0.5] then chooses between the same two neighbours as it does for integers. Groups run along
-K; K is padded with zeros to whole groups, G = ceil(K / group_size), g = group_size.
+K; G = ceil(K / group_size).
 """
 
 from __future__ import annotations
@@ -22,72 +22,48 @@ import torch
 from .. import _native
 from .._tensors import from_torch, to_torch
 
-__all__ = ["Rounding"]
+__all__ = ["RANGE_FACTORS", "Rounding"]
 
 # Codes of an integer dtype: 0 .. 2^bits - 1.
 _MAX_CODE = {"int8": 255, "int4_clip": 15, "int4_fullrange": 15}
 # absmax / scale of a symmetric group, by dtype; see docs/quantization.md.
 _ABSMAX_CODE = {"int8": 127, "int4_clip": 7, "int4_fullrange": 8}
+_SCALE_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 # Bounds of the factors on a range. The paper has [0, 1]; a start with less than the full range may
 # have to grow.
 RANGE_FACTORS = (0.5, 1.5)
-_SCALE_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
-class _RoundIntegers(torch.autograd.Function):
-    """Straight-through: the derivative of round is taken as 1 inside the range and 0 outside."""
+class _Round(torch.autograd.Function):
+    """W~ of scales and zero points [N, G], straight through the rounding. The offsets are not among
+    its arguments: only the sign of their gradient is of use, and the step that it means is taken
+    where the gradient would be computed, in the backward pass."""
 
     @staticmethod
     def forward(
-        ctx: Any, w: torch.Tensor, v: torch.Tensor, s: torch.Tensor, z: torch.Tensor, top: int
+        ctx: Any, scales: torch.Tensor, zeros: torch.Tensor | None, rounding: Rounding
     ) -> torch.Tensor:
-        # w, v [N, G, g]; s, z [N, G, 1]
-        r = w / s
-        q = (r + v).round_()
-        c = q.clamp(-z, top - z)
-        inside = q.eq(c)
-        # d(c s) / ds = c, less w / s where rounding passes the derivative on.
-        ctx.save_for_backward(inside, torch.where(inside, c - r, c), s)
-        return c.mul_(s)
+        ctx.rounding = rounding
+        ctx.save_for_backward(scales, zeros)
+        out = torch.empty(rounding.rows, rounding.cols, dtype=rounding.dtype)
+        _native.rounded_weight(*rounding.arguments(scales, zeros), **rounding.sizes(), out=out)
+        return out
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        inside, slope, s = ctx.saved_tensors
-        grad_s = slope.mul_(grad).sum(-1, keepdim=True)
-        grad_v = grad * inside
-        grad_z = None
-        if ctx.needs_input_grad[3]:
-            grad_z = (grad_v.sum(-1, keepdim=True) - grad.sum(-1, keepdim=True)) * s
-        return None, grad_v.mul_(s), grad_s, grad_z, None
-
-
-class _RoundCodebook(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any, w: torch.Tensor, v: torch.Tensor, s: torch.Tensor, table: torch.Tensor
-    ) -> torch.Tensor:
-        x = w / s
-        place, step = _place(x, table)
-        q = (place + v).round_()
-        i = q.clamp(0, len(table) - 1)
-        inside = q.eq(i)
-        values = table[i.int()]
-        ctx.save_for_backward(inside, torch.where(inside, values - x, values), step, s)
-        return values.mul_(s)
-
-    @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        inside, slope, step, s = ctx.saved_tensors
-        grad_s = slope.mul_(grad).sum(-1, keepdim=True)
-        return None, (grad * inside).mul_(step).mul_(s), grad_s, None
-
-
-def _place(x: torch.Tensor, table: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Where x lies among the ascending code points, as a real index, and the width of its gap."""
-    left = torch.bucketize(x, table, out_int32=True).sub_(1).clamp_(0, len(table) - 2)
-    low = table[left]
-    step = table[left + 1] - low
-    return left + (x - low) / step, step
+        rounding = ctx.rounding
+        scales, zeros = ctx.saved_tensors
+        of_scales = torch.empty_like(scales)
+        of_zeros = torch.empty_like(scales) if ctx.needs_input_grad[1] else None
+        _native.rounding_step(
+            *rounding.arguments(scales, zeros),
+            **rounding.sizes(),
+            gradient=grad.contiguous(),
+            rate=rounding.rate,
+            scale_gradients=of_scales,
+            zero_gradients=of_zeros,
+        )
+        return of_scales, of_zeros, None
 
 
 def _straight_through(value: torch.Tensor, rounded: torch.Tensor) -> torch.Tensor:
@@ -101,57 +77,72 @@ class Rounding:
         weight: float32 [N, K].
         start: a quantization of `weight`: its scales and zero points are where tuning starts.
         scheme: dtype, group_size, asym, scale_dtype, double_quant.
+        dtype: float32 or bfloat16: what `weight()` gives.
 
-    `v` [N, G, g] are the offsets, `low` and `high` [N, G, 1] the factors on the two ends of each
-    group's range (symmetric: `high` on both). The caller changes them in place.
+    `v` [N, K] are the offsets; each backward pass through `weight()` moves them by `rate` against
+    the sign of their gradient. `low` and `high` [N, G] are the factors on the two ends of each
+    group's range (symmetric: `high` on both), parameters of an optimizer.
     """
 
     def __init__(
-        self, weight: torch.Tensor, start: _native.QuantizedMatrix, scheme: Mapping[str, Any]
+        self,
+        weight: torch.Tensor,
+        start: _native.QuantizedMatrix,
+        scheme: Mapping[str, Any],
+        dtype: torch.dtype = torch.float32,
     ) -> None:
         self.rows, self.cols = weight.shape
         self.scheme = dict(scheme)
+        self.dtype = dtype
+        self.rate = 0.0
         group = int(scheme["group_size"])
         self.group = self.cols if group < 0 or group > self.cols else group
         self.groups = -(-self.cols // self.group)
         self.asym = bool(scheme["asym"])
-        self._grouped = self._pad(weight)
-        scales = torch.from_numpy(start.scales()).unsqueeze(-1)  # [N, G, 1]
+        self._weight = weight.contiguous()
+        scales = torch.from_numpy(start.scales())  # [N, G]
         # Codebooks store 0 for a group of zeros; a weight over 0 would be NaN.
         self._scales = torch.where(scales == 0, torch.ones_like(scales), scales)
-        self._dtype = str(scheme["dtype"])
-        if self._dtype in _MAX_CODE:
-            self._top = _MAX_CODE[self._dtype]
+        self._name = str(scheme["dtype"])
+        self._top = _MAX_CODE.get(self._name, 0)
+        self._zeros = self._table = self._codes = None
+        if self._top:
             zeros = start.zero_points()
             self._zeros = (
                 torch.full_like(scales, (self._top + 1) // 2)
                 if zeros is None
-                else torch.from_numpy(zeros).float().unsqueeze(-1)
+                else torch.from_numpy(zeros).float()
             )
-            self._table = self._codes = None
         else:
-            values = torch.from_numpy(_native.code_values(self._dtype))
+            values = torch.from_numpy(_native.code_values(self._name))
             # +0 and -0 are one point of the table; the code kept is the first, +0.
             table, order = torch.sort(values, stable=True)
             keep = torch.cat([torch.tensor([True]), table[1:] != table[:-1]])
             self._table, self._codes = table[keep].contiguous(), order[keep].to(torch.uint8)
-        self.v = torch.zeros_like(self._grouped)
+        self.v = torch.zeros_like(self._weight)
         self.low = torch.ones_like(self._scales)
         self.high = torch.ones_like(self._scales)
 
-    def _pad(self, weight: torch.Tensor) -> torch.Tensor:
-        padding = self.groups * self.group - self.cols
-        padded = torch.nn.functional.pad(weight, (0, padding)) if padding else weight
-        return padded.reshape(self.rows, self.groups, self.group)
+    def ranges(self) -> list[torch.Tensor]:
+        """The factors on the ends of the ranges that this scheme has."""
+        return [self.low, self.high] if self.asym else [self.high]
 
-    def parameters(self) -> list[torch.Tensor]:
-        """What a gradient step may change: V first, then the ends of the range."""
-        return [self.v, self.low, self.high] if self.asym else [self.v, self.high]
+    def arguments(
+        self, scales: torch.Tensor, zeros: torch.Tensor | None
+    ) -> tuple[torch.Tensor | None, ...]:
+        """The arrays of the core's functions."""
+        return self._weight, self.v, scales.detach(), zeros, self._table
+
+    def sizes(self) -> dict[str, Any]:
+        return {
+            "group": self.group,
+            "top": float(self._top),
+            "num_threads": torch.get_num_threads(),
+        }
 
     @torch.no_grad()
     def clamp_(self) -> None:
-        """Keep the parameters where they mean something: the neighbouring codes only."""
-        self.v.clamp_(-0.5, 0.5)
+        """Keep the ranges within their bounds."""
         self.low.clamp_(*RANGE_FACTORS)
         self.high.clamp_(*RANGE_FACTORS)
 
@@ -163,10 +154,10 @@ class Rounding:
         self.high.fill_(1)
 
     def _range(self) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Scale, rounded to its stored dtype, and zero point [N, G, 1] (codebooks: None)."""
+        """Scale, rounded to its stored dtype, and zero point [N, G] (codebooks: None)."""
         if not self.asym:
-            scale = self._stored(self._scales * self.high)
-            return scale, None if self._table is not None else self._zeros
+            return self._stored(self._scales * self.high), self._zeros
+        assert self._zeros is not None
         low = -self._zeros * self._scales * self.low
         high = (self._top - self._zeros) * self._scales * self.high
         scale = self._stored(((high - low) / self._top).clamp(min=1e-30))
@@ -178,38 +169,44 @@ class Rounding:
         return _straight_through(scale, scale.to(kind).float())
 
     def weight(self) -> torch.Tensor:
-        """W~ [N, K] float32, differentiable in `parameters()`."""
+        """W~ [N, K], differentiable in `ranges()`."""
         scale, zero = self._range()
-        if self._table is None:
-            out = _RoundIntegers.apply(self._grouped, self.v, scale, zero, self._top)
-        else:
-            out = _RoundCodebook.apply(self._grouped, self.v, scale, self._table)
-        return out.reshape(self.rows, -1)[:, : self.cols]
+        # Some argument has to ask for gradients, or there is no backward pass to step in.
+        if self.rate and not scale.requires_grad:
+            scale = scale.detach().requires_grad_(True)
+        result: torch.Tensor = _Round.apply(scale, zero, self)
+        return result
 
     @torch.no_grad()
     def matrix(self) -> _native.QuantizedMatrix:
         """The quantized matrix of the present parameters; its values are those of `weight()`,
         except that doubly quantized scales are rounded here only."""
         scale, zero = self._range()
-        tensors = self._encode_scales(scale.squeeze(-1))
+        tensors = self._encode_scales(scale)
         if self.scheme["double_quant"]:
             probe = from_torch(tensors, self.rows, self.cols, self.scheme)
-            scale = torch.from_numpy(probe.scales()).unsqueeze(-1)
+            scale = torch.from_numpy(probe.scales())
             scale = torch.where(scale == 0, torch.ones_like(scale), scale)
-        if self._table is None:
-            assert zero is not None
-            q = (self._grouped / scale + self.v).round_() + zero
+        x = self._weight / self._spread(scale)
+        if zero is not None:
+            q = (x + self.v).round_() + self._spread(zero)
             codes = q.clamp_(0, self._top).to(torch.uint8)
             if self.asym:
-                tensors["zero_points"] = zero.squeeze(-1).to(torch.uint8).contiguous()
+                tensors["zero_points"] = zero.to(torch.uint8)
         else:
+            assert self._table is not None
             assert self._codes is not None
-            place, _ = _place(self._grouped / scale, self._table)
+            left = torch.bucketize(x, self._table).sub_(1).clamp_(0, len(self._table) - 2)
+            low = self._table[left]
+            place = left + (x - low) / (self._table[left + 1] - low)
             index = (place + self.v).round_().clamp_(0, len(self._table) - 1)
             codes = self._codes[index.int()]
-        codes = codes.reshape(self.rows, -1)[:, : self.cols]
-        tensors["qweight"] = codes.contiguous() if self._dtype == "int8" else _nibbles(codes)
+        tensors["qweight"] = codes if self._name == "int8" else _nibbles(codes)
         return from_torch(tensors, self.rows, self.cols, self.scheme)
+
+    def _spread(self, values: torch.Tensor) -> torch.Tensor:
+        """[N, G] -> [N, K]"""
+        return values.repeat_interleave(self.group, 1)[:, : self.cols]
 
     def _encode_scales(self, scale: torch.Tensor) -> dict[str, torch.Tensor]:
         """The stored tensors of scales [N, G]: those of a matrix whose groups call for them.
@@ -219,13 +216,13 @@ class Rounding:
         if self.asym:
             extreme = scale * self._top
         elif self._table is None:
-            extreme = -scale * _ABSMAX_CODE[self._dtype]
+            extreme = -scale * _ABSMAX_CODE[self._name]
         else:
             extreme = scale * self._table.abs().max()
-        probe = torch.zeros(self.rows, self.groups, self.group)
-        probe[..., 0] = extreme
+        probe = torch.zeros(self.rows, self.groups * self.group)
+        probe[:, :: self.group] = extreme
         matrix = _native.quantize_rtn(
-            probe.reshape(self.rows, -1)[:, : self.cols].contiguous(),
+            probe[:, : self.cols].contiguous(),
             **self.scheme,
             name="scales",
             num_threads=torch.get_num_threads(),

@@ -3,11 +3,9 @@
 up or down and how far each group's range reaches, by signed gradient descent on the error of the
 block's output.
 
-Differences from the paper, each measured on SmolLM2 (docs/quality.md): tuning starts from the
-scales with the least squared error instead of plain RTN's; the error of each token is divided by
-the token's mean square, because what follows a block is a norm, and plain squares are ruled by the
-few tokens with huge activations; the last parameters are kept unless the start was better on the
-same batches, where the paper compares the losses of different batches.
+Differences from the paper: tuning starts from the scales with the least squared error instead of
+plain RTN's, and the factors on them may also exceed 1; the last parameters are kept unless the
+start was better on the same batches, where the paper compares the losses of different batches.
 """
 
 from __future__ import annotations
@@ -25,7 +23,7 @@ from ._rounding import Rounding
 
 __all__ = ["quantize_block"]
 
-# Mean square below which a token's error is not magnified further (a padding token may be zero).
+# Keeps the relative error of a block whose output is zero finite.
 _SMALL = 1e-12
 # Batches on which the start and the end are compared.
 _COMPARED = 4
@@ -47,7 +45,8 @@ def quantize_block(block: Block, config: WeightOnlyQuantConfig) -> Iterator[Fini
     for target in block.targets:
         weight = linear_parameters(target.module)
         start = round_to_nearest(weight, config, target, mse_range=True)
-        roundings[target.name] = Rounding(weight.float(), start, scheme_of(config, target))
+        scheme = scheme_of(config, target)
+        roundings[target.name] = Rounding(weight.float(), start, scheme, _product_dtype(weight))
     before, after = _tune(block, roundings, options)
     for target in list(block.targets):
         matrix = roundings.pop(target.name).matrix()
@@ -61,34 +60,34 @@ def _tune(
     iters = int(options["iters"])
     offset_lr = options["lr"] or 1 / iters
     range_lr = options["minmax_lr"] or offset_lr
-    parameters: list[torch.Tensor] = []
-    rates: list[float] = []
-    for rounding in roundings.values():
-        tuned = rounding.parameters()
-        if not options["enable_minmax_tuning"]:
-            tuned = tuned[:1]
-        parameters += tuned
-        rates += [offset_lr, *([range_lr] * (len(tuned) - 1))]
+    ranges: list[torch.Tensor] = []
+    if options["enable_minmax_tuning"]:
+        ranges = [factor for rounding in roundings.values() for factor in rounding.ranges()]
     compared = range(min(len(block), _COMPARED))
     before = _mean_loss(block, roundings, compared)
     generator = torch.Generator().manual_seed(int(options["seed"]))
     order: list[int] = []
-    for parameter in parameters:
-        parameter.requires_grad_(True)
+    for factor in ranges:
+        factor.requires_grad_(True)
     for step in range(iters):
         if not order:
             order = torch.randperm(len(block), generator=generator).tolist()
-        weights = {name: rounding.weight() for name, rounding in roundings.items()}
-        loss = _loss(block, order.pop(), weights)
-        gradients = torch.autograd.grad(loss, parameters)
         remaining = 1 - step / iters  # linear decay to 0
+        for rounding in roundings.values():
+            rounding.rate = offset_lr * remaining
+        weights = {name: rounding.weight() for name, rounding in roundings.items()}
+        _loss(block, order.pop(), weights).backward()  # moves the offsets, too
         with torch.no_grad():
-            for parameter, rate, gradient in zip(parameters, rates, gradients, strict=True):
-                parameter.add_(gradient.sign_(), alpha=-rate * remaining)
+            for factor in ranges:
+                if factor.grad is not None:
+                    factor.add_(factor.grad.sign_(), alpha=-range_lr * remaining)
+                    factor.grad = None
             for rounding in roundings.values():
                 rounding.clamp_()
-    for parameter in parameters:
-        parameter.requires_grad_(False)
+    for rounding in roundings.values():
+        rounding.rate = 0.0
+    for factor in ranges:
+        factor.requires_grad_(False)
     after = _mean_loss(block, roundings, compared)
     if after < before:
         return before, after
@@ -104,10 +103,18 @@ def _mean_loss(block: Block, roundings: Mapping[str, Rounding], batches: Iterabl
 
 
 def _loss(block: Block, index: int, weights: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    """Mean over tokens of |y - y_q|^2 / |y|^2, for batch `index`."""
+    """sum (y - y_q)^2 / sum y^2 of the block's output, for batch `index`."""
     assert block.references is not None
     reference = block.references[index].float()
     with fast_products():
         output = block.run(index, weights=weights)
-    power = reference.square().mean(-1, keepdim=True).clamp_(min=_SMALL)
-    return ((output.float() - reference).square_().mean(-1, keepdim=True) / power).mean()
+    power = reference.square().sum().clamp_(min=_SMALL)
+    return (output.float() - reference).square().sum() / power
+
+
+def _product_dtype(weight: torch.Tensor) -> torch.dtype:
+    """What the block multiplies in."""
+    with fast_products():
+        if torch.is_autocast_enabled("cpu"):
+            return torch.bfloat16
+    return torch.float32 if weight.dtype == torch.float16 else weight.dtype

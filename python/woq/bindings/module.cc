@@ -11,6 +11,7 @@
 #include "arrays.h"
 #include "quantized.h"
 #include "quantizers.h"
+#include "rounding.h"
 #include "woq/woq.h"
 
 namespace woq::python {
@@ -185,6 +186,7 @@ PYBIND11_MODULE(_woq, module) {
              py::arg("compute_dtype"));
   bind_quantized(module);
   bind_quantizers(module);
+  bind_rounding(module);
 
   py::class_<WeightOnlyLinear>(module, "Linear")
       .def(py::init(&make_linear), py::arg("weight"), py::arg("bias") = py::none(),
