@@ -73,12 +73,17 @@ ALGORITHMS: dict[str, dict[str, Option]] = {
     "AWQ": {
         **_calibration(128, 512, 8),
         "n_grid": _integer(20, 1),
-        "duo_scaling": _boolean(True),
+        # Scales x^a (False), x^a / w^(1 - a) (True), or whichever is better.
+        "duo_scaling": Option(
+            "both",
+            "True, False or 'both'",
+            lambda value: isinstance(value, bool) or value == "both",
+        ),
         "apply_clip": _boolean(True),
     },
     "TEQ": {
         **_calibration(128, 512, 8),
-        "iters": _integer(200, 0),
+        "iters": _integer(150, 0),
         "lr": _rate(),
     },
     "AUTOROUND": {

@@ -221,7 +221,7 @@ class AwqConfig(_AlgorithmConfig):
         zero_point: bool = True,
         mse_range: bool = False,
         n_grid: int = 20,
-        duo_scaling: bool = True,
+        duo_scaling: bool | str = "both",
         apply_clip: bool = True,
         nsamples: int = ALGORITHMS["AWQ"]["nsamples"].default,
         seqlen: int = ALGORITHMS["AWQ"]["seqlen"].default,

@@ -22,7 +22,16 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast 
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 # "common" is too common a name to stay importable for other tests.
-OWN_MODULES = ("common", "bench_peers", "generate", "overhead", "perplexity", "peers")
+OWN_MODULES = (
+    "common",
+    "bench_peers",
+    "generate",
+    "overhead",
+    "peers",
+    "permutation",
+    "perplexity",
+    "quality",
+)
 
 
 @pytest.fixture(scope="module")
@@ -128,6 +137,60 @@ def test_perplexity_refuses_a_short_text(
     arguments = ["--text", str(text), "--model", str(checkpoint), "--windows", "99"]
     with pytest.raises(SystemExit, match=r"99 windows of 512 need 50688"):
         benchmarks["perplexity"].main(arguments)
+
+
+def test_permutation_changes_weights_and_no_output(
+    benchmarks: dict[str, ModuleType], checkpoint: Path
+) -> None:
+    for overrides in ({}, {"tie_word_embeddings": True}):
+        config = LlamaConfig.from_pretrained(checkpoint, **overrides)
+        model = LlamaForCausalLM(config).eval()
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if "norm" in name:
+                    parameter.copy_(torch.rand_like(parameter) + 0.5)
+        ids = torch.arange(2, 26)[None]
+        before = {name: p.detach().clone() for name, p in model.named_parameters()}
+        with torch.inference_mode():
+            expected = model(ids).logits
+            benchmarks["permutation"].permute_channels(model, 3)
+            got = model(ids).logits
+        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
+        for name, parameter in model.named_parameters():
+            assert not torch.equal(parameter, before[name]), name
+
+
+def test_quality(
+    benchmarks: dict[str, ModuleType],
+    checkpoint: Path,
+    text: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    learnt = tmp_path / "learnt.txt"
+    learnt.write_text("a lazy dog jumps over a quick brown fox. " * 40, encoding="utf-8")
+    common = f"--text {text} --calibration {learnt} --model {checkpoint} --windows 3 --length 32"
+    arguments = [*common.split(), *"--group-size 32 -1 --format int4_clip nf4".split()]
+    arguments += "--algorithm RTN AUTOROUND --seed 1 2 --option iters=80 seqlen=32".split()
+    rows = benchmarks["quality"].main([*arguments, "--json"])
+    assert results(capsys)["results"] == rows
+    assert len(rows) == 1 + 4 + 8
+    assert rows[0]["kl"] == 0
+    kl: dict[tuple[Any, ...], list[float]] = {}
+    for row in rows[1:]:
+        assert row["seconds"] > 0
+        kl.setdefault((row["format"], row["group"], row["algorithm"]), []).append(row["kl"])
+        bits = 4 + 16 / (32 if row["group"] == 32 else 64)
+        assert row["bits/weight"] == pytest.approx(bits, abs=0.25 if row["group"] < 0 else 1e-6)
+    mean = {
+        name: sum(sum(each) / len(each) for key, each in kl.items() if key[2] == name)
+        for name in ("RTN", "AUTOROUND")
+    }
+    assert mean["AUTOROUND"] < mean["RTN"]
+    benchmarks["quality"].main([*common.split(), *"--algorithm RTN --format nf4".split()])
+    table = capsys.readouterr().out.split("\n\n", 1)[1].splitlines()
+    assert table[0].startswith("| algorithm | format | group | seed | bits/weight | perplexity |")
+    assert all(line.count("|") == table[0].count("|") for line in table)
 
 
 def test_generate(

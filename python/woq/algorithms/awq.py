@@ -21,6 +21,7 @@ __all__ = ["quantize_block"]
 
 def quantize_block(block: Block, config: WeightOnlyQuantConfig) -> Iterator[Finished]:
     options = config.algorithm_args
+    duo_scaling = {True: "on", False: "off"}.get(options["duo_scaling"], "both")
 
     def find(weights: list[torch.Tensor], hessian: Any, group: Sequence[Target]) -> torch.Tensor:
         scales = _native.awq_scales(  # type: ignore[attr-defined]
@@ -28,14 +29,20 @@ def quantize_block(block: Block, config: WeightOnlyQuantConfig) -> Iterator[Fini
             hessian,
             **scheme_of(config, group[0]),
             n_grid=options["n_grid"],
-            duo_scaling=options["duo_scaling"],
+            duo_scaling=duo_scaling,
+            mse_range=config.mse_range,
+            name=group[0].name,
             num_threads=torch.get_num_threads(),
         )
         return torch.from_numpy(scales).float()
 
     def clip(weight: torch.Tensor, hessian: Any, target: Target) -> torch.Tensor:
         clipped = _native.awq_clip(  # type: ignore[attr-defined]
-            weight, hessian, **scheme_of(config, target), num_threads=torch.get_num_threads()
+            weight,
+            hessian,
+            **scheme_of(config, target),
+            name=target.name,
+            num_threads=torch.get_num_threads(),
         )
         return torch.from_numpy(clipped)
 

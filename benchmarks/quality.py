@@ -1,0 +1,227 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Quality of every algorithm x dtype x group size: perplexity, KL divergence to fp32, top-1
+agreement, with time and peak memory.
+
+The model is first permuted (`permutation.py`): its weights come from a 4-bit file, whose grid would
+flatter quantizers with the same one; that fp32 perplexity stays what it was is checked. Calibration
+sees `--calibration` only, the figures are over `--text`: the first `--windows` pieces of `--length`
+tokens, without special tokens. They are defined in `perplexity.py`. Peak memory is what the process
+holds at most while it quantizes, beyond what it held before (the float model and its copy).
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import itertools
+import json
+import resource
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from common import load_fp32, machine, print_header
+from permutation import permute_channels
+from perplexity import log_probabilities, score, windows_of
+
+import woq
+
+ALGORITHMS = ("RTN", "RTN+mse", "GPTQ", "AWQ", "TEQ", "AUTOROUND")
+# dtype and scheme, as the columns are called.
+FORMATS = {
+    "int4_clip": ("int4_clip", "sym"),
+    "int4_fullrange": ("int4_fullrange", "sym"),
+    "int4_asym": ("int4_clip", "asym"),
+    "nf4": ("nf4", "sym"),
+    "fp4_e2m1": ("fp4_e2m1", "sym"),
+    "int8": ("int8", "sym"),
+}
+_PERMUTATION_TOLERANCE = 1e-4
+
+
+def bits_per_weight(model: Any) -> float:
+    """Bits of the stored tensors of the quantized layers for each of their weights, with scales as
+    the exchange formats store them (16 bits)."""
+    bits = count = 0.0
+    for layer in model.modules():
+        if not isinstance(layer, woq.WeightOnlyLinear):
+            continue
+        rows, cols, scheme = layer.out_features, layer.in_features, layer.scheme
+        groups = rows * (1 if scheme["group_size"] < 0 else -(-cols // scheme["group_size"]))
+        width = 8 if scheme["dtype"] == "int8" else 4
+        bits += rows * cols * width + groups * (16 + (width if scheme["asym"] else 0))
+        count += rows * cols
+    return bits / count
+
+
+def config_for(
+    algorithm: str, form: str, group_size: int, options: Mapping[str, Any], data: Mapping[str, Any]
+) -> woq.WeightOnlyQuantConfig:
+    dtype, scheme = FORMATS[form]
+    name, _, mse = algorithm.partition("+")
+    fields: dict[str, Any] = {
+        "weight_dtype": dtype,
+        "scheme": scheme,
+        "group_size": group_size,
+        "scale_dtype": "fp16",
+        "algorithm": name,
+        "mse_range": bool(mse),
+    }
+    if name != "RTN":
+        fields |= {"algorithm_args": dict(options), **data}
+    return woq.WeightOnlyQuantConfig(**fields)
+
+
+class PeakMemory:
+    """Growth of the process's resident memory: `with PeakMemory() as peak: ...`, then `peak.mib`."""
+
+    def __enter__(self) -> PeakMemory:
+        self.mib: float | None = None
+        self._resets = True
+        try:
+            # Linux: forget the peak so far.
+            Path("/proc/self/clear_refs").write_text("5")
+        except OSError:
+            self._resets = False
+        self._before = self._status("VmRSS")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._resets:
+            self.mib = (self._status("VmHWM") - self._before) / 1024
+
+    @staticmethod
+    def _status(key: str) -> float:
+        """KiB."""
+        try:
+            lines = Path("/proc/self/status").read_text().splitlines()
+        except OSError:
+            return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+        return next(float(line.split()[1]) for line in lines if line.startswith(f"{key}:"))
+
+
+def permuted(model: Any, windows: torch.Tensor, seed: int) -> dict[str, float]:
+    """Permute `model`; the fp32 figures, checked to be what they were."""
+    before = score_of(model, windows[:4])
+    permute_channels(model, seed)
+    after = score_of(model, windows[:4])
+    moved = abs(after / before - 1)
+    if not moved < _PERMUTATION_TOLERANCE:
+        raise SystemExit(f"the permutation moved fp32 perplexity from {before} to {after}")
+    return {"fp32_moved_by": moved}
+
+
+def score_of(model: Any, windows: torch.Tensor) -> float:
+    logs = list(log_probabilities(model, windows))
+    return score(windows, logs, logs)["perplexity"]
+
+
+def print_markdown(rows: Sequence[Mapping[str, Any]]) -> None:
+    columns = list(rows[0])
+    print("| " + " | ".join(columns) + " |")
+    print("|" + "---|" * len(columns))
+    for row in rows:
+        print("| " + " | ".join(_cell(column, row[column]) for column in columns) + " |")
+
+
+_DECIMALS = {"perplexity": 2, "kl": 4, "top1": 3, "seconds": 1, "MiB": 0, "bits/weight": 3}
+
+
+def _cell(column: str, value: Any) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.{_DECIMALS[column]}f}" if column in _DECIMALS else str(value)
+
+
+def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--text", required=True, metavar="FILE", help="UTF-8 text to score")
+    parser.add_argument("--calibration", required=True, metavar="FILE", help="UTF-8 text to learn")
+    parser.add_argument("--windows", type=int, default=64)
+    parser.add_argument("--length", type=int, default=512)
+    parser.add_argument("--model", metavar="DIR_OR_GGUF", help="default: SmolLM2-135M-Instruct")
+    parser.add_argument("--algorithm", nargs="+", choices=ALGORITHMS, default=list(ALGORITHMS))
+    parser.add_argument("--format", nargs="+", choices=FORMATS, default=list(FORMATS)[:5])
+    parser.add_argument("--group-size", nargs="+", type=int, default=[32, 64, 128, -1])
+    parser.add_argument("--seed", nargs="+", type=int, default=[42], help="of the calibration")
+    parser.add_argument(
+        "--option", nargs="+", default=[], metavar="NAME=VALUE", help="e.g. nsamples=64 iters=100"
+    )
+    parser.add_argument("--permutation-seed", type=int, default=0)
+    parser.add_argument("--no-permutation", action="store_true")
+    parser.add_argument("--threads", type=int, help="default: as torch chooses")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    args = parser.parse_args(arguments)
+    if args.windows < 1 or args.length < 2:
+        parser.error("--windows must be at least 1 and --length at least 2")
+    given = dict(option.partition("=")[::2] for option in args.option)
+    options = {name: json.loads(value) for name, value in given.items()}
+
+    facts = machine(args.threads)
+    model, tokenizer, facts["model"] = load_fp32(args.model)
+    text = Path(args.text).read_text(encoding="utf-8")
+    windows = windows_of(tokenizer, text, args.windows, args.length)
+    facts["text"] = f"{Path(args.text).name}, {args.windows} windows of {args.length} tokens"
+    facts["calibration"] = f"{Path(args.calibration).name} {options or ''}".rstrip()
+    if not args.no_permutation:
+        facts |= permuted(model, windows, args.permutation_seed)
+    data = {"dataset": args.calibration, "tokenizer": tokenizer}
+
+    def row(name: str, **figures: Any) -> dict[str, Any]:
+        empty = dict.fromkeys(("format", "group", "seed", "bits/weight"))
+        values = {"algorithm": name, **empty, **figures}
+        return {key: values[key] for key in ("algorithm", *empty, *_FIGURES)}
+
+    # The reference is computed again for each candidate: kept, it would be 6 GB for 64 windows.
+    base = score_of(model, windows)
+    rows = [row("fp32", perplexity=base, kl=0.0, top1=1.0, seconds=None, MiB=None)]
+    for algorithm, form, group in itertools.product(args.algorithm, args.format, args.group_size):
+        seeds = args.seed if not algorithm.startswith("RTN") else [None]
+        for seed in seeds:
+            chosen = options if seed is None else {**options, "seed": seed}
+            config = config_for(algorithm, form, group, _known(algorithm, chosen), data)
+            candidate = copy.deepcopy(model)
+            started = time.perf_counter()
+            with PeakMemory() as peak:
+                woq.quantize(candidate, config)
+            seconds = time.perf_counter() - started
+            figures = score(
+                windows, log_probabilities(model, windows), log_probabilities(candidate, windows)
+            )
+            rows.append(
+                row(
+                    algorithm,
+                    format=form,
+                    group=group,
+                    seed=seed,
+                    **{"bits/weight": bits_per_weight(candidate)},
+                    **figures,
+                    seconds=seconds,
+                    MiB=peak.mib,
+                )
+            )
+            del candidate
+    if args.json:
+        print(json.dumps({"machine": facts, "results": rows}, indent=1))
+    else:
+        print_header(facts)
+        print()
+        print_markdown(rows)
+    return rows
+
+
+_FIGURES = ("perplexity", "kl", "top1", "seconds", "MiB")
+
+
+def _known(algorithm: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that `algorithm` has: one command line serves all."""
+    from woq._options import ALGORITHMS as TABLE
+
+    names = TABLE[algorithm.partition("+")[0]]
+    return {name: value for name, value in options.items() if name in names}
+
+
+if __name__ == "__main__":
+    main()
