@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """A seeded permutation of a Llama's channels that changes no output.
 
-The model under test comes from a file that was quantized already: its groups lie on 4-bit grids,
-and a quantizer with the same grid would look better than it is. After the permutation no group holds
-the weights of a group of the file. (Within the attention heads only V and O can be permuted, and by
-head, so o_proj keeps groups of up to 64 weights of the same head.)
+The model under test comes from a file that was quantized already: its groups lie on 4-bit
+grids, and a quantizer with the same grid would look better than it is. After the permutation no
+group holds the weights of a group of the file. (Within the attention heads only V and O can be
+permuted, and by head, so o_proj keeps groups of up to 64 weights of the same head.)
 """
 
 from __future__ import annotations

@@ -75,7 +75,7 @@ def config_for(
 
 
 class PeakMemory:
-    """Growth of the process's resident memory: `with PeakMemory() as peak: ...`, then `peak.mib`."""
+    """Growth of the resident memory: `with PeakMemory() as peak: ...`, then `peak.mib`."""
 
     def __enter__(self) -> PeakMemory:
         self.mib: float | None = None

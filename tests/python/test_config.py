@@ -263,6 +263,89 @@ def test_rtn_config_notes_a_runtime_that_is_not_there(caplog):
     assert ["use_neural_speed" in record.message for record in caplog.records] == [True]
 
 
+# -- the algorithms' configs ----------------------------------------------------------------------
+
+CLASSES = {
+    "RTN": woq.RtnConfig,
+    "GPTQ": woq.GPTQConfig,
+    "AWQ": woq.AwqConfig,
+    "TEQ": woq.TeqConfig,
+    "AUTOROUND": woq.AutoRoundConfig,
+}
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_algorithm_configs(name):
+    config = CLASSES[name]()
+    assert (config.algorithm, config.bits, config.group_size) == (name, 4, 32)
+    assert config.needs_calibration == (name != "RTN")
+    assert config == config.canonical() == CLASSES[name].from_dict(config.to_dict())
+    assert type(config.canonical()) is WeightOnlyQuantConfig
+    assert WeightOnlyQuantConfig.from_json_string(config.to_json_string()) == config
+    assert config == WeightOnlyQuantConfig(
+        config.weight_dtype, scheme=config.scheme, algorithm=name.lower()
+    )
+    assert CLASSES[name](bits=8).weight_dtype == "int8"
+    assert pickle.loads(pickle.dumps(config)) == config
+    with pytest.raises(InvalidArgument, match="did you mean 'group_size'"):
+        CLASSES[name](groupsize=32)
+
+
+def test_data_belongs_to_one_run():
+    data, tokenizer = ["text"], object()
+    config = woq.GPTQConfig(dataset=data, tokenizer=tokenizer, work_dir="x", damp_percent=0.02)
+    for same in (config, copy.deepcopy(config), config.canonical()):
+        assert same.dataset is data
+        assert same.tokenizer is tokenizer
+        assert same.algorithm_args["damp_percent"] == 0.02
+    assert config.stored().dataset is None
+    assert config == config.stored() == woq.GPTQConfig(damp_percent=0.02)
+    assert not {"dataset", "tokenizer", "work_dir"} & config.to_dict().keys()
+    json.loads(config.to_json_string())
+    assert "text" not in repr(config)
+
+
+def test_other_names_of_options():
+    assert woq.AutoRoundConfig(n_samples=7).algorithm_args["nsamples"] == 7
+    assert woq.GPTQConfig(max_input_length=64).algorithm_args["seqlen"] == 64
+    assert woq.AutoRoundConfig(calib_len=64).algorithm_args["seqlen"] == 64
+    assert woq.AwqConfig().scheme == "asym"
+    assert woq.AwqConfig(zero_point=False).scheme == "sym"
+    with pytest.raises(InvalidArgument, match="nsamples=5 and n_samples=7 contradict"):
+        woq.AutoRoundConfig(nsamples=5, n_samples=7)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: woq.GPTQConfig(bits=3), "bits must be 4 or 8, got 3"),
+        (lambda: woq.GPTQConfig(damp_percent=1), "damp_percent must be .* between 0 and 1, got 1"),
+        (lambda: woq.GPTQConfig(blocksize=True), "blocksize must be an integer .*, got True"),
+        (lambda: woq.GPTQConfig(desc_act=1), "desc_act must be True or False, got 1"),
+        (lambda: woq.GPTQConfig(desc_act=True, act_group_aware=True), "exclude each other"),
+        (lambda: woq.GPTQConfig(nsamples=0), "nsamples must be .* at least 1, got 0"),
+        (lambda: woq.GPTQConfig(use_ggml=True), "use_ggml=True has no meaning"),
+        (lambda: woq.AwqConfig(zero_point=1), "zero_point must be True or False"),
+        (lambda: woq.AwqConfig(weight_dtype="nf4"), "asymmetric"),
+        (lambda: woq.TeqConfig(lr=-1.0), "lr must be a number above 0, or None, got -1.0"),
+        (lambda: woq.AutoRoundConfig(iters=-1), "iters must be .* at least 0, got -1"),
+        (lambda: woq.AutoRoundConfig(lr=float("nan")), "lr must be"),
+        (lambda: woq.AutoRoundConfig(activation_memory="much"), "activation_memory must be like"),
+        (
+            lambda: WeightOnlyQuantConfig(algorithm="GPTQ", algorithm_args={"percdamp": 0.1}),
+            "GPTQ has no option 'percdamp'; did you mean 'damp_percent'",
+        ),
+        (lambda: WeightOnlyQuantConfig(algorithm_args={"iters": 1}), "RTN has no option 'iters'"),
+        (lambda: WeightOnlyQuantConfig(algorithm_args=[1]), "must be a dict of options"),
+        (lambda: RtnConfig.from_dict(woq.GPTQConfig().to_dict()), "cannot read a config of GPTQ"),
+    ],
+    ids=range(17),
+)
+def test_one_clear_error_for_each_mistake(make, message):
+    with pytest.raises(InvalidArgument, match=message):
+        make()
+
+
 def test_lazy_names():
     for name in woq.__all__:
         assert getattr(woq, name) is getattr(woq, name)

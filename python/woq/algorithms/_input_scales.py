@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from .. import _native
+from .. import _woq
 from .._blocks import Block
 from .._selection import Target, linear_parameters
 from ..config import WeightOnlyQuantConfig
@@ -68,6 +68,6 @@ def _scaled(hessian: Any, scales: torch.Tensor) -> Any:
     inverse = (1 / scales).double()
     moments = torch.from_numpy(hessian.numpy()) * inverse * inverse[:, None]
     means = torch.from_numpy(hessian.mean_magnitudes()) * inverse
-    return _native.Hessian.from_numpy(  # type: ignore[attr-defined]
+    return _woq.Hessian.from_numpy(  # type: ignore[attr-defined]
         moments.numpy(), rows=hessian.rows, mean_magnitudes=means.numpy()
     )

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from .. import _native
+from .. import _woq
 from .._blocks import Block
 from .._selection import Target
 from ..config import WeightOnlyQuantConfig
@@ -24,7 +24,7 @@ def quantize_block(block: Block, config: WeightOnlyQuantConfig) -> Iterator[Fini
     duo_scaling = {True: "on", False: "off"}.get(options["duo_scaling"], "both")
 
     def find(weights: list[torch.Tensor], hessian: Any, group: Sequence[Target]) -> torch.Tensor:
-        scales = _native.awq_scales(  # type: ignore[attr-defined]
+        scales = _woq.awq_scales(  # type: ignore[attr-defined]
             weights,
             hessian,
             **scheme_of(config, group[0]),
@@ -37,7 +37,7 @@ def quantize_block(block: Block, config: WeightOnlyQuantConfig) -> Iterator[Fini
         return torch.from_numpy(scales).float()
 
     def clip(weight: torch.Tensor, hessian: Any, target: Target) -> torch.Tensor:
-        clipped = _native.awq_clip(  # type: ignore[attr-defined]
+        clipped = _woq.awq_clip(  # type: ignore[attr-defined]
             weight,
             hessian,
             **scheme_of(config, target),
