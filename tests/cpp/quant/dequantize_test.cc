@@ -42,7 +42,8 @@ TEST(Dequantize, ColumnsOfScatteredGroupsAndMultipliersByHand) {
     matrix.zero_points.data()[0] = 4;
     matrix.zero_points.data()[1] = 3;
     matrix.g_idx = Buffer(20 * 4);
-    for (int k = 0; k < 20; ++k) matrix.g_idx.as<int32_t>()[k] = k == 2 || k == 7 || k == 11 || k == 19 ? 1 : 0;
+    for (int k = 0; k < 20; ++k)
+      matrix.g_idx.as<int32_t>()[k] = k == 2 || k == 7 || k == 11 || k == 19 ? 1 : 0;
     std::vector<float> w(20);
     dequantize_row(matrix, 0, w.data());
     EXPECT_EQ(w[0], 0.5f * (10 - 4));
