@@ -19,7 +19,8 @@
 #include "woq/linear.h"
 
 #if defined(__SANITIZE_ADDRESS__)
-#include <sanitizer/allocator_interface.h>
+// Of sanitizer/allocator_interface.h, which GCC does not install.
+extern "C" size_t __sanitizer_get_current_allocated_bytes();
 #endif
 
 namespace woq::testing {
