@@ -126,7 +126,9 @@ inline float packed_zero(const PackedMatrix& w, int64_t n, int64_t g) {
 }
 
 inline int packed_code(const PackedMatrix& w, int64_t n, int64_t k) {
-  const int64_t g = k / w.group_length(), steps = (k - g * w.group_length()) / kStep, j = k % kStep;
+  // K's padding belongs to the last group.
+  const int64_t g = std::min(k / w.group_length(), w.groups() - 1);
+  const int64_t steps = (k - g * w.group_length()) / kStep, j = k % kStep;
   const uint8_t* step = w.codes(n / kTileRows, g) + steps * w.step_bytes() + 4 * (n % kTileRows);
   if (w.dtype().bits == 8) return step[j / 4 * kStepBytes4 + j % 4];
   return step[j % 4] >> (j / 4 * 4) & 15;
