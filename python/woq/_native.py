@@ -13,10 +13,14 @@ import importlib.util
 from pathlib import Path
 
 __all__ = [
+    "CrossMoment",
+    "Hessian",
     "InvalidArgument",
     "Linear",
     "QuantizedMatrix",
     "Unsupported",
+    "awq_clip",
+    "awq_scales",
     "build_info",
     "code_values",
     "compute_dtype_names",
@@ -26,11 +30,15 @@ __all__ = [
     "error_metrics",
     "forward_gated",
     "forward_shared",
+    "layer_error",
+    "quantize_gptq",
+    "quantize_hqq",
     "quantize_rtn",
     "rounded_weight",
     "rounding_step",
     "scale_dtype_names",
     "targets",
+    "teq_scales",
     "validate_scheme",
 ]
 
@@ -59,10 +67,14 @@ except ImportError as error:
 
 # After the runtime that it needs.
 from woq._woq import (  # noqa: E402
+    CrossMoment,
+    Hessian,
     InvalidArgument,
     Linear,
     QuantizedMatrix,
     Unsupported,
+    awq_clip,
+    awq_scales,
     build_info,
     code_values,
     compute_dtype_names,
@@ -72,10 +84,14 @@ from woq._woq import (  # noqa: E402
     error_metrics,
     forward_gated,
     forward_shared,
+    layer_error,
+    quantize_gptq,
+    quantize_hqq,
     quantize_rtn,
     rounded_weight,
     rounding_step,
     scale_dtype_names,
     targets,
+    teq_scales,
     validate_scheme,
 )

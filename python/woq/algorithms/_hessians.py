@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from .. import _native, _woq
+from .. import _native
 from .._blocks import Block, observed_inputs
 from .._selection import Target
 
@@ -16,14 +16,11 @@ __all__ = ["act_order", "hessians", "output_error"]
 
 
 def hessians(block: Block, groups: Sequence[Sequence[Target]]) -> list[Any]:
-    """One `_woq.Hessian` [K, K] for each group of targets that share an input, over all batches.
+    """One `_native.Hessian` [K, K] for each group of targets that share an input, over all batches.
 
     The block computes with the weights that its modules have at present.
     """
-    sums = [
-        _woq.Hessian(group[0].shape[1])  # type: ignore[attr-defined]
-        for group in groups
-    ]
+    sums = [_native.Hessian(group[0].shape[1]) for group in groups]
     # One of each group stands for all of them.
     places = {group[0].name: number for number, group in enumerate(groups)}
 
@@ -40,11 +37,7 @@ def hessians(block: Block, groups: Sequence[Sequence[Target]]) -> list[Any]:
 
 def output_error(weight: torch.Tensor, matrix: _native.QuantizedMatrix, hessian: Any) -> float:
     """tr((W - Q) H (W - Q)^T) / tr(W H W^T): the squared error of the layer's output, relative."""
-    return float(
-        _woq.layer_error(  # type: ignore[attr-defined]
-            weight, matrix.dequantize(), hessian, torch.get_num_threads()
-        )
-    )
+    return float(_native.layer_error(weight, matrix.dequantize(), hessian, torch.get_num_threads()))
 
 
 def act_order(options: Mapping[str, Any]) -> str:

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 
-from .. import _woq
 from .._blocks import Block
 from .._selection import Target, linear_parameters
 from ..config import WeightOnlyQuantConfig
@@ -48,7 +47,7 @@ def quantize_scaled(
         for weight, target in zip(weights, group, strict=True):
             scaled = weight * scales
             if clip is not None:
-                scaled = clip(scaled, _scaled(hessian, scales), target)
+                scaled = clip(scaled, hessian.scaled(1 / scales), target)
             matrix = round_to_nearest(scaled, config, target)
             matrices.append(with_input_scales(matrix, 1 / scales))
         after = [
@@ -61,13 +60,3 @@ def quantize_scaled(
             after = before
         for target, matrix, loss, start in zip(group, matrices, after, before, strict=True):
             yield Finished(target, matrix, loss=loss, start_loss=start)
-
-
-def _scaled(hessian: Any, scales: torch.Tensor) -> Any:
-    """The second moments of x / s."""
-    inverse = (1 / scales).double()
-    moments = torch.from_numpy(hessian.numpy()) * inverse * inverse[:, None]
-    means = torch.from_numpy(hessian.mean_magnitudes()) * inverse
-    return _woq.Hessian.from_numpy(  # type: ignore[attr-defined]
-        moments.numpy(), rows=hessian.rows, mean_magnitudes=means.numpy()
-    )

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from .. import _woq
+from .. import _native
 from .._blocks import Block
 from .._selection import Target
 from ..config import WeightOnlyQuantConfig
@@ -24,7 +24,7 @@ def quantize_block(block: Block, config: WeightOnlyQuantConfig) -> Iterator[Fini
     duo_scaling = {True: "on", False: "off"}.get(options["duo_scaling"], "both")
 
     def find(weights: list[torch.Tensor], hessian: Any, group: Sequence[Target]) -> torch.Tensor:
-        scales = _woq.awq_scales(  # type: ignore[attr-defined]
+        scales = _native.awq_scales(
             weights,
             hessian,
             **scheme_of(config, group[0]),
@@ -37,7 +37,7 @@ def quantize_block(block: Block, config: WeightOnlyQuantConfig) -> Iterator[Fini
         return torch.from_numpy(scales).float()
 
     def clip(weight: torch.Tensor, hessian: Any, target: Target) -> torch.Tensor:
-        clipped = _woq.awq_clip(  # type: ignore[attr-defined]
+        clipped = _native.awq_clip(
             weight,
             hessian,
             **scheme_of(config, target),

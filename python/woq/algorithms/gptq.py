@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import torch
 
-from .. import _woq
+from .. import _native
 from .._blocks import Block
 from .._selection import linear_parameters
 from ..config import WeightOnlyQuantConfig
@@ -32,7 +32,7 @@ def quantize_block(block: Block, config: WeightOnlyQuantConfig) -> Iterator[Fini
         for group, hessian in zip(together, found, strict=True):
             for target in group:
                 weight = linear_parameters(target.module)
-                matrix = _woq.quantize_gptq(  # type: ignore[attr-defined]
+                matrix = _native.quantize_gptq(
                     weight,
                     hessian,
                     **scheme_of(config, target),

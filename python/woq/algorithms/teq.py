@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from .. import _woq
+from .. import _native
 from .._blocks import Block
 from .._selection import Target
 from ..config import WeightOnlyQuantConfig
@@ -26,7 +26,7 @@ def quantize_block(block: Block, config: WeightOnlyQuantConfig) -> Iterator[Fini
     options = config.algorithm_args
 
     def find(weights: list[torch.Tensor], hessian: Any, group: Sequence[Target]) -> torch.Tensor:
-        scales = _woq.teq_scales(  # type: ignore[attr-defined]
+        scales = _native.teq_scales(
             weights,
             hessian,
             **scheme_of(config, group[0]),
