@@ -381,7 +381,8 @@ def capture(
             # need not run through the blocks for them.
             known = number > 1 and recorder.constant() and _shapes(batch) == _shapes(batches[0])
             recorder.stop_before = first if known else None
-            _forward(model, batch)
+            with fast_products():
+                _forward(model, batch)
             if known:
                 for calls in recorder.calls.values():
                     calls.append(calls[0])

@@ -91,7 +91,7 @@ def _segment(
             mine = _within(name, pending)
             block = Block(name, module, mine, calls.pop(name), inputs, references)
             if references is not None:
-                _advance(block, references, references, fast=True)
+                _advance(block, references)
             if mine:
                 unreached = _unreached(block)
                 for target in unreached:
@@ -107,7 +107,7 @@ def _segment(
                     for index in range(len(block)):
                         inputs.replace(index, references[index])
                 else:
-                    _advance(block, inputs, inputs, fast=False)
+                    _advance(block, inputs)
     finally:
         inputs.close()
         if references is not None:
@@ -137,16 +137,13 @@ def _within(block: str, pending: dict[str, Target]) -> list[Target]:
 
 
 @torch.no_grad()
-def _advance(block: Block, source: Activations, destination: Activations, *, fast: bool) -> None:
-    """Replace the block's inputs by its outputs, batch by batch."""
+def _advance(block: Block, states: Activations) -> None:
+    """Replace the inputs `states` of the block by its outputs, batch by batch."""
     for index in range(len(block)):
-        if fast:
-            with fast_products():
-                output = block.run(index, source[index])
-        else:
-            output = block.run(index, source[index])
+        with fast_products():
+            output = block.run(index, states[index])
         check_finite(output, f"the output of {block.name}", index)
-        destination.replace(index, output)
+        states.replace(index, output)
 
 
 def _unreached(block: Block) -> list[Target]:

@@ -188,6 +188,7 @@ def quantize_gptq(
     fp64: bool = False,
     cross: CrossMoment | None = None,
     gptaq_alpha: float = 0.25,
+    in_flight: Array | None = None,
     name: str = "weight",
     num_threads: int = 0,
 ) -> QuantizedMatrix: ...

@@ -287,8 +287,9 @@ class TeqConfig(_AlgorithmConfig):
 
 class AutoRoundConfig(_AlgorithmConfig):
     """AutoRound (arXiv:2309.05516): whether each weight is rounded up or down, and how far each
-    group's range reaches, is learnt block by block. `lr` None is 1 / iters; `minmax_lr` None is
-    `lr`; no iterations are plain RTN."""
+    group's range reaches, is learnt block by block, starting from GPTQ's result or, with
+    `start="rtn"`, as the paper has it. `lr` None is 0.3 / iters after GPTQ and 1 / iters after RTN;
+    `minmax_lr` None is 0.3 and 1 times `lr`; no iterations are plain RTN."""
 
     _algorithm = "AUTOROUND"
 
@@ -309,6 +310,7 @@ class AutoRoundConfig(_AlgorithmConfig):
         minmax_lr: float | None = None,
         enable_minmax_tuning: bool = True,
         enable_quanted_input: bool = True,
+        start: str = "gptq",
         iters: int = ALGORITHMS["AUTOROUND"]["iters"].default,
         nsamples: int = ALGORITHMS["AUTOROUND"]["nsamples"].default,
         seqlen: int = ALGORITHMS["AUTOROUND"]["seqlen"].default,

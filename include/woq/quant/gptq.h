@@ -58,6 +58,9 @@ struct GptqOptions {
   bool fp64 = false;           // arithmetic; fp32 is twice as fast
   const CrossMoment* cross = nullptr;  // turns GPTAQ on
   double gptaq_alpha = 0.25;
+  // [N, K] or null: gets every weight as it was when its turn came. Rounded to nearest with the
+  // result's scales it gives the result's codes, which makes it a start for tuning them further.
+  float* in_flight = nullptr;
   std::string name = "weight";  // for messages
 };
 
@@ -330,6 +333,8 @@ struct GptqSweep {
           error[b] = original - static_cast<T>(coder.value(code));
           (*sweep.codes)[static_cast<size_t>(n * sweep.cols + column)] = static_cast<uint8_t>(code);
           (*d)[static_cast<size_t>(n * sweep.cols + p)] = error[b];
+          if (sweep.options.in_flight != nullptr)
+            sweep.options.in_flight[n * sweep.cols + column] = static_cast<float>(value[b]);
           if (!moved->empty()) (*moved)[static_cast<size_t>(n * sweep.cols + p)] = value[b];
         }
         spread(i, stride, count, error, r, sums);

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from .. import _native
-from .._blocks import Block, observed_inputs
+from .._blocks import Block, fast_products, observed_inputs
 from .._selection import Target
 
 __all__ = ["act_order", "hessians", "output_error"]
@@ -29,7 +29,8 @@ def hessians(block: Block, groups: Sequence[Sequence[Target]]) -> list[Any]:
         if len(rows):
             sums[places[target.name]].add(rows.contiguous(), torch.get_num_threads())
 
-    with observed_inputs([group[0] for group in groups], add), torch.no_grad():
+    firsts = [group[0] for group in groups]
+    with observed_inputs(firsts, add), torch.no_grad(), fast_products():
         for index in range(len(block)):
             block.run(index)
     return sums

@@ -3,9 +3,10 @@
 up or down and how far each group's range reaches, by signed gradient descent on the error of the
 block's output.
 
-Differences from the paper: tuning starts from the scales with the least squared error instead of
-plain RTN's, and the factors on them may also exceed 1; the last parameters are kept unless the
-start was better on the same batches, where the paper compares the losses of different batches.
+Differences from the paper: tuning starts from what GPTQ makes of each layer (`start="rtn"` is the
+paper's), with smaller steps; the factors on the ranges may also exceed 1; the last parameters are
+kept unless the start was better on the same batches, where the paper compares the losses of
+different batches. docs/quality.md shows what the start is worth.
 """
 
 from __future__ import annotations
@@ -15,9 +16,11 @@ from typing import Any
 
 import torch
 
+from .. import _native
 from .._blocks import Block, fast_products
 from .._selection import linear_parameters
 from ..config import WeightOnlyQuantConfig
+from ._hessians import hessians
 from ._interface import Finished, round_to_nearest, scheme_of
 from ._rounding import Rounding
 
@@ -27,6 +30,11 @@ __all__ = ["quantize_block"]
 _SMALL = 1e-12
 # Batches on which the start and the end are compared.
 _COMPARED = 4
+# The whole way that an offset can go in all steps together is half of the rate times the steps:
+# from RTN to the neighbouring code, from GPTQ's codes, which are good already, a part of it.
+_RATE_TIMES_ITERS = {"rtn": 1.0, "gptq": 0.3}
+# Of the ranges' rate to the offsets', after GPTQ: its scales fit its codes.
+_RANGE_RATE = {"rtn": 1.0, "gptq": 0.3}
 
 
 def quantize_block(block: Block, config: WeightOnlyQuantConfig) -> Iterator[Finished]:
@@ -41,16 +49,41 @@ def quantize_block(block: Block, config: WeightOnlyQuantConfig) -> Iterator[Fini
             weight = linear_parameters(target.module)
             yield Finished(target, round_to_nearest(weight, config, target))
         return
-    roundings: dict[str, Rounding] = {}
-    for target in block.targets:
-        weight = linear_parameters(target.module)
-        start = round_to_nearest(weight, config, target, mse_range=True)
-        scheme = scheme_of(config, target)
-        roundings[target.name] = Rounding(weight.float(), start, scheme, _product_dtype(weight))
+    start = _after_gptq if options["start"] == "gptq" else _after_rtn
+    roundings = dict(start(block, config))
     before, after = _tune(block, roundings, options)
     for target in list(block.targets):
         matrix = roundings.pop(target.name).matrix()
         yield Finished(target, matrix, loss=after, start_loss=before)
+
+
+def _after_rtn(block: Block, config: WeightOnlyQuantConfig) -> Iterator[tuple[str, Rounding]]:
+    for target in block.targets:
+        weight = linear_parameters(target.module)
+        start = round_to_nearest(weight, config, target)
+        scheme = scheme_of(config, target)
+        yield target.name, Rounding(weight.float(), start, scheme, _product_dtype(weight))
+
+
+def _after_gptq(block: Block, config: WeightOnlyQuantConfig) -> Iterator[tuple[str, Rounding]]:
+    """GPTQ's result as a rounding to nearest: that of the weights as they were in flight."""
+    groups = block.groups()
+    for group, hessian in zip(groups, hessians(block, groups), strict=True):
+        for target in group:
+            weight = linear_parameters(target.module)
+            scheme = scheme_of(config, target)
+            in_flight = torch.empty(*target.shape)
+            start = _native.quantize_gptq(
+                weight,
+                hessian,
+                **scheme,
+                act_order="group_aware",
+                mse_range=config.mse_range,
+                in_flight=in_flight,
+                name=target.name,
+                num_threads=torch.get_num_threads(),
+            )
+            yield target.name, Rounding(in_flight, start, scheme, _product_dtype(weight))
 
 
 def _tune(
@@ -58,8 +91,9 @@ def _tune(
 ) -> tuple[float, float]:
     """Change `roundings` in place; the loss before and after."""
     iters = int(options["iters"])
-    offset_lr = options["lr"] or 1 / iters
-    range_lr = options["minmax_lr"] or offset_lr
+    start = options["start"]
+    offset_lr = options["lr"] or _RATE_TIMES_ITERS[start] / iters
+    range_lr = options["minmax_lr"] or offset_lr * _RANGE_RATE[start]
     ranges: list[torch.Tensor] = []
     if options["enable_minmax_tuning"]:
         ranges = [factor for rounding in roundings.values() for factor in rounding.ranges()]

@@ -51,10 +51,19 @@ QuantizedMatrix gptq(const py::object& weight, const Hessian& hessian, const std
                      bool double_quant, double damp_percent, double damp_increment,
                      int64_t block_size, const std::string& act_order, bool static_groups,
                      bool mse_range, bool fp64, const CrossMoment* cross, double gptaq_alpha,
-                     const std::string& name, int num_threads) {
+                     const py::object& in_flight, const std::string& name, int num_threads) {
   const QuantScheme scheme = make_scheme(dtype, group_size, asym, scale_dtype, double_quant);
   const ConstMatrixView view = input_matrix(weight, name.c_str());
   GptqOptions options;
+  if (!in_flight.is_none()) {
+    const MatrixView out = output_matrix(in_flight, "in_flight");
+    if (out.type != FloatType::kFp32 || out.rows != view.rows || out.cols != view.cols ||
+        out.row(1) != static_cast<float*>(out.row(0)) + out.cols) {
+      fail("in_flight must be a contiguous float32 array of shape [", view.rows, ", ", view.cols,
+           "]");
+    }
+    options.in_flight = static_cast<float*>(out.row(0));
+  }
   options.damp = damp_percent;
   options.damp_increment = damp_increment;
   options.block_size = block_size;
@@ -198,7 +207,8 @@ void bind_quantizers(py::module_& module) {
              py::arg("block_size") = 128, py::arg("act_order") = "none",
              py::arg("static_groups") = false, py::arg("mse_range") = false,
              py::arg("fp64") = false, py::arg("cross") = nullptr, py::arg("gptaq_alpha") = 0.25,
-             py::arg("name") = "weight", py::arg("num_threads") = 0);
+             py::arg("in_flight") = py::none(), py::arg("name") = "weight",
+             py::arg("num_threads") = 0);
   module.def("awq_scales", &awq_scales, py::arg("weights"), py::arg("hessian"), py::kw_only(),
              py::arg("dtype"), py::arg("group_size") = 32, py::arg("asym") = false,
              py::arg("scale_dtype") = "fp32", py::arg("double_quant") = false,
