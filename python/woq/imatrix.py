@@ -348,7 +348,7 @@ def _entry(name: str, mean: Any, tokens: Any) -> Entry:
 
 def _architecture(model: nn.Module) -> tuple[str, int] | None:
     """Model type and number of blocks, None for what is no transformers model."""
-    config = getattr(model, "config", None)
+    config: Any = getattr(model, "config", None)
     if hasattr(config, "get_text_config"):
         config = config.get_text_config()
     kind = getattr(config, "model_type", None)
