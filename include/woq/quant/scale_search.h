@@ -107,12 +107,11 @@ class WeightedSearch {
   bool attempt(float scale, float zero) {
     const float inverse = 1.0f / scale;
     if (!std::isfinite(inverse)) return false;
-    const FitSums fit =
-        dtype_.is_integer()
-            ? kernel_.integers(length_, w_.data(), weights_.data(), inverse, -zero,
-                               static_cast<float>(dtype_.max_code()) - zero)
-            : kernel_.table(length_, w_.data(), weights_.data(), inverse, values_,
-                            dtype_.codebook->thresholds);
+    const FitSums fit = dtype_.is_integer()
+                            ? kernel_.integers(length_, w_.data(), weights_.data(), inverse, -zero,
+                                               static_cast<float>(dtype_.max_code()) - zero)
+                            : kernel_.table(length_, w_.data(), weights_.data(), inverse, values_,
+                                            dtype_.codebook->thresholds);
     const float refined = fit.product / fit.square;
     const float gain = fit.product * refined;
     // NaN, as the quotient of two zeros is, compares as false.
