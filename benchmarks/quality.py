@@ -7,6 +7,8 @@ flatter quantizers with the same one; that fp32 perplexity stays what it was is 
 sees `--calibration` only, the figures are over `--text`: the first `--windows` pieces of `--length`
 tokens, without special tokens. They are defined in `perplexity.py`. Peak memory is what the process
 holds at most while it quantizes, beyond what it held before (the float model and its copy).
+RTN+mse is RTN with mse_range; RTN+imatrix collects an importance matrix first, in the time that is
+shown. HQQ does asymmetric formats only.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ from perplexity import log_probabilities, score, windows_of
 
 import woq
 
-ALGORITHMS = ("RTN", "RTN+mse", "GPTQ", "AWQ", "TEQ", "AUTOROUND")
+ALGORITHMS = ("RTN", "RTN+mse", "RTN+imatrix", "HQQ", "GPTQ", "AWQ", "TEQ", "AUTOROUND")
 # dtype and scheme, as the columns are called.
 FORMATS = {
     "int4_clip": ("int4_clip", "sym"),
@@ -38,6 +40,7 @@ FORMATS = {
     "fp4_e2m1": ("fp4_e2m1", "sym"),
     "int8": ("int8", "sym"),
 }
+_DATA_FREE = ("RTN", "HQQ")
 _PERMUTATION_TOLERANCE = 1e-4
 
 
@@ -51,7 +54,10 @@ def bits_per_weight(model: Any) -> float:
         rows, cols, scheme = layer.out_features, layer.in_features, layer.scheme
         groups = rows * (1 if scheme["group_size"] < 0 else -(-cols // scheme["group_size"]))
         width = 8 if scheme["dtype"] == "int8" else 4
-        bits += rows * cols * width + groups * (16 + (width if scheme["asym"] else 0))
+        zeros = layer.stored_tensors().get("zero_points") if scheme["asym"] else None
+        real = zeros is not None and zeros.is_floating_point()  # HQQ's
+        bits += rows * cols * width + groups * 16
+        bits += groups * (32 if real else width) if scheme["asym"] else 0
         count += rows * cols
     return bits / count
 
@@ -60,18 +66,23 @@ def config_for(
     algorithm: str, form: str, group_size: int, options: Mapping[str, Any], data: Mapping[str, Any]
 ) -> woq.WeightOnlyQuantConfig:
     dtype, scheme = FORMATS[form]
-    name, _, mse = algorithm.partition("+")
+    name, _, variant = algorithm.partition("+")
     fields: dict[str, Any] = {
         "weight_dtype": dtype,
         "scheme": scheme,
         "group_size": group_size,
         "scale_dtype": "fp16",
         "algorithm": name,
-        "mse_range": bool(mse),
+        "mse_range": variant == "mse",
+        "algorithm_args": {} if name == "RTN" else dict(options),
     }
-    if name != "RTN":
-        fields |= {"algorithm_args": dict(options), **data}
+    if name not in _DATA_FREE:
+        fields |= data
     return woq.WeightOnlyQuantConfig(**fields)
+
+
+def has_form(algorithm: str, form: str) -> bool:
+    return algorithm != "HQQ" or FORMATS[form][1] == "asym"
 
 
 class PeakMemory:
@@ -178,13 +189,17 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
     base = score_of(model, windows)
     rows = [row("fp32", perplexity=base, kl=0.0, top1=1.0, seconds=None, MiB=None)]
     for algorithm, form, group in itertools.product(args.algorithm, args.format, args.group_size):
-        seeds = args.seed if not algorithm.startswith("RTN") else [None]
-        for seed in seeds:
+        if not has_form(algorithm, form):
+            continue
+        for seed in [None] if algorithm in ("RTN", "RTN+mse", "HQQ") else args.seed:
             chosen = options if seed is None else {**options, "seed": seed}
             config = config_for(algorithm, form, group, _known(algorithm, chosen), data)
             candidate = copy.deepcopy(model)
             started = time.perf_counter()
             with PeakMemory() as peak:
+                if algorithm == "RTN+imatrix":
+                    counts = {key: chosen[key] for key in _COUNTS if key in chosen}
+                    config.imatrix = woq.collect_imatrix(candidate, **data, **counts)
                 woq.quantize(candidate, config)
             seconds = time.perf_counter() - started
             figures = score(
@@ -212,6 +227,7 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
     return rows
 
 
+_COUNTS = ("nsamples", "seqlen", "batch_size", "seed")
 _FIGURES = ("perplexity", "kl", "top1", "seconds", "MiB")
 
 
@@ -219,7 +235,7 @@ def _known(algorithm: str, options: Mapping[str, Any]) -> dict[str, Any]:
     """The options that `algorithm` has: one command line serves all."""
     from woq._options import ALGORITHMS as TABLE
 
-    names = TABLE[algorithm.partition("+")[0]]
+    names = _COUNTS if algorithm == "RTN+imatrix" else TABLE[algorithm.partition("+")[0]]
     return {name: value for name, value in options.items() if name in names}
 
 

@@ -30,11 +30,13 @@ if TYPE_CHECKING:
         AutoRoundConfig,
         AwqConfig,
         GPTQConfig,
+        HqqConfig,
         RtnConfig,
         TeqConfig,
     )
     from woq.auto_model import AutoModelForCausalLM, AutoModelForSeq2SeqLM
     from woq.config import WeightOnlyQuantConfig
+    from woq.imatrix import ImportanceMatrix, collect_imatrix
     from woq.linear import WeightOnlyLinear
     from woq.quantization import quantize
     from woq.report import QuantizationReport
@@ -64,11 +66,13 @@ _LAZY = {
     "AutoModelForSeq2SeqLM": "woq.auto_model",
     "QuantizationReport": "woq.report",
     **dict.fromkeys(
-        ("AutoRoundConfig", "AwqConfig", "GPTQConfig", "RtnConfig", "TeqConfig"),
+        ("AutoRoundConfig", "AwqConfig", "GPTQConfig", "HqqConfig", "RtnConfig", "TeqConfig"),
         "woq.algorithm_configs",
     ),
+    "ImportanceMatrix": "woq.imatrix",
     "WeightOnlyLinear": "woq.linear",
     "WeightOnlyQuantConfig": "woq.config",
+    "collect_imatrix": "woq.imatrix",
     "quantize": "woq.quantization",
     "save_pretrained": "woq.saving",
 }
@@ -79,6 +83,8 @@ __all__ = [
     "AutoRoundConfig",
     "AwqConfig",
     "GPTQConfig",
+    "HqqConfig",
+    "ImportanceMatrix",
     "InvalidArgument",
     "Linear",
     "QuantizationReport",
@@ -90,6 +96,7 @@ __all__ = [
     "WeightOnlyQuantConfig",
     "build_info",
     "code_values",
+    "collect_imatrix",
     "cpu_info",
     "error_metrics",
     "get_cmake_dir",

@@ -56,9 +56,17 @@ def _calibration(nsamples: int, seqlen: int, batch_size: int) -> dict[str, Optio
     }
 
 
-# Names are those of the algorithm field in capitals. RTN needs no data.
+# Names are those of the algorithm field in capitals. RTN and HQQ need no data.
 ALGORITHMS: dict[str, dict[str, Option]] = {
     "RTN": {},
+    "HQQ": {
+        "iters": _integer(20, 0),
+        "lp_norm": Option(
+            0.7, "a number above 0 and at most 1", lambda value: _number(value) and 0 < value <= 1
+        ),
+        "beta": Option(10.0, "a number above 0", lambda value: _number(value) and value > 0),
+        "kappa": Option(1.01, "a number above 0", lambda value: _number(value) and value > 0),
+    },
     "GPTQ": {
         **_calibration(128, 512, 8),
         "blocksize": _integer(128, 1),

@@ -34,6 +34,8 @@ class Target:
     weight_dtype: str
     transposed: bool  # the float weight is [in_features, out_features]
     tied: bool  # shares its weight with another module
+    # float32 [K], not negative: how much the errors of each column count; None: all alike.
+    importance: Any = dataclasses.field(default=None, compare=False)
 
     @property
     def shape(self) -> tuple[int, int]:

@@ -53,6 +53,7 @@ def tensor_specs(
     double_quant: bool,
     act_order: bool = False,
     scales_input: bool = False,
+    float_zeros: bool = False,
 ) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
     """Shape and dtype of every stored tensor of a [rows, cols] matrix, without the marker."""
     groups = 1 if group_size < 0 else -(-cols // group_size)
@@ -63,7 +64,8 @@ def tensor_specs(
         "scales": ((rows, groups), torch.uint8 if double_quant else _SCALE_DTYPES[scale_dtype]),
     }
     if asym:
-        specs["zero_points"] = ((rows, groups), torch.uint8)
+        zeros = torch.float32 if float_zeros else torch.uint8
+        specs["zero_points"] = ((rows, groups), zeros)
     if act_order:
         specs["g_idx"] = ((cols,), torch.int32)
     if scales_input:

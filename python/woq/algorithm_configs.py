@@ -18,7 +18,7 @@ from ._native import InvalidArgument
 from ._options import ALGORITHMS
 from .config import WeightOnlyQuantConfig
 
-__all__ = ["AutoRoundConfig", "AwqConfig", "GPTQConfig", "RtnConfig", "TeqConfig"]
+__all__ = ["AutoRoundConfig", "AwqConfig", "GPTQConfig", "HqqConfig", "RtnConfig", "TeqConfig"]
 
 logger = logging.getLogger("woq")
 
@@ -37,7 +37,7 @@ _SWITCHES: dict[str, tuple[tuple[Any, ...], str | None]] = {
 # Second names of options.
 _SYNONYMS = {"n_samples": "nsamples", "max_input_length": "seqlen", "calib_len": "seqlen"}
 
-_ONE_RUN = ("dataset", "tokenizer", "work_dir", "activation_memory")
+_ONE_RUN = ("dataset", "tokenizer", "work_dir", "activation_memory", "imatrix")
 
 
 class _AlgorithmConfig(WeightOnlyQuantConfig):
@@ -98,6 +98,7 @@ class _AlgorithmConfig(WeightOnlyQuantConfig):
         known = inspect.signature(cls.__init__).parameters
         fields = {
             "bits": base.bits,
+            "nbits": base.bits,
             "group_size": base.group_size,
             "compute_dtype": base.compute_dtype,
             "weight_dtype": base.weight_dtype,
@@ -107,6 +108,7 @@ class _AlgorithmConfig(WeightOnlyQuantConfig):
             "sym": base.sym,
             "zero_point": not base.sym,
             "llm_int8_skip_modules": base.modules_to_not_convert,
+            "skip_modules": base.modules_to_not_convert,
             "quantize_lm_head": base.quantize_lm_head,
             **base.algorithm_args,
         }
@@ -125,7 +127,8 @@ def _check_switch(
 
 
 class RtnConfig(_AlgorithmConfig):
-    """Round to nearest, with the field names and defaults of ITREX 1.4."""
+    """Round to nearest, with the field names and defaults of ITREX 1.4; `imatrix` is
+    `WeightOnlyQuantConfig`'s."""
 
     _algorithm = "RTN"
 
@@ -148,8 +151,42 @@ class RtnConfig(_AlgorithmConfig):
         quantize_lm_head: bool | str = False,
         device: str = "auto",
         use_ipex: bool = False,
+        imatrix: Any = None,
     ) -> None:
         self._set(locals())
+
+
+class HqqConfig(_AlgorithmConfig):
+    """HQQ (Badri and Shaji, 2023), data-free: the zero point of every group for the least sum of
+    |error|^lp_norm. `nbits`, `group_size`, `axis` and `skip_modules` are transformers' HqqConfig's;
+    only `axis=1` (groups along the input features) is supported. Zero points are real numbers, 32
+    bits a group."""
+
+    _algorithm = "HQQ"
+
+    def __init__(
+        self,
+        nbits: int = 4,
+        group_size: int = 64,
+        axis: int = 1,
+        skip_modules: list[str] | None = None,
+        compute_dtype: Any = None,
+        weight_dtype: str | None = None,
+        scale_dtype: Any = None,
+        use_double_quant: bool = False,
+        iters: int = ALGORITHMS["HQQ"]["iters"].default,
+        lp_norm: float = ALGORITHMS["HQQ"]["lp_norm"].default,
+        beta: float = ALGORITHMS["HQQ"]["beta"].default,
+        kappa: float = ALGORITHMS["HQQ"]["kappa"].default,
+        quantize_lm_head: bool | str = False,
+    ) -> None:
+        if axis != 1:
+            raise InvalidArgument(
+                f"HqqConfig.axis must be 1 (groups along the input features), got {axis!r}"
+            )
+        if not isinstance(nbits, int) or isinstance(nbits, bool) or nbits not in (4, 8):
+            raise InvalidArgument(f"HqqConfig.nbits must be 4 or 8, got {nbits!r}")
+        self._set({**locals(), "bits": nbits, "sym": False, "llm_int8_skip_modules": skip_modules})
 
 
 class GPTQConfig(_AlgorithmConfig):

@@ -105,8 +105,8 @@ class WeightOnlyQuantConfig(_TransformersConfig):
         scheme: "sym", or "asym" (a zero point per group; integers only).
         use_double_quant: store the scales themselves in 8 bits.
         mse_range: search the scale of every group that gives the least squared error.
-        algorithm: "RTN" (round to nearest); "GPTQ", "AWQ", "TEQ" or "AUTOROUND", which look at what
-            the model does with calibration data.
+        algorithm: "RTN" (round to nearest); "HQQ", which finds zero points; "GPTQ", "AWQ", "TEQ" or
+            "AUTOROUND", which look at what the model does with calibration data.
         algorithm_args: options of the algorithm by name; those left out get their defaults.
         modules_to_not_convert: names, suffixes or regular expressions of modules to leave alone,
             matched as transformers matches them.
@@ -120,8 +120,11 @@ class WeightOnlyQuantConfig(_TransformersConfig):
         work_dir: folder that keeps finished layers: a run that was interrupted goes on from there.
         activation_memory: bytes (or a text like "2GB") of activations to hold in memory; what is
             beyond goes to a temporary file.
+        imatrix: for RTN an importance matrix (`woq.ImportanceMatrix`, or the path of llama.cpp's):
+            scales are searched for the least error weighted by it. Layers that it lacks are
+            rounded as with `mse_range`.
 
-    The last four belong to one run: they are not saved, and make no difference to equality.
+    The last five belong to one run: they are not saved, and make no difference to equality.
     """
 
     weight_dtype: str = "int4_fullrange"
@@ -139,6 +142,7 @@ class WeightOnlyQuantConfig(_TransformersConfig):
     tokenizer: Any = dataclasses.field(default=None, metadata=_ONE_RUN)
     work_dir: Any = dataclasses.field(default=None, metadata=_ONE_RUN)
     activation_memory: int | str = dataclasses.field(default="2GB", metadata=_ONE_RUN)
+    imatrix: Any = dataclasses.field(default=None, metadata=_ONE_RUN)
 
     def __new__(cls, *args: Any, **kwargs: Any) -> WeightOnlyQuantConfig:
         # Before __init__, so that a misspelt field gets a suggestion and not Python's TypeError.
@@ -180,6 +184,11 @@ class WeightOnlyQuantConfig(_TransformersConfig):
         return self.algorithm in ("AWQ", "TEQ")
 
     @property
+    def stores_float_zeros(self) -> bool:
+        """Whether zero points are real numbers."""
+        return self.algorithm == "HQQ"
+
+    @property
     def lm_head_dtype(self) -> str | None:
         """Dtype of the output embedding, None when it is left alone."""
         if isinstance(self.quantize_lm_head, str):
@@ -212,6 +221,7 @@ class WeightOnlyQuantConfig(_TransformersConfig):
         _require(owner, "algorithm_args", self.algorithm_args, dict, "a dict of options")
         self.algorithm_args = complete_options(owner, self.algorithm, self.algorithm_args)
         parse_bytes(self.activation_memory, f"{owner}.activation_memory")
+        self._check_imatrix(owner)
         skip = self.modules_to_not_convert
         if skip is not None:
             # A lone string would be taken apart into letters, each a pattern.
@@ -221,9 +231,29 @@ class WeightOnlyQuantConfig(_TransformersConfig):
                 )
             self.modules_to_not_convert = list(skip)
         self.weight_dtype = self._validate_scheme(self.weight_dtype)
+        if self.algorithm == "HQQ" and not self.asym:
+            raise _native.InvalidArgument(
+                f"{owner}: HQQ finds zero points: it needs scheme='asym' and an integer "
+                f"weight_dtype, got {self.scheme!r} and {self.weight_dtype!r}"
+            )
         if not isinstance(self.quantize_lm_head, bool):
             _require(owner, "quantize_lm_head", self.quantize_lm_head, str, "a bool or a dtype")
             self.quantize_lm_head = self._validate_scheme(self.quantize_lm_head)
+
+    def _check_imatrix(self, owner: str) -> None:
+        if self.imatrix is None:
+            return
+        if not isinstance(self.imatrix, (str, os.PathLike)) and not hasattr(
+            self.imatrix, "of_model"
+        ):
+            raise _native.InvalidArgument(
+                f"{owner}.imatrix must be a path or a woq.ImportanceMatrix, "
+                f"got {type(self.imatrix).__name__}"
+            )
+        if self.algorithm != "RTN":
+            raise _native.InvalidArgument(
+                f"{owner}.imatrix is for algorithm RTN; {self.algorithm} makes no use of it"
+            )
 
     def _validate_scheme(self, weight_dtype: str) -> str:
         return _native.validate_scheme(

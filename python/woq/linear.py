@@ -202,6 +202,14 @@ class WeightOnlyLinear(nn.Module):
 
     # -- state ------------------------------------------------------------------------------------
 
+    def _specs(self) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+        return tensor_specs(
+            self.out_features,
+            self.in_features,
+            float_zeros=self._core.float_zeros,
+            **self.scheme,
+        )
+
     def stored_tensors(self) -> dict[str, torch.Tensor]:
         """The tensors of this layer in a checkpoint, except for the bias."""
         return {MARKER: marker(), **to_torch(self.quantized())}
@@ -213,9 +221,8 @@ class WeightOnlyLinear(nn.Module):
         if deferred is None:
             stored = self.stored_tensors()
         else:
-            specs = tensor_specs(self.out_features, self.in_features, **self.scheme)
             stored = {MARKER: marker()}
-            for key, (shape, dtype) in specs.items():
+            for key, (shape, dtype) in self._specs().items():
                 # One element of memory whatever the shape.
                 stored[key] = torch.empty((), dtype=dtype).expand(shape)
             for key, tensor in stored.items():
@@ -235,7 +242,7 @@ class WeightOnlyLinear(nn.Module):
         unexpected_keys: list[str],
         error_msgs: list[str],
     ) -> None:
-        wanted = set(tensor_specs(self.out_features, self.in_features, **self.scheme))
+        wanted = set(self._specs())
         if self.bias is not None:
             wanted.add("bias")
         absent = sorted(prefix + key for key in wanted if prefix + key not in state_dict)

@@ -27,8 +27,9 @@ from ._selection import (
     quantized_layers,
     select,
 )
-from .algorithms._interface import Finished
+from .algorithms._interface import Finished, find_zero_points, round_to_nearest
 from .config import WeightOnlyQuantConfig
+from .imatrix import NO_IMPORTANCE, with_importance
 from .linear import WeightOnlyLinear
 from .report import LayerReport, LeftAlone, QuantizationReport
 
@@ -85,6 +86,8 @@ def quantize(
 
         steps = calibrated_layers(model, config, targets)
     else:
+        if config.imatrix is not None:
+            targets = with_importance(model, config, targets)
         steps = _rounded(list(reversed(targets)), config)
 
     started = time.perf_counter()
@@ -134,28 +137,29 @@ def quantize(
 
 
 def quantize_weight(
-    weight: torch.Tensor, config: WeightOnlyQuantConfig, weight_dtype: str, name: str
+    weight: torch.Tensor, config: WeightOnlyQuantConfig, target: Target
 ) -> _native.QuantizedMatrix:
-    """Round `weight` [out_features, in_features] to `weight_dtype`; the rest is in `config`."""
-    return _native.quantize_rtn(
-        weight,
-        dtype=weight_dtype,
-        group_size=config.group_size,
-        asym=config.asym,
-        scale_dtype=config.scale_dtype,
-        double_quant=config.use_double_quant,
-        mse_range=config.mse_range,
-        name=name,
-        num_threads=torch.get_num_threads(),
-    )
+    """Quantize `weight` [out_features, in_features] by an algorithm that needs no calibration."""
+    if config.algorithm == "HQQ":
+        return find_zero_points(weight, config, target)
+    return round_to_nearest(weight, config, target)
 
 
 def quantize_module(
     name: str, weight: torch.Tensor, config: WeightOnlyQuantConfig, target: Target
 ) -> tuple[_native.QuantizedMatrix, LayerReport]:
     """Quantize one weight [out_features, in_features] and measure the error."""
-    matrix = quantize_weight(weight, config, target.weight_dtype, name)
-    return matrix, _layer_report(name, weight, matrix, target)
+    matrix = quantize_weight(weight, config, target)
+    entry = _layer_report(name, weight, matrix, target)
+    return matrix, dataclasses.replace(
+        entry, algorithm=config.algorithm, note=_note(config, target)
+    )
+
+
+def _note(config: WeightOnlyQuantConfig, target: Target) -> str:
+    """What an algorithm that needs no calibration could not do for `target`."""
+    missing = config.imatrix is not None and target.importance is None
+    return NO_IMPORTANCE if missing else ""
 
 
 def _layer_report(
@@ -242,8 +246,8 @@ def _rounded(
     while targets:
         target = targets.pop()
         weight = linear_parameters(target.module)
-        matrix = quantize_weight(weight, config, target.weight_dtype, target.name)
-        finished = Finished(target, matrix)
+        matrix = quantize_weight(weight, config, target)
+        finished = Finished(target, matrix, note=_note(config, target))
         del target, weight, matrix
         yield finished
         del finished

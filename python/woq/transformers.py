@@ -26,6 +26,7 @@ from ._pages import CheckpointPages, HeapTrimmer, release_file_pages
 from ._selection import Target, quantized_layers, select
 from ._tensors import MARKER, check_marker, from_torch, tensor_specs
 from .config import WeightOnlyQuantConfig
+from .imatrix import with_importance
 from .linear import WeightOnlyLinear
 from .quantization import (
     attach_report,
@@ -106,6 +107,8 @@ class WoqHfQuantizer(HfQuantizer):
             return model
         if config.needs_calibration:
             return model  # the whole float model comes first: calibration runs it
+        if config.imatrix is not None:
+            targets = with_importance(model, config, targets)
         # A tied weight is loaded once, under its other name: it is there only after loading.
         self._tied = [target for target in targets if target.tied]
         self._on_load = {target.name: target for target in targets if not target.tied}
@@ -293,7 +296,9 @@ class _StoredLayer(nn.Module):
             "act_order": config.stores_g_idx,
             "scales_input": config.stores_act_scales,
         }
-        self.specs = tensor_specs(self.rows, self.cols, **self.scheme)
+        self.specs = tensor_specs(
+            self.rows, self.cols, float_zeros=config.stores_float_zeros, **self.scheme
+        )
         self.register_buffer(MARKER, torch.empty(1, dtype=torch.uint8, device="meta"))
         for name, (shape, kind) in self.specs.items():
             self.register_buffer(name, torch.empty(shape, dtype=kind, device="meta"))

@@ -187,6 +187,15 @@ def test_quality(
         for name in ("RTN", "AUTOROUND")
     }
     assert mean["AUTOROUND"] < mean["RTN"]
+    other = "--algorithm RTN+imatrix HQQ --group-size 32 --format nf4 int4_asym --option nsamples=4"
+    rows = benchmarks["quality"].main([*common.split(), *other.split(), "--seed", "1", "--json"])
+    named = [(row["algorithm"], row["format"], row["seed"], row["bits/weight"]) for row in rows[1:]]
+    assert named == [
+        ("RTN+imatrix", "nf4", 1, 4.5),
+        ("RTN+imatrix", "int4_asym", 1, 4.625),
+        ("HQQ", "int4_asym", None, 5.5),
+    ]
+    capsys.readouterr()
     benchmarks["quality"].main([*common.split(), *"--algorithm RTN --format nf4".split()])
     table = capsys.readouterr().out.split("\n\n", 1)[1].splitlines()
     assert table[0].startswith("| algorithm | format | group | seed | bits/weight | perplexity |")

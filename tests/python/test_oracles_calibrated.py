@@ -126,7 +126,7 @@ def test_importance_finds_scales_that_a_fine_grid_does_not_beat(scheme: Scheme) 
     absmax = np.abs(groups).max(axis=1, keepdims=True)
     values = np.unique(scheme.values.astype(np.float64))
     best = np.full(90, np.inf)
-    signs = (1, -1) if scheme.dtype == "int4_fullrange" else (1,)
+    signs = (1, -1) if scheme.dtype in ("int4_fullrange", "nf4") else (1,)
     for ratio in np.linspace(0.3, 1.3, 400):
         for sign in signs:
             scale = sign * ratio * absmax / np.abs(values).max()

@@ -97,6 +97,7 @@ inline QuantizedMatrix quantize_rtn(const ConstMatrixView& weight, const QuantSc
   parallel_for(weight.rows, threads, [&](int64_t begin, int64_t end) {
     std::vector<float> row(cols);
     std::vector<uint8_t> scratch(cols);
+    detail::WeightedSearch weighted(scheme, length);
     for (int64_t n = begin; n < end; ++n) {
       load_floats(weight.row(n), weight.type, weight.cols, row.data());
       for (int64_t g = 0; g < groups; ++g) {
@@ -106,8 +107,7 @@ inline QuantizedMatrix quantize_rtn(const ConstMatrixView& weight, const QuantSc
         if (!range.finite) detail::fail_not_finite(options.name, row.data(), n, weight.cols);
         detail::GroupParameters& found = parameters[static_cast<size_t>(n * groups + g)];
         if (!options.importance.empty()) {
-          found = detail::weighted_search(scheme, range, w, options.importance.data() + g * length,
-                                          size, scratch.data());
+          found = weighted.search(range, w, options.importance.data() + g * length, size);
         } else if (options.mse_search) {
           found = detail::search_parameters(scheme, range, w, size, scratch.data());
         } else {

@@ -2,10 +2,13 @@
 // Searches for a group's scale and zero point: by squared error, plain or weighted.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <limits>
+#include <vector>
 
+#include "woq/linalg/fit.h"
 #include "woq/quant/group.h"
 
 namespace woq::detail {
@@ -40,25 +43,6 @@ inline GroupParameters search_parameters(const QuantScheme& scheme, const GroupR
   return best;
 }
 
-// What the least squares of a group's codes say: the scale that minimises sum importance (w - scale
-// value)^2 for given codes, and that minimum less sum importance w^2.
-struct LeastSquares {
-  double scale = 0, gain = 0;
-};
-
-inline LeastSquares least_squares(const DtypeTraits& dtype, const float* w, const uint8_t* codes,
-                                  int64_t n, float zero, const float* importance) {
-  double product = 0, square = 0;
-  for (int64_t i = 0; i < n; ++i) {
-    const float value =
-        dtype.is_integer() ? static_cast<float>(codes[i]) - zero : dtype.codebook->values[codes[i]];
-    product += static_cast<double>(importance[i] * w[i]) * value;
-    square += static_cast<double>(importance[i] * value) * value;
-  }
-  if (square <= 0) return {};
-  return {product / square, product * product / square};
-}
-
 // The ratios of the unclipped range that the weighted search starts from. Least squares does the
 // fine tuning, so the grid only has to reach every sensible set of codes: coarse at 4 bits; at 8,
 // where a step of the range shifts all codes, fine and near 1.
@@ -67,47 +51,88 @@ inline constexpr float kWeightedSearchFirst = 0.60f, kWeightedSearchStep = 0.02f
 inline constexpr float kWeightedSearchFirst8 = 0.94f, kWeightedSearchStep8 = 0.004f;
 inline constexpr int kWeightedSearchRounds = 3;
 
-// The scale (and integer zero point) with the least sum of importance (w - quantized)^2: for each
+// The scale (and integer zero point) with the least sum of weight (w - quantized)^2: for each
 // candidate range, codes, then the best scale for those codes, and for the winner codes and scale
-// in turn. As llama.cpp's quantizers do with an importance matrix, for every dtype. `scratch`: [n].
-inline GroupParameters weighted_search(const QuantScheme& scheme, const GroupRange& range,
-                                       const float* w, const float* importance, int64_t n,
-                                       uint8_t* scratch) {
-  const DtypeTraits& dtype = traits_of(scheme.dtype);
-  const bool asymmetric = scheme.zeros == ZeroKind::kInt;
-  const GroupParameters whole = group_parameters(scheme, range, 1.0f);
-  GroupParameters best = whole;
-  double best_gain = -std::numeric_limits<double>::infinity();
-  float best_zero = zero_for(scheme, whole, whole.scale);
-  // Encodes with (scale, zero) and takes the least-squares scale if that is better.
-  const auto attempt = [&](float scale, float zero) {
-    if (scale == 0.0f || !std::isfinite(scale)) return false;
-    encode_group(dtype, w, n, scale, zero, scratch);
-    const LeastSquares fit = least_squares(dtype, w, scratch, n, zero, importance);
-    const auto refined = static_cast<float>(fit.scale);
-    const bool usable = std::isfinite(refined) && (refined > 0 || has_signed_scales(scheme));
-    if (!usable || refined == 0.0f || !(fit.gain > best_gain)) return false;
-    best_gain = fit.gain;
-    best_zero = zero;
-    best = {refined, asymmetric ? -zero * refined : 0.0f};
+// in turn. As llama.cpp's quantizers do with an importance matrix, for every dtype. Holds room for
+// one group: one object for each thread.
+class WeightedSearch {
+ public:
+  WeightedSearch(const QuantScheme& scheme, int64_t group_length)
+      : scheme_(scheme), dtype_(traits_of(scheme.dtype)), kernel_(fit_kernel()) {
+    const int64_t padded = (group_length + kFitStep - 1) / kFitStep * kFitStep;
+    w_.resize(static_cast<size_t>(padded));
+    weights_.resize(w_.size());
+    signed_scales_ = has_signed_scales(scheme);
+    if (dtype_.is_integer()) return;
+    float sum = 0;
+    for (int rank = 0; rank < 16; ++rank) {
+      values_[rank] = dtype_.codebook->values[dtype_.codebook->code_of_rank[rank]];
+      sum += values_[rank];
+    }
+    // nf4 has one value more above zero than below. Doubly quantized scales are near their mean.
+    signed_scales_ = sum != 0 && scheme.scales != ScaleEncoding::kDouble;
+  }
+
+  // For the group w [n], whose errors count by `weights` [n].
+  GroupParameters search(const GroupRange& range, const float* w, const float* weights, int64_t n) {
+    length_ = (n + kFitStep - 1) / kFitStep * kFitStep;
+    std::copy_n(w, n, w_.data());
+    std::copy_n(weights, n, weights_.data());
+    std::fill(w_.begin() + n, w_.begin() + length_, 0.0f);
+    std::fill(weights_.begin() + n, weights_.begin() + length_, 0.0f);
+    best_ = group_parameters(scheme_, range, 1.0f);
+    best_zero_ = zero_for(scheme_, best_, best_.scale);
+    gain_ = -1;
+    const bool asymmetric = scheme_.zeros == ZeroKind::kInt;
+    const float first = dtype_.bits == 8 ? kWeightedSearchFirst8 : kWeightedSearchFirst;
+    const float step = dtype_.bits == 8 ? kWeightedSearchStep8 : kWeightedSearchStep;
+    for (int i = 0; i <= kWeightedSearchSteps; ++i) {
+      const GroupParameters candidate =
+          group_parameters(scheme_, range, first + static_cast<float>(i) * step);
+      const float zero = zero_for(scheme_, candidate, candidate.scale);
+      attempt(candidate.scale, zero);
+      if (signed_scales_) attempt(-candidate.scale, zero);
+      if (!asymmetric) continue;
+      if (zero > 0) attempt(candidate.scale, zero - 1);
+      if (zero < static_cast<float>(dtype_.max_code())) attempt(candidate.scale, zero + 1);
+    }
+    for (int i = 0; i < kWeightedSearchRounds; ++i) {
+      if (!attempt(best_.scale, best_zero_)) break;
+    }
+    return best_;
+  }
+
+ private:
+  // Takes the least-squares scale of the codes that (scale, zero) gives, if it is better.
+  bool attempt(float scale, float zero) {
+    const float inverse = 1.0f / scale;
+    if (!std::isfinite(inverse)) return false;
+    const FitSums fit = dtype_.is_integer()
+                            ? kernel_.integers(length_, w_.data(), weights_.data(), inverse, -zero,
+                                               static_cast<float>(dtype_.max_code()) - zero)
+                            : kernel_.table(length_, w_.data(), weights_.data(), inverse, values_,
+                                            dtype_.codebook->thresholds);
+    const float refined = fit.product / fit.square;
+    const float gain = fit.product * refined;
+    // NaN, as the quotient of two zeros is, compares as false.
+    const bool usable =
+        std::fabs(refined) > 0 && std::isfinite(refined) && (refined > 0 || signed_scales_);
+    if (!usable || !(gain > gain_)) return false;
+    gain_ = gain;
+    best_zero_ = zero;
+    best_ = {refined, scheme_.zeros == ZeroKind::kInt ? -zero * refined : 0.0f};
     return true;
-  };
-  const float first = dtype.bits == 8 ? kWeightedSearchFirst8 : kWeightedSearchFirst;
-  const float step = dtype.bits == 8 ? kWeightedSearchStep8 : kWeightedSearchStep;
-  for (int i = 0; i <= kWeightedSearchSteps; ++i) {
-    const float ratio = first + static_cast<float>(i) * step;
-    const GroupParameters candidate = group_parameters(scheme, range, ratio);
-    const float zero = zero_for(scheme, candidate, candidate.scale);
-    attempt(candidate.scale, zero);
-    if (has_signed_scales(scheme)) attempt(-candidate.scale, zero);
-    if (!asymmetric) continue;
-    if (zero > 0) attempt(candidate.scale, zero - 1);
-    if (zero < static_cast<float>(dtype.max_code())) attempt(candidate.scale, zero + 1);
   }
-  for (int i = 0; i < kWeightedSearchRounds; ++i) {
-    if (!attempt(best.scale, best_zero)) break;
-  }
-  return best;
-}
+
+  QuantScheme scheme_;
+  const DtypeTraits& dtype_;
+  FitKernel kernel_;
+  bool signed_scales_ = false;  // whether a negative scale can be better, and be stored
+  float values_[16] = {};       // of the codebook, ascending
+  std::vector<float> w_, weights_;
+  int64_t length_ = 0;
+  GroupParameters best_;
+  float best_zero_ = 0, gain_ = -1;  // gain: what the fit takes from sum weight w^2
+};
 
 }  // namespace woq::detail

@@ -13,7 +13,14 @@ from .._selection import Target
 from .._tensors import from_torch, to_torch
 from ..config import WeightOnlyQuantConfig
 
-__all__ = ["Finished", "as_stored", "round_to_nearest", "scheme_of", "with_input_scales"]
+__all__ = [
+    "Finished",
+    "as_stored",
+    "find_zero_points",
+    "round_to_nearest",
+    "scheme_of",
+    "with_input_scales",
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,11 +54,33 @@ def round_to_nearest(
     *,
     mse_range: bool | None = None,
 ) -> _native.QuantizedMatrix:
-    """RTN of `weight` [N, K]; `mse_range` overrides the config's."""
+    """RTN of `weight` [N, K], with the target's importance if it has any; `mse_range` overrides the
+    config's. A layer that the config's importance matrix lacks gets the search by squared error."""
+    searched = config.mse_range or config.imatrix is not None
     return _native.quantize_rtn(
         weight,
         **scheme_of(config, target),
-        mse_range=config.mse_range if mse_range is None else mse_range,
+        mse_range=searched if mse_range is None else mse_range,
+        importance=target.importance,
+        name=target.name,
+        num_threads=torch.get_num_threads(),
+    )
+
+
+def find_zero_points(
+    weight: torch.Tensor, config: WeightOnlyQuantConfig, target: Target
+) -> _native.QuantizedMatrix:
+    """HQQ of `weight` [N, K]."""
+    options = config.algorithm_args
+    scheme = scheme_of(config, target)
+    del scheme["asym"]  # the zero points are what HQQ finds
+    return _native.quantize_hqq(
+        weight,
+        **scheme,
+        lp_norm=options["lp_norm"],
+        beta=options["beta"],
+        kappa=options["kappa"],
+        steps=options["iters"],
         name=target.name,
         num_threads=torch.get_num_threads(),
     )

@@ -216,6 +216,9 @@ PYBIND11_MODULE(_woq, module) {
       .def_property_readonly(
           "act_order", [](const WeightOnlyLinear& l) { return l.weight().input_order.size() > 0; })
       .def_property_readonly(
+          "float_zeros",
+          [](const WeightOnlyLinear& l) { return l.weight().scheme.zeros == ZeroKind::kFloat; })
+      .def_property_readonly(
           "scales_input",
           [](const WeightOnlyLinear& l) { return l.weight().input_scales.size() > 0; })
       .def("forward", &forward, py::arg("x"), py::arg("out"), py::arg("num_threads") = 0)

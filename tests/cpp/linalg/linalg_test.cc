@@ -4,30 +4,16 @@
 
 #include <cmath>
 #include <cstdint>
-#include <cstdlib>
 #include <string>
 #include <vector>
 
 #include "support/random.h"
+#include "support/widths.h"
 #include "woq/linalg/cholesky.h"
 #include "woq/linalg/gemm.h"
 
 namespace woq::testing {
 namespace {
-
-// Names the widest target that tile_kernel() may use, for the life of this object.
-class ForcedTarget {
- public:
-  explicit ForcedTarget(const char* name) { setenv("WOQ_FORCE_TARGET", name, 1); }
-  ~ForcedTarget() { unsetenv("WOQ_FORCE_TARGET"); }
-};
-
-std::vector<const char*> widths() {
-  std::vector<const char*> names = {"ref"};
-  if (runs_on(Target::kAvx2, cpu_features())) names.push_back("avx2");
-  if (runs_on(Target::kAvx512, cpu_features())) names.push_back("avx512");
-  return names;
-}
 
 template <class T>
 std::vector<T> random_values(Random& random, int64_t count) {

@@ -80,6 +80,23 @@ TEST(ImportanceRtn, EqualImportanceIsLeastSquares) {
   }
 }
 
+// Groups that are nf4's table upside down: exact with a negative scale, and only with one. Double
+// quantization has no signs for nf4.
+TEST(ImportanceRtn, TurnsAsymmetricTablesAround) {
+  std::vector<float> w(64), importance(64, 1.0f);
+  for (size_t k = 0; k < 64; ++k) w[k] = -0.25f * kNf4Codebook.values[k % 16];
+  RtnOptions options;
+  options.importance = importance;
+  const ConstMatrixView weight = view_of(w.data(), 1, 64);
+  const QuantizedMatrix matrix = quantize_rtn(weight, {WeightDtype::kNf4, 32}, options, 1);
+  EXPECT_FLOAT_EQ(matrix.scales.at(0), -0.25f);
+  EXPECT_LT(weighted_error(w, matrix, importance), 1e-10);
+  const QuantScheme doubled{WeightDtype::kNf4, 32, ZeroKind::kNone, ScaleEncoding::kDouble};
+  const QuantizedMatrix positive = quantize_rtn(weight, doubled, options, 1);
+  EXPECT_GT(positive.scales.at(0), 0.0f);
+  EXPECT_GT(weighted_error(w, positive, importance), 1e-4);
+}
+
 TEST(ImportanceRtn, ZeroImportanceEqualsRtn) {
   Random random = random_of_test();
   const std::vector<float> w = normal_weights(random, 4, 70);
@@ -222,7 +239,7 @@ TEST(Hqq, ErrorsSayWhatToDo) {
   };
   const QuantScheme good{WeightDtype::kInt4Clip, 32, ZeroKind::kFloat};
   EXPECT_MENTIONS(message({WeightDtype::kNf4, 32}, {}), "integer dtype");
-  EXPECT_MENTIONS(message({WeightDtype::kInt4Clip, 32, ZeroKind::kInt}, {}), "float zeros");
+  EXPECT_MENTIONS(message({WeightDtype::kInt4Clip, 32}, {}), "without float zeros");
   HqqOptions options;
   options.lp_norm = 2;
   EXPECT_MENTIONS(message(good, options), "lp_norm is 2");
