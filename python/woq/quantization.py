@@ -25,14 +25,15 @@ from ._selection import (
     linear_parameters,
     output_embeddings,
     quantized_layers,
+    scheme_for,
     select,
 )
-from .algorithms._interface import Finished
+from .algorithms._interface import Finished, round_to_nearest
 from .config import WeightOnlyQuantConfig
 from .linear import WeightOnlyLinear
 from .report import LayerReport, LeftAlone, QuantizationReport
 
-__all__ = ["quantize", "quantize_weight"]
+__all__ = ["quantize"]
 
 logger = logging.getLogger("woq")
 
@@ -133,28 +134,11 @@ def quantize(
     return model
 
 
-def quantize_weight(
-    weight: torch.Tensor, config: WeightOnlyQuantConfig, weight_dtype: str, name: str
-) -> _native.QuantizedMatrix:
-    """Round `weight` [out_features, in_features] to `weight_dtype`; the rest is in `config`."""
-    return _native.quantize_rtn(
-        weight,
-        dtype=weight_dtype,
-        group_size=config.group_size,
-        asym=config.asym,
-        scale_dtype=config.scale_dtype,
-        double_quant=config.use_double_quant,
-        mse_range=config.mse_range,
-        name=name,
-        num_threads=torch.get_num_threads(),
-    )
-
-
 def quantize_module(
     name: str, weight: torch.Tensor, config: WeightOnlyQuantConfig, target: Target
 ) -> tuple[_native.QuantizedMatrix, LayerReport]:
     """Quantize one weight [out_features, in_features] and measure the error."""
-    matrix = quantize_weight(weight, config, target.weight_dtype, name)
+    matrix = round_to_nearest(weight, config, target)
     return matrix, _layer_report(name, weight, matrix, target)
 
 
@@ -242,7 +226,7 @@ def _rounded(
     while targets:
         target = targets.pop()
         weight = linear_parameters(target.module)
-        matrix = quantize_weight(weight, config, target.weight_dtype, target.name)
+        matrix = round_to_nearest(weight, config, target)
         finished = Finished(target, matrix)
         del target, weight, matrix
         yield finished
@@ -307,17 +291,10 @@ def _check_earlier_layers(model: nn.Module, config: WeightOnlyQuantConfig) -> No
     """A second call may finish the first one's work, not mix formats: no config describes that."""
     heads = set(output_embeddings(model))
     for name, layer in quantized_layers(model).items():
-        dtype = config.lm_head_dtype if name in heads else config.weight_dtype
-        wanted = {
-            "dtype": dtype,
-            "group_size": config.group_size,
-            "asym": config.asym,
-            "scale_dtype": config.scale_dtype,
-            "double_quant": config.use_double_quant,
-        }
+        wanted = scheme_for(config, name, head=name in heads)
         have = layer.scheme
         # Doubly quantized scales are 8-bit codes: what they were before is not kept.
-        differing = [
+        differing = wanted is None or [
             key
             for key, value in wanted.items()
             if have[key] != value and not (key == "scale_dtype" and config.use_double_quant)
