@@ -60,14 +60,15 @@ def config_for(
     algorithm: str, form: str, group_size: int, options: Mapping[str, Any], data: Mapping[str, Any]
 ) -> woq.WeightOnlyQuantConfig:
     dtype, scheme = FORMATS[form]
-    name, _, mse = algorithm.partition("+")
+    name = algorithm.removesuffix("+mse")
+    mse = name != algorithm
     fields: dict[str, Any] = {
         "weight_dtype": dtype,
         "scheme": scheme,
         "group_size": group_size,
         "scale_dtype": "fp16",
         "algorithm": name,
-        "mse_range": bool(mse),
+        "mse_range": mse,
     }
     if name != "RTN":
         fields |= {"algorithm_args": dict(options), **data}

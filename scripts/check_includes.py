@@ -58,6 +58,7 @@ PYTHON_LAYERS = {
     "calibration": "heavy",
     "_work_dir": "heavy",
     "_driver": "heavy",
+    "planning": "heavy",
     "quantization": "heavy",
     "saving": "heavy",
     "transformers": "heavy",

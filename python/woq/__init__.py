@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from woq.auto_model import AutoModelForCausalLM, AutoModelForSeq2SeqLM
     from woq.config import WeightOnlyQuantConfig
     from woq.linear import WeightOnlyLinear
+    from woq.planning import LayerPlan, plan_layer_config
     from woq.quantization import quantize
     from woq.report import QuantizationReport
     from woq.saving import save_pretrained
@@ -62,6 +63,7 @@ _LAZY = {
     ),
     "AutoModelForCausalLM": "woq.auto_model",
     "AutoModelForSeq2SeqLM": "woq.auto_model",
+    "LayerPlan": "woq.planning",
     "QuantizationReport": "woq.report",
     **dict.fromkeys(
         ("AutoRoundConfig", "AwqConfig", "GPTQConfig", "RtnConfig", "TeqConfig"),
@@ -69,6 +71,7 @@ _LAZY = {
     ),
     "WeightOnlyLinear": "woq.linear",
     "WeightOnlyQuantConfig": "woq.config",
+    "plan_layer_config": "woq.planning",
     "quantize": "woq.quantization",
     "save_pretrained": "woq.saving",
 }
@@ -80,6 +83,7 @@ __all__ = [
     "AwqConfig",
     "GPTQConfig",
     "InvalidArgument",
+    "LayerPlan",
     "Linear",
     "QuantizationReport",
     "QuantizedMatrix",
@@ -94,6 +98,7 @@ __all__ = [
     "error_metrics",
     "get_cmake_dir",
     "get_include",
+    "plan_layer_config",
     "quantize",
     "quantize_rtn",
     "save_pretrained",
