@@ -220,7 +220,7 @@ def _known(algorithm: str, options: Mapping[str, Any]) -> dict[str, Any]:
     """The options that `algorithm` has: one command line serves all."""
     from woq._options import ALGORITHMS as TABLE
 
-    names = TABLE[algorithm.partition("+")[0]]
+    names = TABLE[algorithm.removesuffix("+mse")]
     return {name: value for name, value in options.items() if name in names}
 
 

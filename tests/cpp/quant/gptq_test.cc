@@ -234,7 +234,7 @@ TEST(Gptq, TakesRangesFromAnotherMatrix) {
         quantize_gptq(layer.weight(), layer.hessian, scheme, options, 1).matrix;
     const QuantizedMatrix rtn = quantize_rtn(clipped, scheme, {}, 1);
     for (int64_t i = 0; i < 8 * 3; ++i) EXPECT_EQ(matrix.scales.at(i), rtn.scales.at(i));
-    EXPECT_TRUE(matrix.g_idx.empty());
+    EXPECT_EQ(matrix.g_idx.size(), 0);
     const ConstMatrixView short_one = view_of(narrow.data(), 7, 96);
     options.ranges = &short_one;
     EXPECT_MENTIONS(error_of<InvalidArgument>(
