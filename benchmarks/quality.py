@@ -67,6 +67,8 @@ def config_for(
 ) -> woq.WeightOnlyQuantConfig:
     dtype, scheme = FORMATS[form]
     name, _, variant = algorithm.partition("+")
+    if variant == "GPTQ":
+        name = algorithm
     fields: dict[str, Any] = {
         "weight_dtype": dtype,
         "scheme": scheme,
@@ -235,7 +237,7 @@ def _known(algorithm: str, options: Mapping[str, Any]) -> dict[str, Any]:
     """The options that `algorithm` has: one command line serves all."""
     from woq._options import ALGORITHMS as TABLE
 
-    names = _COUNTS if algorithm == "RTN+imatrix" else TABLE[algorithm.partition("+")[0]]
+    names = _COUNTS if algorithm == "RTN+imatrix" else TABLE[algorithm.removesuffix("+mse")]
     return {name: value for name, value in options.items() if name in names}
 
 

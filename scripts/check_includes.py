@@ -60,6 +60,7 @@ PYTHON_LAYERS = {
     "imatrix": "heavy",
     "_work_dir": "heavy",
     "_driver": "heavy",
+    "planning": "heavy",
     "quantization": "heavy",
     "saving": "heavy",
     "transformers": "heavy",

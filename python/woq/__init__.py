@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from woq.config import WeightOnlyQuantConfig
     from woq.imatrix import ImportanceMatrix, collect_imatrix
     from woq.linear import WeightOnlyLinear
+    from woq.planning import LayerPlan, plan_layer_config
     from woq.quantization import quantize
     from woq.report import QuantizationReport
     from woq.saving import save_pretrained
@@ -64,6 +65,7 @@ _LAZY = {
     ),
     "AutoModelForCausalLM": "woq.auto_model",
     "AutoModelForSeq2SeqLM": "woq.auto_model",
+    "LayerPlan": "woq.planning",
     "QuantizationReport": "woq.report",
     **dict.fromkeys(
         ("AutoRoundConfig", "AwqConfig", "GPTQConfig", "HqqConfig", "RtnConfig", "TeqConfig"),
@@ -73,6 +75,7 @@ _LAZY = {
     "WeightOnlyLinear": "woq.linear",
     "WeightOnlyQuantConfig": "woq.config",
     "collect_imatrix": "woq.imatrix",
+    "plan_layer_config": "woq.planning",
     "quantize": "woq.quantization",
     "save_pretrained": "woq.saving",
 }
@@ -86,6 +89,7 @@ __all__ = [
     "HqqConfig",
     "ImportanceMatrix",
     "InvalidArgument",
+    "LayerPlan",
     "Linear",
     "QuantizationReport",
     "QuantizedMatrix",
@@ -101,6 +105,7 @@ __all__ = [
     "error_metrics",
     "get_cmake_dir",
     "get_include",
+    "plan_layer_config",
     "quantize",
     "quantize_rtn",
     "save_pretrained",

@@ -11,6 +11,7 @@ encoder's end) the model runs again up to there.
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import logging
 import os
@@ -116,7 +117,7 @@ class Block:
 
     `inputs` are the hidden states [batch, seqlen, hidden] that the quantized prefix produces;
     `references` the block's float outputs on the inputs of the float model, where the algorithm
-    asked for them.
+    asked for them. `original`, if that was asked for, outlives the replacement of layers.
     """
 
     name: str
@@ -125,9 +126,21 @@ class Block:
     calls: list[Call]
     inputs: Activations
     references: Activations | None = None
+    original: Block | None = None  # the float block, on the float model's inputs
 
     def __len__(self) -> int:
         return len(self.calls)
+
+    def copy(self, inputs: Activations) -> Block:
+        """A copy of the module as it is now, on other inputs."""
+        module = copy.deepcopy(self.module)
+        targets = [
+            dataclasses.replace(
+                target, module=module.get_submodule(target.name.removeprefix(f"{self.name}."))
+            )
+            for target in self.targets
+        ]
+        return Block(self.name, module, targets, self.calls, inputs)
 
     def run(
         self,

@@ -3,11 +3,13 @@
 it produce, then replaced, and the next one gets its outputs.
 
 In memory at a time: the block at hand, and the hidden states of the calibration data (twice for
-algorithms that compare with the float model), the part beyond `activation_memory` in a file.
+algorithms that compare with the float model, GPTAQ with the block's weights, too); what exceeds
+`activation_memory` is in a file.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Generator, Iterator, Sequence
 
@@ -84,13 +86,18 @@ def _segment(
         return
     limit = parse_bytes(config.activation_memory, "activation_memory")
     calls, inputs = capture(model, batches, segment, limit)
-    references = inputs.copy() if algorithm.references else None
+    # GPTAQ looks at the float model's inputs of each layer, AutoRound at its outputs of each block.
+    originals = bool(config.algorithm_args.get("gptaq_alpha"))
+    references = inputs.copy() if algorithm.references or originals else None
     float_inputs = not config.algorithm_args.get("enable_quanted_input", True)
     try:
         for number, (name, module) in enumerate(segment.blocks):
             mine = _within(name, pending)
-            block = Block(name, module, mine, calls.pop(name), inputs, references)
-            if references is not None:
+            block = Block(name, module, mine, calls.pop(name), inputs)
+            if references is not None and originals:
+                block.original = block.copy(references) if mine else block
+            elif references is not None:
+                block.references = references
                 _advance(block, references)
             if mine:
                 unreached = _unreached(block)
@@ -103,6 +110,8 @@ def _segment(
                     del pending[finished.target.name]
                     yield finished
             if number + 1 < len(segment.blocks):
+                if block.original is not None and references is not None:
+                    _advance(block.original, references)
                 if float_inputs and references is not None:
                     for index in range(len(block)):
                         inputs.replace(index, references[index])
@@ -127,6 +136,7 @@ def _block(
     if not block.targets:
         return
     for finished in quantize_block(block, config):  # type: ignore[operator]
+        finished = dataclasses.replace(finished, matrix=as_stored(finished.matrix, config))
         if work is not None:
             work.save(finished)
         yield finished

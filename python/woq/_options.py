@@ -77,6 +77,10 @@ ALGORITHMS: dict[str, dict[str, Option]] = {
         "act_group_aware": _boolean(False),
         "static_groups": _boolean(False),
         "true_sequential": _boolean(False),
+        # How far to make up for inputs that differ from the float model's (GPTAQ); 0 is plain GPTQ.
+        "gptaq_alpha": Option(
+            0.0, "a number from 0 to 1", lambda value: _number(value) and 0 <= value <= 1
+        ),
     },
     "AWQ": {
         **_calibration(128, 512, 8),
@@ -104,6 +108,10 @@ ALGORITHMS: dict[str, dict[str, Option]] = {
         "enable_quanted_input": _boolean(True),
     },
 }
+
+# One after the other: input channels are scaled, then columns rounded, with the options of both.
+for _first in ("AWQ", "TEQ"):
+    ALGORITHMS[f"{_first}+GPTQ"] = {**ALGORITHMS["GPTQ"], **ALGORITHMS[_first]}
 
 _ALIASES = {
     "calib_len": "seqlen",

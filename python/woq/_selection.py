@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -22,7 +22,15 @@ if TYPE_CHECKING:
 
     from .config import WeightOnlyQuantConfig
 
-__all__ = ["Target", "is_transposed", "left_alone", "output_embeddings", "select", "skip_patterns"]
+__all__ = [
+    "Target",
+    "is_transposed",
+    "left_alone",
+    "output_embeddings",
+    "scheme_for",
+    "select",
+    "skip_patterns",
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,11 +39,15 @@ class Target:
 
     name: str
     module: nn.Module
-    weight_dtype: str
+    scheme: Mapping[str, Any]  # the number format, as the core's functions take it
     transposed: bool  # the float weight is [in_features, out_features]
     tied: bool  # shares its weight with another module
     # float32 [K], not negative: how much the errors of each column count; None: all alike.
     importance: Any = dataclasses.field(default=None, compare=False)
+
+    @property
+    def weight_dtype(self) -> str:
+        return str(self.scheme["dtype"])
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -116,15 +128,42 @@ def select(model: nn.Module, config: WeightOnlyQuantConfig) -> list[Target]:
         transposed = is_transposed(module)
         if transposed is None or not name or matches(name, patterns):
             continue
-        if name in heads:
-            dtype = config.lm_head_dtype
-        elif name in tied:
-            dtype = None
-        else:
-            dtype = config.weight_dtype
-        if dtype is not None:
-            targets.append(Target(name, module, dtype, transposed, name in tied))
+        if name in tied and name not in heads:
+            continue
+        scheme = scheme_for(config, name, head=name in heads)
+        if scheme is not None:
+            targets.append(Target(name, module, scheme, transposed, name in tied))
     return targets
+
+
+def scheme_for(
+    config: WeightOnlyQuantConfig, name: str, *, head: bool = False
+) -> dict[str, Any] | None:
+    """The number format that `config` gives the module `name`, as the core's functions take it;
+    None: floating point. `head`: it is the output embedding, whose dtype `quantize_lm_head` gives
+    before the rules of `layer_config` apply."""
+    dtype = config.lm_head_dtype if head else config.weight_dtype
+    rule = next((r for pattern, r in config.layer_config.items() if matches(name, [pattern])), {})
+    if dtype is None or rule is None:
+        return None
+    scheme = {
+        "dtype": dtype,
+        "group_size": config.group_size,
+        "asym": config.asym,
+        "scale_dtype": config.scale_dtype,
+        "double_quant": config.use_double_quant,
+    }
+    return overridden(scheme, rule)
+
+
+def overridden(scheme: Mapping[str, Any], rule: Mapping[str, Any]) -> dict[str, Any]:
+    """`scheme` with what a rule of `layer_config`, in its canonical form, sets."""
+    return {
+        **scheme,
+        "dtype": rule.get("weight_dtype", scheme["dtype"]),
+        "group_size": rule.get("group_size", scheme["group_size"]),
+        "asym": rule["scheme"] == "asym" if "scheme" in rule else scheme["asym"],
+    }
 
 
 def left_alone(model: nn.Module) -> dict[str, tuple[tuple[int, ...], int]]:

@@ -4,7 +4,7 @@
 W is [N, K] with N = out_features and K = in_features; G = ceil(K / group_size) groups a row.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TypedDict
 
 import numpy as np
@@ -145,6 +145,7 @@ class CrossMoment:
     @property
     def rows(self) -> int: ...
     def add(self, x_float: Array, x_quantized: Array, num_threads: int = 0) -> None: ...
+    def scaled(self, multipliers: Array) -> CrossMoment: ...
 
 def dtype_names() -> list[str]: ...
 def dtype_aliases() -> dict[str, str]: ...
@@ -191,6 +192,8 @@ def quantize_gptq(
     cross: CrossMoment | None = None,
     gptaq_alpha: float = 0.25,
     in_flight: Array | None = None,
+    ranges: Array | None = None,
+    facts: dict[str, float] | None = None,
     name: str = "weight",
     num_threads: int = 0,
 ) -> QuantizedMatrix: ...
@@ -198,11 +201,12 @@ def awq_scales(
     weights: Sequence[Array],
     hessian: Hessian,
     *,
-    dtype: str,
+    dtype: str = "int4_clip",
     group_size: int = 32,
     asym: bool = False,
     scale_dtype: str = "fp32",
     double_quant: bool = False,
+    schemes: Sequence[Mapping[str, Any]] | None = None,
     n_grid: int = 20,
     duo_scaling: str = "both",
     mse_range: bool = False,
@@ -228,11 +232,12 @@ def teq_scales(
     weights: Sequence[Array],
     hessian: Hessian,
     *,
-    dtype: str,
+    dtype: str = "int4_clip",
     group_size: int = 32,
     asym: bool = False,
     scale_dtype: str = "fp32",
     double_quant: bool = False,
+    schemes: Sequence[Mapping[str, Any]] | None = None,
     steps: int = 150,
     learning_rate: float = 0.02,
     start: Array | None = None,

@@ -25,7 +25,7 @@ from . import _native
 from ._safetensors import Entry, write_safetensors
 from ._selection import Target, linear_parameters, output_embeddings, quantized_layers
 from ._tensors import from_torch, to_torch
-from .algorithms._interface import Finished, scheme_of
+from .algorithms._interface import Finished, stored_scheme
 from .config import WeightOnlyQuantConfig
 
 __all__ = ["WorkDir"]
@@ -126,12 +126,7 @@ class WorkDir:
                 facts = json.loads(file.metadata()["woq"])
                 tensors = {key: file.get_tensor(key).clone() for key in file.keys()}  # noqa: SIM118
             rows, cols = int(facts["rows"]), int(facts["cols"])
-            scheme = {
-                **scheme_of(self._config, target),
-                "act_order": self._config.stores_g_idx,
-                "scales_input": self._config.stores_act_scales,
-            }
-            matrix = from_torch(tensors, rows, cols, scheme)
+            matrix = from_torch(tensors, rows, cols, stored_scheme(self._config, target))
         except (SafetensorError, KeyError, TypeError, ValueError) as error:
             logger.warning("%s is damaged (%s): the layer is done again", path, error)
             return None

@@ -58,6 +58,7 @@ class _AlgorithmConfig(WeightOnlyQuantConfig):
             raise InvalidArgument(f"{owner}.bits must be 4 or 8, got {bits!r}")
         if not isinstance(sym, bool):
             raise InvalidArgument(f"{owner}.sym must be True or False, got {sym!r}")
+        algorithm, more = _composed(owner, self._algorithm, given)
         options = {name: given[name] for name in ALGORITHMS[self._algorithm] if name in given}
         for other, name in _SYNONYMS.items():
             if given.get(other) is None:
@@ -77,9 +78,10 @@ class _AlgorithmConfig(WeightOnlyQuantConfig):
             scheme="sym" if sym else "asym",
             use_double_quant=given["use_double_quant"],
             mse_range=given.get("mse_range", False),
-            algorithm=self._algorithm,
-            algorithm_args=options,
+            algorithm=algorithm,
+            algorithm_args={**options, **more},
             modules_to_not_convert=given["llm_int8_skip_modules"],
+            layer_config={} if given["layer_config"] is None else given["layer_config"],
             quantize_lm_head=given["quantize_lm_head"],
             **{name: given[name] for name in _ONE_RUN if name in given},
         )
@@ -93,9 +95,10 @@ class _AlgorithmConfig(WeightOnlyQuantConfig):
         if "scheme" not in values:
             return cls(**values)
         base = WeightOnlyQuantConfig(**values)
-        if base.algorithm != cls._algorithm:
-            raise InvalidArgument(f"{cls.__name__} cannot read a config of {base.algorithm}")
         known = inspect.signature(cls.__init__).parameters
+        first, _, then = base.algorithm.partition("+")
+        if first != cls._algorithm or (then and "then" not in known):
+            raise InvalidArgument(f"{cls.__name__} cannot read a config of {base.algorithm}")
         fields = {
             "bits": base.bits,
             "nbits": base.bits,
@@ -110,9 +113,33 @@ class _AlgorithmConfig(WeightOnlyQuantConfig):
             "llm_int8_skip_modules": base.modules_to_not_convert,
             "skip_modules": base.modules_to_not_convert,
             "quantize_lm_head": base.quantize_lm_head,
+            "layer_config": base.layer_config,
             **base.algorithm_args,
         }
+        if then:
+            own = ALGORITHMS[first]
+            args = {name: value for name, value in base.algorithm_args.items() if name not in own}
+            fields |= {"then": then.lower(), "gptq_args": args}
         return cls(**{name: value for name, value in fields.items() if name in known})
+
+
+def _composed(owner: str, first: str, given: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
+    """The algorithm, and the options of what comes second."""
+    then, options = given.get("then"), given.get("gptq_args")
+    if then is None:
+        if options is not None:
+            raise InvalidArgument(f"{owner}.gptq_args needs then='gptq'")
+        return first, {}
+    if not isinstance(then, str) or then.upper() != "GPTQ":
+        raise InvalidArgument(f"{owner}.then must be 'gptq' or None, got {then!r}")
+    if options is not None and not isinstance(options, Mapping):
+        raise InvalidArgument(f"{owner}.gptq_args must be a dict of options, got {options!r}")
+    twice = [name for name in options or () if name in ALGORITHMS[first]]
+    if twice:
+        raise InvalidArgument(
+            f"{owner}.gptq_args has {', '.join(twice)}: that is an argument of {owner} itself"
+        )
+    return f"{first}+GPTQ", options or {}
 
 
 def _check_switch(
@@ -152,6 +179,7 @@ class RtnConfig(_AlgorithmConfig):
         device: str = "auto",
         use_ipex: bool = False,
         imatrix: Any = None,
+        layer_config: dict[str, dict[str, Any] | None] | None = None,
     ) -> None:
         self._set(locals())
 
@@ -194,7 +222,9 @@ class GPTQConfig(_AlgorithmConfig):
     wrong is made good by the columns that follow, as the inputs' second moments say.
 
     `desc_act` takes the columns in the order of their inputs' size, which costs a permutation at
-    run time; `act_group_aware` keeps every column in its group, which does not.
+    run time; `act_group_aware` keeps every column in its group, which does not. `gptaq_alpha` above
+    0 also makes good what the quantized layers before did to the inputs (GPTAQ, arXiv:2504.02692,
+    whose code has 0.25).
     """
 
     _algorithm = "GPTQ"
@@ -218,6 +248,7 @@ class GPTQConfig(_AlgorithmConfig):
         act_group_aware: bool = False,
         static_groups: bool = False,
         true_sequential: bool = False,
+        gptaq_alpha: float = 0.0,
         nsamples: int = ALGORITHMS["GPTQ"]["nsamples"].default,
         seqlen: int = ALGORITHMS["GPTQ"]["seqlen"].default,
         batch_size: int = ALGORITHMS["GPTQ"]["batch_size"].default,
@@ -234,13 +265,17 @@ class GPTQConfig(_AlgorithmConfig):
         quantize_lm_head: bool | str = False,
         device: str = "auto",
         use_ipex: bool = False,
+        layer_config: dict[str, dict[str, Any] | None] | None = None,
     ) -> None:
         self._set(locals())
 
 
 class AwqConfig(_AlgorithmConfig):
     """AWQ (arXiv:2306.00978): input channels with large activations are scaled up before rounding
-    and down again at run time. `zero_point=True` is `sym=False` by AutoAWQ's name."""
+    and down again at run time. `zero_point=True` is `sym=False` by AutoAWQ's name.
+
+    `then="gptq"` rounds the scaled weights by GPTQ, on ranges that are clipped as without it;
+    `gptq_args` are GPTQ's options."""
 
     _algorithm = "AWQ"
 
@@ -276,6 +311,9 @@ class AwqConfig(_AlgorithmConfig):
         quantize_lm_head: bool | str = False,
         device: str = "auto",
         use_ipex: bool = False,
+        layer_config: dict[str, dict[str, Any] | None] | None = None,
+        then: str | None = None,
+        gptq_args: Mapping[str, Any] | None = None,
     ) -> None:
         if not isinstance(zero_point, bool):
             raise InvalidArgument(f"AwqConfig.zero_point must be True or False, got {zero_point!r}")
@@ -283,7 +321,9 @@ class AwqConfig(_AlgorithmConfig):
 
 
 class TeqConfig(_AlgorithmConfig):
-    """TEQ (arXiv:2310.10944): the scaling of the input channels is learnt by gradient descent."""
+    """TEQ (arXiv:2310.10944): the scaling of the input channels is learnt by gradient descent.
+
+    `then="gptq"` rounds the scaled weights by GPTQ, whose options `gptq_args` are."""
 
     _algorithm = "TEQ"
 
@@ -318,6 +358,9 @@ class TeqConfig(_AlgorithmConfig):
         quantize_lm_head: bool | str = False,
         device: str = "auto",
         use_ipex: bool = False,
+        layer_config: dict[str, dict[str, Any] | None] | None = None,
+        then: str | None = None,
+        gptq_args: Mapping[str, Any] | None = None,
     ) -> None:
         self._set(locals())
 
@@ -365,5 +408,6 @@ class AutoRoundConfig(_AlgorithmConfig):
         quantize_lm_head: bool | str = False,
         device: str = "auto",
         use_ipex: bool = False,
+        layer_config: dict[str, dict[str, Any] | None] | None = None,
     ) -> None:
         self._set(locals())

@@ -15,6 +15,7 @@ import inspect
 import json
 import logging
 import os
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 
@@ -30,6 +31,10 @@ logger = logging.getLogger("woq")
 FORMAT_VERSION = 1
 
 _SCHEMES = ("sym", "asym")
+
+# What a rule of layer_config may set; bits and sym are other ways to write the first and the last.
+_LAYER_FIELDS = ("weight_dtype", "group_size", "scheme", "bits", "sym")
+_DTYPE_OF_BITS = {4: "int4_clip", 8: "int8"}
 
 # Names that users of other libraries try; difflib would not find the right one.
 _OTHER_NAMES = {
@@ -72,6 +77,10 @@ def _require(owner: str, field: str, value: Any, kind: type, what: str) -> None:
         raise _native.InvalidArgument(f"{owner}.{field} must be {what}, got {value!r}")
 
 
+def _bits_of(weight_dtype: str) -> int:
+    return 8 if weight_dtype == "int8" else 4
+
+
 # Marks fields that are not part of what a checkpoint says of itself.
 _ONE_RUN = {"stored": False}
 
@@ -106,10 +115,15 @@ class WeightOnlyQuantConfig(_TransformersConfig):
         use_double_quant: store the scales themselves in 8 bits.
         mse_range: search the scale of every group that gives the least squared error.
         algorithm: "RTN" (round to nearest); "HQQ", which finds zero points; "GPTQ", "AWQ", "TEQ" or
-            "AUTOROUND", which look at what the model does with calibration data.
+            "AUTOROUND", which look at what the model does with calibration data; "AWQ+GPTQ" or
+            "TEQ+GPTQ", one after the other.
         algorithm_args: options of the algorithm by name; those left out get their defaults.
         modules_to_not_convert: names, suffixes or regular expressions of modules to leave alone,
             matched as transformers matches them.
+        layer_config: {pattern: settings} for modules with settings of their own; patterns match as
+            those of `modules_to_not_convert` do, and the first one that matches counts. Settings:
+            any of weight_dtype (or bits: 4, 8), group_size and scheme (or sym); None, or 16 bits,
+            leaves the module in floating point. Kept and saved in order (in JSON as pairs).
         quantize_lm_head: also quantize the output embedding; a dtype name gives it a dtype of its
             own ("int8"). An output embedding tied to the input embedding is untied in memory: the
             input embedding keeps its values.
@@ -138,6 +152,7 @@ class WeightOnlyQuantConfig(_TransformersConfig):
     modules_to_not_convert: list[str] | None = None
     quantize_lm_head: bool | str = False
     algorithm_args: dict[str, Any] = dataclasses.field(default_factory=dict)
+    layer_config: dict[str, dict[str, Any] | None] = dataclasses.field(default_factory=dict)
     dataset: Any = dataclasses.field(default=None, metadata=_ONE_RUN)
     tokenizer: Any = dataclasses.field(default=None, metadata=_ONE_RUN)
     work_dir: Any = dataclasses.field(default=None, metadata=_ONE_RUN)
@@ -165,7 +180,7 @@ class WeightOnlyQuantConfig(_TransformersConfig):
 
     @property
     def bits(self) -> int:
-        return 8 if self.weight_dtype == "int8" else 4
+        return _bits_of(self.weight_dtype)
 
     @property
     def needs_calibration(self) -> bool:
@@ -181,7 +196,7 @@ class WeightOnlyQuantConfig(_TransformersConfig):
     @property
     def stores_act_scales(self) -> bool:
         """Whether layers store multipliers of their input."""
-        return self.algorithm in ("AWQ", "TEQ")
+        return self.algorithm.partition("+")[0] in ("AWQ", "TEQ")
 
     @property
     def stores_float_zeros(self) -> bool:
@@ -239,6 +254,7 @@ class WeightOnlyQuantConfig(_TransformersConfig):
         if not isinstance(self.quantize_lm_head, bool):
             _require(owner, "quantize_lm_head", self.quantize_lm_head, str, "a bool or a dtype")
             self.quantize_lm_head = self._validate_scheme(self.quantize_lm_head)
+        self.layer_config = self._validate_layer_config(self.layer_config)
 
     def _check_imatrix(self, owner: str) -> None:
         if self.imatrix is None:
@@ -255,15 +271,94 @@ class WeightOnlyQuantConfig(_TransformersConfig):
                 f"{owner}.imatrix is for algorithm RTN; {self.algorithm} makes no use of it"
             )
 
-    def _validate_scheme(self, weight_dtype: str) -> str:
+    def _validate_scheme(
+        self, weight_dtype: str, group_size: int | None = None, asym: bool | None = None
+    ) -> str:
         return _native.validate_scheme(
             weight_dtype,
-            self.group_size,
-            self.asym,
+            self.group_size if group_size is None else group_size,
+            self.asym if asym is None else asym,
             self.scale_dtype,
             self.use_double_quant,
             self.compute_dtype,
         )
+
+    def _validate_layer_config(self, rules: Any) -> dict[str, dict[str, Any] | None]:
+        """The rules in their canonical form: the first three of `_LAYER_FIELDS` only."""
+        path = f"{type(self).__name__}.layer_config"
+        if isinstance(rules, (list, tuple)) and all(
+            isinstance(pair, (list, tuple)) and len(pair) == 2 for pair in rules
+        ):
+            rules = dict(rules)  # pairs, as JSON has them
+        _require(type(self).__name__, "layer_config", rules, Mapping, "a dict of settings")  # type: ignore[type-abstract]
+        canonical = {}
+        for pattern, settings in rules.items():
+            _require(type(self).__name__, "layer_config", pattern, str, "a dict with string keys")
+            where = f"{path}[{pattern!r}]"
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise _native.InvalidArgument(
+                    f"{where} is no regular expression: {error}; escape it with re.escape"
+                ) from error
+            if settings is not None and not isinstance(settings, Mapping):
+                raise _native.InvalidArgument(
+                    f"{where} must be a dict of settings, or None, got {settings!r}"
+                )
+            canonical[pattern] = None if settings is None else self._layer_settings(where, settings)
+        return canonical
+
+    def _layer_settings(self, where: str, given: Mapping[str, Any]) -> dict[str, Any] | None:
+        for name in given:
+            if name not in _LAYER_FIELDS:
+                raise _unknown_field(where, str(name), _LAYER_FIELDS)
+        bits = given.get("bits")
+        if bits is not None and (isinstance(bits, bool) or bits not in (4, 8, 16)):
+            raise _native.InvalidArgument(f"{where}.bits must be 4, 8 or 16, got {bits!r}")
+        if bits == 16:
+            if len(given) > 1:
+                raise _native.InvalidArgument(
+                    f"{where}: 16 bits leave a module in floating point, which has no "
+                    f"{', '.join(name for name in given if name != 'bits')}"
+                )
+            return None
+        settings: dict[str, Any] = {}
+        if "group_size" in given:
+            _require(where, "group_size", given["group_size"], int, "an integer")
+            settings["group_size"] = given["group_size"]
+        if "sym" in given:
+            _require(where, "sym", given["sym"], bool, "True or False")
+            settings["scheme"] = "sym" if given["sym"] else "asym"
+        if "scheme" in given:
+            if given["scheme"] not in _SCHEMES or given["scheme"] != settings.get(
+                "scheme", given["scheme"]
+            ):
+                raise _native.InvalidArgument(
+                    f"{where}.scheme must be 'sym' or 'asym', and agree with sym; "
+                    f"got {given['scheme']!r}"
+                )
+            settings["scheme"] = given["scheme"]
+        dtype = given.get("weight_dtype")
+        if dtype is None and bits is not None:
+            own = self.weight_dtype if self.bits == bits else None
+            dtype = own or _DTYPE_OF_BITS[bits]
+        _require(where, "weight_dtype", dtype or "", str, "a string")
+        try:
+            canonical = self._validate_scheme(
+                dtype or self.weight_dtype,
+                settings.get("group_size"),
+                settings["scheme"] == "asym" if "scheme" in settings else None,
+            )
+        except _native.InvalidArgument as error:
+            raise _native.InvalidArgument(f"{where}: {error}") from error
+        if bits is not None and _bits_of(canonical) != bits:
+            raise _native.InvalidArgument(
+                f"{where}: weight_dtype {dtype!r} has {_bits_of(canonical)} bits, bits is {bits}"
+            )
+        # The order of fields is that of the table: equal rules are written alike.
+        if dtype is not None:
+            settings["weight_dtype"] = canonical
+        return {name: settings[name] for name in _LAYER_FIELDS if name in settings}
 
     def update(self, **kwargs: Any) -> dict[str, Any]:
         """Set the given fields, validate, and return what is not a field of this config."""
@@ -278,6 +373,8 @@ class WeightOnlyQuantConfig(_TransformersConfig):
     def to_dict(self) -> dict[str, Any]:
         """The canonical fields as plain values: what a checkpoint's config.json holds."""
         values = {name: copy.deepcopy(getattr(self, name)) for name in _stored_fields()}
+        # Pairs: writers of JSON sort the keys of objects, and the order of rules counts.
+        values["layer_config"] = [[pattern, rule] for pattern, rule in self.layer_config.items()]
         return {"quant_method": self.quant_method, "format_version": FORMAT_VERSION, **values}
 
     def to_diff_dict(self) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from ._selection import (
     linear_parameters,
     output_embeddings,
     quantized_layers,
+    scheme_for,
     select,
 )
 from .algorithms._interface import Finished, find_zero_points, round_to_nearest
@@ -33,7 +34,7 @@ from .imatrix import NO_IMPORTANCE, with_importance
 from .linear import WeightOnlyLinear
 from .report import LayerReport, LeftAlone, QuantizationReport
 
-__all__ = ["quantize", "quantize_weight"]
+__all__ = ["quantize"]
 
 logger = logging.getLogger("woq")
 
@@ -311,17 +312,10 @@ def _check_earlier_layers(model: nn.Module, config: WeightOnlyQuantConfig) -> No
     """A second call may finish the first one's work, not mix formats: no config describes that."""
     heads = set(output_embeddings(model))
     for name, layer in quantized_layers(model).items():
-        dtype = config.lm_head_dtype if name in heads else config.weight_dtype
-        wanted = {
-            "dtype": dtype,
-            "group_size": config.group_size,
-            "asym": config.asym,
-            "scale_dtype": config.scale_dtype,
-            "double_quant": config.use_double_quant,
-        }
+        wanted = scheme_for(config, name, head=name in heads)
         have = layer.scheme
         # Doubly quantized scales are 8-bit codes: what they were before is not kept.
-        differing = [
+        differing = wanted is None or [
             key
             for key, value in wanted.items()
             if have[key] != value and not (key == "scale_dtype" and config.use_double_quant)

@@ -26,7 +26,7 @@ class LayerReport:
     # the calibration data, at the end and at the start of tuning; None without calibration.
     loss: float | None = None
     start_loss: float | None = None
-    note: str = ""  # why another algorithm than the config's
+    note: str = ""  # why another algorithm than the config's, or other settings
 
     @property
     def parameters(self) -> int:
@@ -84,8 +84,8 @@ class QuantizationReport:
 
     @property
     def fallbacks(self) -> list[LayerReport]:
-        """Layers that the algorithm of the config could not do."""
-        return [layer for layer in self.layers if layer.note]
+        """Layers that the algorithm of the config could not do: rounded to nearest instead."""
+        return [layer for layer in self.layers if layer.note and layer.algorithm == "RTN"]
 
     def __str__(self) -> str:
         if not self.layers:
@@ -97,7 +97,8 @@ class QuantizationReport:
             f"parameters: {self.quantized_parameters:,} of {self.total_parameters:,} "
             f"({100 * self.share:.1f} %)",
             f"size of these layers: {_mib(self.bytes_before)} -> {_mib(self.bytes_after)} "
-            f"({self.bytes_before / max(1, self.bytes_after):.2f} x smaller)",
+            f"({self.bytes_before / max(1, self.bytes_after):.2f} x smaller, "
+            f"{8 * self.bytes_after / max(1, self.quantized_parameters):.2f} bits a weight)",
             f"error: mean squared {self.mse:.3e}",
         ]
         if self.worst is not None:
@@ -111,10 +112,11 @@ class QuantizationReport:
                 f"calibrated ({algorithms}): error of the outputs {factor:.3f} x what it was "
                 "before tuning"
             )
-        for layer in self.fallbacks[:5]:
+        noted = [layer for layer in self.layers if layer.note]
+        for layer in noted[:5]:
             lines.append(f"  {layer.name}: {layer.algorithm}, because {layer.note}")
-        if len(self.fallbacks) > 5:
-            lines.append(f"  ... and {len(self.fallbacks) - 5} more")
+        if len(noted) > 5:
+            lines.append(f"  ... and {len(noted) - 5} more")
         if self.left:
             count = sum(entry.parameters for entry in self.left)
             part = 100 * count / max(1, self.total_parameters)

@@ -23,8 +23,9 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from . import _native
 from ._pages import CheckpointPages, HeapTrimmer, release_file_pages
-from ._selection import Target, quantized_layers, select
+from ._selection import Target, output_embeddings, quantized_layers, scheme_for, select
 from ._tensors import MARKER, check_marker, from_torch, tensor_specs
+from .algorithms._interface import stored_scheme
 from .config import WeightOnlyQuantConfig
 from .imatrix import with_importance
 from .linear import WeightOnlyLinear
@@ -287,15 +288,7 @@ class _StoredLayer(nn.Module):
         self.rows, self.cols = target.shape
         self.transposed = target.transposed
         self.dtype = dtype
-        self.scheme: dict[str, Any] = {
-            "dtype": target.weight_dtype,
-            "group_size": config.group_size,
-            "asym": config.asym,
-            "scale_dtype": config.scale_dtype,
-            "double_quant": config.use_double_quant,
-            "act_order": config.stores_g_idx,
-            "scales_input": config.stores_act_scales,
-        }
+        self.scheme = stored_scheme(config, target)
         self.specs = tensor_specs(
             self.rows, self.cols, float_zeros=config.stores_float_zeros, **self.scheme
         )
@@ -358,13 +351,20 @@ def attach_quantizer(model: nn.Module, config: WeightOnlyQuantConfig) -> None:
     """Tell the transformers models in `model` that they are quantized, so that they save as such.
 
     Layers that `config` selects and that are still floats (after an interrupt) go into the
-    attached config as modules not to convert: it describes the model as it is.
+    attached config as modules not to convert: it describes the model as it is. So do rules for
+    layers that the patterns of `config` mean by their names in `model`, which are longer.
     """
     for inner in _outermost_pretrained(model):
         attached = config.stored()
         floats = [re.escape(target.name) for target in select(inner, config)]
         if floats:
             attached.modules_to_not_convert = [*(config.modules_to_not_convert or ()), *floats]
+        done = quantized_layers(inner)
+        for name in output_embeddings(inner):
+            if name in done and attached.lm_head_dtype is None:
+                # Inside of another module it was a linear layer like any other.
+                attached.quantize_lm_head = done[name].scheme["dtype"]
+        attached.layer_config = {**_exact_rules(inner, attached), **attached.layer_config}
         quantizer = WoqHfQuantizer(attached, pre_quantized=True)
         inner.hf_quantizer = quantizer
         inner.is_quantized = True
@@ -374,6 +374,22 @@ def attach_quantizer(model: nn.Module, config: WeightOnlyQuantConfig) -> None:
             if hasattr(module, "config") and hasattr(module.config, "to_diff_dict"):
                 module.config._is_quantized = True
         _keep_on_cpu(inner)
+
+
+def _exact_rules(model: nn.Module, config: WeightOnlyQuantConfig) -> dict[str, dict[str, Any]]:
+    """Rules for the layers that have another scheme than `config` gives their names."""
+    heads = set(output_embeddings(model))
+    rules: dict[str, dict[str, Any]] = {}
+    for name, layer in quantized_layers(model).items():
+        have, wanted = layer.scheme, scheme_for(config, name, head=name in heads)
+        keys = ("dtype", "group_size", "asym")
+        if wanted is None or any(have[key] != wanted[key] for key in keys):
+            rules[re.escape(name)] = {
+                "weight_dtype": have["dtype"],
+                "group_size": have["group_size"],
+                "scheme": "asym" if have["asym"] else "sym",
+            }
+    return rules
 
 
 def declare_untied(model: nn.Module, names: Iterable[str]) -> None:

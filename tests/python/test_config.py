@@ -34,6 +34,7 @@ def test_defaults():
         "mse_range": False,
         "algorithm": "RTN",
         "algorithm_args": {},
+        "layer_config": [],
         "modules_to_not_convert": None,
         "quantize_lm_head": False,
     }

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every code block of the README runs: Python and LangChain as written but for the model, C++ and
-CMake as an outside project against the installed package."""
+"""Every code block of the README and of docs/migrating.md runs: Python and LangChain as written but
+for the model, C++ and CMake as an outside project against the installed package."""
 
 from __future__ import annotations
 
@@ -22,8 +22,11 @@ README = (ROOT / "README.md").read_text()
 HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```$", README, flags=re.DOTALL | re.MULTILINE)
+def blocks(language: str, text: str = README) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, flags=re.DOTALL | re.MULTILINE)
+
+
+MIGRATING = blocks("python", (ROOT / "docs" / "migrating.md").read_text())
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +80,51 @@ def test_python_blocks(model_folder: Path, tmp_path: Path) -> None:
     assert (tmp_path / "smollm2-nf4" / "model.safetensors").is_file()
     pytest.importorskip("langchain_woq")
     assert "Paris" in run_block(langchain_block, model_folder, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def tiny_model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small random Llama, a tokenizer of single letters: what is shown is calls, not quality."""
+    pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    tokenizers = pytest.importorskip("tokenizers")
+    folder = tmp_path_factory.mktemp("tiny")
+    letters = {chr(code): code - 32 for code in range(32, 127)} | {"<unk>": 95, "</s>": 96}
+    core = tokenizers.Tokenizer(tokenizers.models.BPE(letters, [], unk_token="<unk>"))
+    transformers.PreTrainedTokenizerFast(
+        tokenizer_object=core, unk_token="<unk>", eos_token="</s>"
+    ).save_pretrained(folder)
+    config = transformers.LlamaConfig(
+        vocab_size=128,
+        hidden_size=128,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        tie_word_embeddings=False,
+    )
+    transformers.LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("number", range(len(MIGRATING)))
+def test_migrating_blocks(number: int, tiny_model_folder: Path, tmp_path: Path) -> None:
+    text = (ROOT / "docs" / "quantization.md").read_text()
+    (tmp_path / "corpus.txt").write_text(text.encode("ascii", "ignore").decode())
+    code = MIGRATING[number]
+    printed = run_block(
+        code + "\nassert model.woq_report.complete and model.woq_report.layers\n",
+        tiny_model_folder,
+        tmp_path,
+    )
+    assert ("predicted KL" in printed) == ("plan_layer_config" in code)
+    for saved in re.findall(r'"(model-\w+)"', code):
+        assert (tmp_path / saved / "model.safetensors").is_file()
+
+
+def test_every_library_has_a_block() -> None:
+    assert len(MIGRATING) == 7
 
 
 def test_cpp_and_cmake_blocks(tmp_path: Path) -> None:

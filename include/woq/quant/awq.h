@@ -50,12 +50,13 @@ namespace detail {
 
 // [K]: mean over rows of |w| relative to the largest of its group.
 inline std::vector<double> mean_relative_magnitude(const SharedInputRows& weights,
-                                                   const QuantScheme& scheme) {
-  const int64_t length = group_length(scheme, weights.cols);
+                                                   const SharedSchemes& schemes) {
   std::vector<double> mean(static_cast<size_t>(weights.cols));
   double rows = 0;
   for (int64_t n = 0; n < weights.rows; ++n) {
     const double share = weights.share[static_cast<size_t>(n)];
+    const int64_t length =
+        group_length(schemes[weights.weight[static_cast<size_t>(n)]], weights.cols);
     rows += share;
     for (int64_t begin = 0; begin < weights.cols; begin += length) {
       const int64_t end = std::min(weights.cols, begin + length);
@@ -103,20 +104,20 @@ inline std::vector<float> normalised(std::vector<double> s) {
 // The best scales of the grid; all ones, which is RTN, is always among the candidates. Throws
 // InvalidArgument as gather_rows() does.
 inline AwqResult search_awq_scales(const std::vector<ConstMatrixView>& weights,
-                                   const Hessian& hessian, const QuantScheme& scheme,
+                                   const Hessian& hessian, const SharedSchemes& schemes,
                                    const AwqOptions& options = {}, int threads = 0) {
-  validate(scheme);
+  schemes.check(weights.size(), options.name);
   if (options.n_grid < 1) fail("n_grid is ", options.n_grid, "; it must be positive");
   const SharedInputRows rows = gather_rows(weights, hessian, options.max_rows, options.name);
   const LayerObjective objective(hessian);
   AwqResult best;
   best.scales.assign(static_cast<size_t>(rows.cols), 1.0f);
-  best.rtn_error = scaled_error(rows, objective, scheme, options.mse_search, best.scales, threads);
+  best.rtn_error = scaled_error(rows, objective, schemes, options.mse_search, best.scales, threads);
   best.error = best.rtn_error;
   if (hessian.dead_columns() == hessian.cols()) return best;
 
   const std::vector<double> x = detail::input_magnitudes(hessian);
-  const std::vector<double> w = detail::mean_relative_magnitude(rows, scheme);
+  const std::vector<double> w = detail::mean_relative_magnitude(rows, schemes);
   for (const bool duo : {false, true}) {
     if (options.duo_scaling == (duo ? DuoScaling::kOff : DuoScaling::kOn)) continue;
     for (int i = duo ? 0 : 1; i < options.n_grid; ++i) {
@@ -126,7 +127,7 @@ inline AwqResult search_awq_scales(const std::vector<ConstMatrixView>& weights,
         s[k] = std::pow(x[k], alpha) / (duo ? std::pow(w[k], 1 - alpha) + 1e-4 : 1.0);
       std::vector<float> scales = detail::normalised(std::move(s));
       const double error =
-          scaled_error(rows, objective, scheme, options.mse_search, scales, threads);
+          scaled_error(rows, objective, schemes, options.mse_search, scales, threads);
       if (error < best.error) best = {std::move(scales), alpha, duo, error, best.rtn_error};
     }
   }

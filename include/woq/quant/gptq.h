@@ -61,6 +61,8 @@ struct GptqOptions {
   // [N, K] or null: gets every weight as it was when its turn came. Rounded to nearest with the
   // result's scales it gives the result's codes, which makes it a start for tuning them further.
   float* in_flight = nullptr;
+  // [N, K]: scales come from its groups' ranges instead of the weight's, and are static.
+  const ConstMatrixView* ranges = nullptr;
   std::string name = "weight";  // for messages
 };
 
@@ -118,7 +120,7 @@ inline GptqOrder make_gptq_order(const std::vector<double>& diagonal, const Quan
     order.column = std::move(columns);
   }
   // One group a row: its scale comes from the original weights in any order.
-  const bool in_flight = !options.static_groups && groups > 1;
+  const bool in_flight = !options.static_groups && options.ranges == nullptr && groups > 1;
   const bool regroups = in_flight && options.act_order == ActOrder::kDesc;
   order.group.resize(diagonal.size());
   for (int64_t p = 0; p < cols; ++p) {
@@ -476,7 +478,9 @@ void run_gptq(const std::vector<float>& weight, const Hessian& hessian,
       for (size_t p = 0; p < importance.size(); ++p)
         importance[static_cast<size_t>(order.column[p])] = factor.weight[p] / largest;
     }
-    parameters = static_parameters(weight, rows, cols, scheme, importance, threads);
+    parameters = static_parameters(
+        options.ranges == nullptr ? weight : load_weight(*options.ranges, options.name, threads),
+        rows, cols, scheme, importance, threads);
     store_scales();
     sweep.run(false, threads);
   } else {
@@ -512,6 +516,11 @@ inline GptqResult quantize_gptq(const ConstMatrixView& weight, const Hessian& he
   if (options.cross != nullptr && options.cross->cols() != weight.cols) {
     fail("GPTAQ's cross moment of '", options.name, "' has ", options.cross->cols(),
          " columns, expected ", weight.cols);
+  }
+  if (options.ranges != nullptr &&
+      (options.ranges->rows != weight.rows || options.ranges->cols != weight.cols)) {
+    fail("the ranges of '", options.name, "' are [", options.ranges->rows, ", ",
+         options.ranges->cols, "], expected [", weight.rows, ", ", weight.cols, "]");
   }
   GptqResult result;
   result.matrix = QuantizedMatrix::allocate(scheme, weight.rows, weight.cols);

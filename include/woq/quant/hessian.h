@@ -216,6 +216,21 @@ class CrossMoment {
                       : sums_[static_cast<size_t>(i * cols_ + j)] * 2 / static_cast<double>(rows_);
   }
 
+  // The moment of both inputs multiplied by `multipliers` [K], as Hessian::scaled() has it.
+  CrossMoment scaled(const std::vector<float>& multipliers) const {
+    if (static_cast<int64_t>(multipliers.size()) != cols_)
+      fail("'", name_, "' has ", cols_, " columns and ", multipliers.size(), " multipliers");
+    CrossMoment result = *this;
+    for (int64_t i = 0; i < cols_; ++i) {
+      for (int64_t j = 0; j < cols_; ++j) {
+        result.sums_[static_cast<size_t>(i * cols_ + j)] *=
+            static_cast<double>(multipliers[static_cast<size_t>(i)]) *
+            static_cast<double>(multipliers[static_cast<size_t>(j)]);
+      }
+    }
+    return result;
+  }
+
   // left, right: [rows, K], the full-precision model's inputs and the quantized one's; adds
   // (left - right)^T right.
   void add(const ConstMatrixView& left, const ConstMatrixView& right, int threads = 0) {

@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <numeric>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "woq/quant/layer_error.h"
@@ -14,12 +15,45 @@
 
 namespace woq {
 
+// The schemes of weights that share an input: one for all of them, or one for each.
+class SharedSchemes {
+ public:
+  SharedSchemes(const QuantScheme& all = {}) : each_{all} {}  // NOLINT: a scheme is one for all
+  explicit SharedSchemes(std::vector<QuantScheme> each) : each_(std::move(each)) {}
+
+  const QuantScheme& operator[](int64_t weight) const {
+    return each_.size() == 1 ? each_[0] : each_[static_cast<size_t>(weight)];
+  }
+
+  // Throws InvalidArgument for a scheme that is none, and a number that differs from the weights'.
+  void check(size_t weights, const std::string& name) const {
+    if (each_.size() != 1 && each_.size() != weights) {
+      fail("'", name, "' has ", weights, " weights and ", each_.size(),
+           " schemes; pass one for each weight, or one for all");
+    }
+    for (const QuantScheme& scheme : each_) validate(scheme);
+  }
+
+  // Scales in fp32 in place of double quantization, which needs whole matrices.
+  SharedSchemes without_double_quantization() const {
+    SharedSchemes result(each_);
+    for (QuantScheme& scheme : result.each_) {
+      if (scheme.scales == ScaleEncoding::kDouble) scheme.scales = ScaleEncoding::kFp32;
+    }
+    return result;
+  }
+
+ private:
+  std::vector<QuantScheme> each_;
+};
+
 // The rows of several weights [N_i, K] as one fp32 matrix [rows, K]: all of them, or an even
 // sample. A row of a sample stands for `share` rows of its weight.
 struct SharedInputRows {
   int64_t rows = 0, cols = 0;
   std::vector<float> w;
-  std::vector<double> share;  // [rows]
+  std::vector<double> share;    // [rows]
+  std::vector<int64_t> weight;  // [rows]: which of the weights, in ascending order
 };
 
 // At most max_rows of each weight; 0: all. Throws InvalidArgument for no or empty weights, widths
@@ -31,6 +65,7 @@ inline SharedInputRows gather_rows(const std::vector<ConstMatrixView>& weights,
     fail("no weights to scale for '", name, "'; pass those that share the input");
   SharedInputRows result;
   result.cols = hessian.cols();
+  int64_t number = 0;
   for (const ConstMatrixView& weight : weights) {
     detail::check_widths(weight, hessian, name);
     if (weight.rows < 1) fail("a weight of '", name, "' is empty");
@@ -44,18 +79,20 @@ inline SharedInputRows gather_rows(const std::vector<ConstMatrixView>& weights,
       if (!detail::range_of(row, weight.cols).finite)
         detail::fail_not_finite(name, row, n, weight.cols);
       result.share.push_back(static_cast<double>(weight.rows) / static_cast<double>(count));
+      result.weight.push_back(number);
     }
     result.rows += count;
+    ++number;
   }
   return result;
 }
 
 // tr(D H D^T), summed over the weights, when they are rounded to nearest after scaling by s [K].
+// Scales are not doubly quantized.
 inline double scaled_error(const SharedInputRows& weights, const LayerObjective& objective,
-                           QuantScheme scheme, bool mse_search, const std::vector<float>& s,
-                           int threads) {
-  // Double quantization needs whole matrices, of which this may be a sample.
-  if (scheme.scales == ScaleEncoding::kDouble) scheme.scales = ScaleEncoding::kFp32;
+                           const SharedSchemes& schemes, bool mse_search,
+                           const std::vector<float>& s, int threads) {
+  const SharedSchemes plain = schemes.without_double_quantization();
   const int64_t cols = weights.cols;
   const int team = useful_threads(threads, weights.rows * cols, kElementGrain);
   std::vector<float> scaled(weights.w.size());
@@ -66,16 +103,20 @@ inline double scaled_error(const SharedInputRows& weights, const LayerObjective&
   });
   RtnOptions options;
   options.mse_search = mse_search;
-  const QuantizedMatrix matrix =
-      quantize_rtn(view_of(scaled.data(), weights.rows, cols), scheme, options, threads);
-  parallel_for(weights.rows, team, [&](int64_t begin, int64_t end) {
-    for (int64_t n = begin; n < end; ++n) {
-      float* const row = scaled.data() + n * cols;
-      dequantize_row(matrix, n, row);
-      for (int64_t k = 0; k < cols; ++k)
-        row[k] = weights.w[static_cast<size_t>(n * cols + k)] - row[k] / s[static_cast<size_t>(k)];
-    }
-  });
+  for (int64_t first = 0, last = 0; first < weights.rows; first = last) {
+    const int64_t number = weights.weight[static_cast<size_t>(first)];
+    while (last < weights.rows && weights.weight[static_cast<size_t>(last)] == number) ++last;
+    const QuantizedMatrix matrix = quantize_rtn(
+        view_of(scaled.data() + first * cols, last - first, cols), plain[number], options, threads);
+    parallel_for(last - first, team, [&](int64_t begin, int64_t end) {
+      for (int64_t n = begin; n < end; ++n) {
+        float* const row = scaled.data() + (first + n) * cols;
+        const float* const w = weights.w.data() + (first + n) * cols;
+        dequantize_row(matrix, n, row);
+        for (int64_t k = 0; k < cols; ++k) row[k] = w[k] - row[k] / s[static_cast<size_t>(k)];
+      }
+    });
+  }
   const std::vector<double> errors = objective.row_errors(scaled.data(), weights.rows, threads);
   return std::inner_product(errors.begin(), errors.end(), weights.share.begin(), 0.0);
 }

@@ -46,20 +46,23 @@ namespace detail {
 class TeqLoss {
  public:
   TeqLoss(const SharedInputRows& weights, const LayerObjective& objective,
-          const QuantScheme& scheme, int threads)
+          const SharedSchemes& schemes, int threads)
       : weights_(weights),
         objective_(objective),
-        scheme_(scheme),
+        schemes_(schemes),
         threads_(threads),
         d_(weights.w.size()),
         slope_(weights.w.size()),
-        g_(weights.w.size()) {}
+        g_(weights.w.size()) {
+    first_group_.push_back(0);
+    for (int64_t n = 0; n < weights.rows; ++n)
+      first_group_.push_back(first_group_.back() + group_count(scheme_of(n), weights.cols));
+    extremes_.resize(static_cast<size_t>(first_group_.back()));
+  }
 
   // gradient [K] with respect to log a.
   double operator()(const std::vector<float>& a, std::vector<double>* gradient) {
     const int64_t cols = weights_.cols, chunks = (weights_.rows + kChunk - 1) / kChunk;
-    const int64_t groups = group_count(scheme_, cols);
-    extremes_.resize(static_cast<size_t>(weights_.rows * groups));
     const int team = useful_threads(threads_, weights_.rows * cols, kElementGrain);
     parallel_for(chunks, team, [&](int64_t begin, int64_t end) {
       std::vector<float> x(static_cast<size_t>(cols));
@@ -96,17 +99,18 @@ class TeqLoss {
 
   // D, (v - X / s) / a, and the extremes, of row n.
   void quantize(int64_t n, const std::vector<float>& a, float* x, uint8_t* codes) {
-    const DtypeTraits& dtype = traits_of(scheme_.dtype);
-    const int64_t cols = weights_.cols, length = group_length(scheme_, cols);
-    const int64_t groups = group_count(scheme_, cols);
+    const QuantScheme& scheme = scheme_of(n);
+    const DtypeTraits& dtype = traits_of(scheme.dtype);
+    const int64_t cols = weights_.cols, length = group_length(scheme, cols);
+    const int64_t groups = group_count(scheme, cols);
     const float* const w = weights_.w.data() + n * cols;
     for (int64_t k = 0; k < cols; ++k) x[k] = w[k] * a[static_cast<size_t>(k)];
     for (int64_t g = 0; g < groups; ++g) {
       const int64_t begin = g * length, end = std::min(cols, begin + length);
       const GroupParameters found =
-          group_parameters(scheme_, range_of(x + begin, end - begin), 1.0f);
-      const float scale = stored_scale(scheme_.scales, found.scale);
-      const float zero = zero_for(scheme_, found, scale);
+          group_parameters(scheme, range_of(x + begin, end - begin), 1.0f);
+      const float scale = stored_scale(scheme.scales, found.scale);
+      const float zero = zero_for(scheme, found, scale);
       const GroupCoder coder(dtype, scale, zero);
       encode_group(dtype, x + begin, end - begin, scale, zero, codes + begin);
       for (int64_t k = begin; k < end; ++k) {
@@ -115,15 +119,15 @@ class TeqLoss {
         d_[at] = w[k] - value / factor;
         slope_[at] = scale == 0.0f ? 0.0f : (value - x[k]) / (scale * factor);
       }
-      extremes_[static_cast<size_t>(n * groups + g)] =
-          extremes_of(x, begin, end, scale, static_cast<float>(dtype.max_code()));
+      extremes_[static_cast<size_t>(first_group_[static_cast<size_t>(n)] + g)] =
+          extremes_of(scheme, x, begin, end, scale, static_cast<float>(dtype.max_code()));
     }
   }
 
-  Extremes extremes_of(const float* x, int64_t begin, int64_t end, float scale,
-                       float levels) const {
+  static Extremes extremes_of(const QuantScheme& scheme, const float* x, int64_t begin, int64_t end,
+                              float scale, float levels) {
     Extremes result{begin, begin};
-    if (scheme_.zeros != ZeroKind::kNone) {
+    if (scheme.zeros != ZeroKind::kNone) {
       for (int64_t k = begin; k < end; ++k) {
         if (x[k] < x[result.first]) result.first = k;
         if (x[k] > x[result.second]) result.second = k;
@@ -142,8 +146,9 @@ class TeqLoss {
 
   // Adds row n's share of the gradient; returns its share of the loss.
   double add_row(int64_t n, double* gradient) const {
-    const int64_t cols = weights_.cols, length = group_length(scheme_, cols);
-    const int64_t groups = group_count(scheme_, cols);
+    const QuantScheme& scheme = scheme_of(n);
+    const int64_t cols = weights_.cols, length = group_length(scheme, cols);
+    const int64_t groups = group_count(scheme, cols);
     const double share = weights_.share[static_cast<size_t>(n)];
     double loss = 0;
     for (int64_t g = 0; g < groups; ++g) {
@@ -155,19 +160,25 @@ class TeqLoss {
         gradient[k] -= 2 * share * product;
         scale_slope -= 2 * static_cast<double>(g_[at]) * static_cast<double>(slope_[at]);
       }
-      const Extremes& extremes = extremes_[static_cast<size_t>(n * groups + g)];
+      const Extremes& extremes =
+          extremes_[static_cast<size_t>(first_group_[static_cast<size_t>(n)] + g)];
       gradient[extremes.first] += share * scale_slope * extremes.first_slope;
       gradient[extremes.second] += share * scale_slope * extremes.second_slope;
     }
     return share * loss;
   }
 
+  const QuantScheme& scheme_of(int64_t n) const {
+    return schemes_[weights_.weight[static_cast<size_t>(n)]];
+  }
+
   const SharedInputRows& weights_;
   const LayerObjective& objective_;
-  QuantScheme scheme_;
+  SharedSchemes schemes_;
   int threads_;
   std::vector<float> d_, slope_, g_;  // [rows, K]
-  std::vector<Extremes> extremes_;    // [rows, G]
+  std::vector<int64_t> first_group_;  // [rows + 1]: of each row, among all groups of all rows
+  std::vector<Extremes> extremes_;    // of all groups
 };
 
 }  // namespace detail
@@ -175,11 +186,9 @@ class TeqLoss {
 // Trains scales with Adam and returns the best that it met; ones, which is RTN, are always among
 // them. Throws InvalidArgument as gather_rows() does, and for a start that doesn't fit.
 inline TeqResult search_teq_scales(const std::vector<ConstMatrixView>& weights,
-                                   const Hessian& hessian, QuantScheme scheme,
+                                   const Hessian& hessian, const SharedSchemes& schemes,
                                    const TeqOptions& options = {}, int threads = 0) {
-  validate(scheme);
-  // Double quantization needs whole matrices; scales are trained as if stored in fp32.
-  if (scheme.scales == ScaleEncoding::kDouble) scheme.scales = ScaleEncoding::kFp32;
+  schemes.check(weights.size(), options.name);
   if (options.steps < 0) fail("steps is ", options.steps, "; it must not be negative");
   if (!(options.learning_rate > 0))
     fail("the learning rate is ", options.learning_rate, "; it must be positive");
@@ -194,7 +203,7 @@ inline TeqResult search_teq_scales(const std::vector<ConstMatrixView>& weights,
       fail("the first scales of '", options.name, "' hold ", value, "; they must be positive");
   }
   const LayerObjective objective(hessian);
-  detail::TeqLoss loss(rows, objective, scheme, threads);
+  detail::TeqLoss loss(rows, objective, schemes.without_double_quantization(), threads);
   TeqResult best;
   best.scales.assign(cols, 1.0f);
   std::vector<double> gradient;

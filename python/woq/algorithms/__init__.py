@@ -35,5 +35,7 @@ ALGORITHMS: dict[str, Algorithm] = {
     "GPTQ": Algorithm("gptq", references=False),
     "AWQ": Algorithm("awq", references=False),
     "TEQ": Algorithm("teq", references=False),
+    "AWQ+GPTQ": Algorithm("awq", references=False),
+    "TEQ+GPTQ": Algorithm("teq", references=False),
     "AUTOROUND": Algorithm("autoround", references=True),
 }

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -12,28 +12,80 @@ from .. import _native
 from .._blocks import Block, fast_products, observed_inputs
 from .._selection import Target
 
-__all__ = ["act_order", "hessians", "output_error"]
+__all__ = ["Moments", "act_order", "in_rounds", "moments", "output_error"]
 
 
-def hessians(block: Block, groups: Sequence[Sequence[Target]]) -> list[Any]:
-    """One `_native.Hessian` [K, K] for each group of targets that share an input, over all batches.
+class Moments(NamedTuple):
+    """Second moments of one input: H, and with the float model's input (`_native.CrossMoment`)
+    where that was observed."""
 
-    The block computes with the weights that its modules have at present.
+    hessian: Any
+    cross: Any | None = None
+
+    def scaled(self, multipliers: torch.Tensor) -> Moments:
+        """Those of the input times `multipliers` [K]."""
+        cross = None if self.cross is None else self.cross.scaled(multipliers)
+        return Moments(self.hessian.scaled(multipliers), cross)
+
+
+def moments(block: Block, groups: Sequence[Sequence[Target]]) -> list[Moments]:
+    """The moments [K, K] for each group of targets that share an input, over all batches.
+
+    The block computes with the weights that its modules have at present; `block.original`, if there
+    is one, with the float ones. Held at a time: the float inputs of one batch.
     """
-    sums = [_native.Hessian(group[0].shape[1]) for group in groups]
+    threads = torch.get_num_threads()
     # One of each group stands for all of them.
-    places = {group[0].name: number for number, group in enumerate(groups)}
+    first = {group[0].name: group[0] for group in groups}
+    sums = {name: _native.Hessian(target.shape[1], name) for name, target in first.items()}
+    crosses = {}
+    originals = []
+    if block.original is not None:
+        originals = [target for target in block.original.targets if target.name in first]
+        crosses = {
+            target.name: _native.CrossMoment(target.shape[1], target.name) for target in originals
+        }
+    floats: dict[str, list[torch.Tensor]] = {}
+
+    def keep(target: Target, x: torch.Tensor) -> None:
+        floats.setdefault(target.name, []).append(_rows(x))
 
     def add(target: Target, x: torch.Tensor) -> None:
-        rows = x.detach().reshape(-1, x.shape[-1])
-        if len(rows):
-            sums[places[target.name]].add(rows.contiguous(), torch.get_num_threads())
+        rows = _rows(x)
+        if not len(rows):
+            return
+        sums[target.name].add(rows, threads)
+        held = floats.get(target.name)
+        # An expert is given some of the tokens, and they may be others in the float model.
+        if held and len(held[0]) == len(rows) == tokens:
+            crosses[target.name].add(held.pop(0), rows, threads)
 
-    firsts = [group[0] for group in groups]
-    with observed_inputs(firsts, add), torch.no_grad(), fast_products():
+    with torch.no_grad(), fast_products():
         for index in range(len(block)):
-            block.run(index)
-    return sums
+            tokens = block.inputs[index].shape[:-1].numel()
+            floats.clear()
+            if block.original is not None:
+                with observed_inputs(originals, keep):
+                    block.original.run(index)
+            with observed_inputs(list(first.values()), add):
+                block.run(index)
+    return [Moments(sums[name], _whole(crosses.get(name), sums[name])) for name in first]
+
+
+def _rows(x: torch.Tensor) -> torch.Tensor:
+    """[..., K] -> [rows, K]"""
+    return x.detach().reshape(-1, x.shape[-1]).contiguous()
+
+
+def _whole(cross: Any | None, hessian: Any) -> Any | None:
+    """`cross` if it has seen all that `hessian` has."""
+    return cross if cross is not None and cross.rows == hessian.rows else None
+
+
+def in_rounds(groups: list[list[Target]], options: Mapping[str, Any]) -> list[list[list[Target]]]:
+    """What is calibrated together: with `true_sequential` each group on what the quantized layers
+    before it in the block produce; else all of them on the float block."""
+    return [[group] for group in groups] if options.get("true_sequential") else [groups]
 
 
 def output_error(weight: torch.Tensor, matrix: _native.QuantizedMatrix, hessian: Any) -> float:

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Equivalent transformations that need no table of architectures: W is multiplied by s [K] before
 it is quantized, and the layer's input by 1 / s at run time (`act_scales`), so that
-(x / s) Q(W s)^T stands for x W^T. Layers that share an input share s."""
+(x / s) Q(W s)^T stands for x W^T. Layers that share an input share s; each is rounded in its own
+number format."""
 
 from __future__ import annotations
 
@@ -10,16 +11,40 @@ from typing import Any
 
 import torch
 
+from .. import _native
 from .._blocks import Block
 from .._selection import Target, linear_parameters
 from ..config import WeightOnlyQuantConfig
-from ._hessians import hessians, output_error
+from ._hessians import Moments, in_rounds, moments, output_error
 from ._interface import Finished, round_to_nearest, with_input_scales
+from .gptq import round_columns
 
-__all__ = ["FindScales", "quantize_scaled"]
+__all__ = ["FindScales", "Round", "quantize_scaled", "rounding_of"]
 
 # weights of a group [N_i, K], the inputs' second moments, the group -> s [K].
 FindScales = Callable[[list[torch.Tensor], Any, Sequence[Target]], torch.Tensor]
+
+# weight [N, K], config, target, moments of its input, and the weight with clipped ranges or None
+# -> the rounded weight, and what there is to say about it.
+Round = Callable[
+    [torch.Tensor, WeightOnlyQuantConfig, Target, Moments, "torch.Tensor | None"],
+    tuple[_native.QuantizedMatrix, str],
+]
+
+
+def rounding_of(config: WeightOnlyQuantConfig) -> Round:
+    """What comes after the scaling: GPTQ where the algorithm says so, else round to nearest."""
+    return round_columns if config.algorithm.endswith("+GPTQ") else _nearest
+
+
+def _nearest(
+    weight: torch.Tensor,
+    config: WeightOnlyQuantConfig,
+    target: Target,
+    seen: Moments,
+    ranges: torch.Tensor | None,
+) -> tuple[_native.QuantizedMatrix, str]:
+    return round_to_nearest(weight if ranges is None else ranges, config, target), ""
 
 
 def quantize_scaled(
@@ -27,36 +52,50 @@ def quantize_scaled(
     config: WeightOnlyQuantConfig,
     find: FindScales,
     clip: Callable[[torch.Tensor, Any, Target], torch.Tensor] | None = None,
+    rounded: Round = _nearest,
 ) -> Iterator[Finished]:
     """Quantize every group of layers with the s that `find` gives; where that makes the group's
-    outputs worse, with s = 1. `clip` bounds the scaled weights before they are rounded, given the
+    outputs worse, with s = 1. `clip` bounds the scaled weights before they are `rounded`, given the
     second moments of the scaled inputs."""
-    groups = block.groups()
-    for group, hessian in zip(groups, hessians(block, groups), strict=True):
-        weights = [linear_parameters(target.module).float() for target in group]
-        plain = [
-            round_to_nearest(weight, config, target)
-            for weight, target in zip(weights, group, strict=True)
-        ]
-        before = [
-            output_error(weight, matrix, hessian)
-            for weight, matrix in zip(weights, plain, strict=True)
-        ]
-        scales = find(weights, hessian, group)
-        matrices = []
-        for weight, target in zip(weights, group, strict=True):
-            scaled = weight * scales
-            if clip is not None:
-                scaled = clip(scaled, hessian.scaled(1 / scales), target)
-            matrix = round_to_nearest(scaled, config, target)
-            matrices.append(with_input_scales(matrix, 1 / scales))
-        after = [
-            output_error(weight, matrix, hessian)
+    for together in in_rounds(block.groups(), config.algorithm_args):
+        for group, seen in zip(together, moments(block, together), strict=True):
+            yield from _group(group, seen, config, find, clip, rounded)
+
+
+def _group(
+    group: Sequence[Target],
+    seen: Moments,
+    config: WeightOnlyQuantConfig,
+    find: FindScales,
+    clip: Callable[[torch.Tensor, Any, Target], torch.Tensor] | None,
+    rounded: Round,
+) -> Iterator[Finished]:
+    weights = [linear_parameters(target.module).float() for target in group]
+
+    def errors(matrices: Sequence[_native.QuantizedMatrix]) -> list[float]:
+        return [
+            output_error(weight, matrix, seen.hessian)
             for weight, matrix in zip(weights, matrices, strict=True)
         ]
-        if not sum(after) < sum(before):
-            ones = torch.ones_like(scales)
-            matrices = [with_input_scales(matrix, ones) for matrix in plain]
-            after = before
-        for target, matrix, loss, start in zip(group, matrices, after, before, strict=True):
-            yield Finished(target, matrix, loss=loss, start_loss=start)
+
+    nearest = [_nearest(w, config, t, seen, None) for w, t in zip(weights, group, strict=True)]
+    start = errors([matrix for matrix, _ in nearest])
+    plain, before = nearest, start
+    if rounded is not _nearest:
+        plain = [rounded(w, config, t, seen, None) for w, t in zip(weights, group, strict=True)]
+        before = errors([matrix for matrix, _ in plain])
+    scales = find(weights, seen.hessian, group)
+    inner = seen.scaled(1 / scales)
+    results = []
+    for weight, target in zip(weights, group, strict=True):
+        scaled = weight * scales
+        ranges = None if clip is None else clip(scaled, inner.hessian, target)
+        matrix, note = rounded(scaled, config, target, inner, ranges)
+        results.append((with_input_scales(matrix, 1 / scales), note))
+    after = errors([matrix for matrix, _ in results])
+    if not sum(after) < sum(before):
+        ones = torch.ones_like(scales)
+        results = [(with_input_scales(matrix, ones), note) for matrix, note in plain]
+        after = before
+    for target, (matrix, note), loss, first in zip(group, results, after, start, strict=True):
+        yield Finished(target, matrix, loss=loss, start_loss=first, note=note)

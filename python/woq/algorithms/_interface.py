@@ -19,6 +19,7 @@ __all__ = [
     "find_zero_points",
     "round_to_nearest",
     "scheme_of",
+    "stored_scheme",
     "with_input_scales",
 ]
 
@@ -38,12 +39,16 @@ class Finished:
 
 def scheme_of(config: WeightOnlyQuantConfig, target: Target) -> dict[str, Any]:
     """The number format of `target`, as the core's functions take it."""
+    return dict(target.scheme)
+
+
+def stored_scheme(config: WeightOnlyQuantConfig, target: Target) -> dict[str, Any]:
+    """The number format of `target`, and which other tensors are stored with it, as
+    `QuantizedMatrix.from_tensors` takes them."""
     return {
-        "dtype": target.weight_dtype,
-        "group_size": config.group_size,
-        "asym": config.asym,
-        "scale_dtype": config.scale_dtype,
-        "double_quant": config.use_double_quant,
+        **scheme_of(config, target),
+        "act_order": config.stores_g_idx,
+        "scales_input": config.stores_act_scales,
     }
 
 

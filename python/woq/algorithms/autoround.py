@@ -20,7 +20,7 @@ from .. import _native
 from .._blocks import Block, fast_products
 from .._selection import linear_parameters
 from ..config import WeightOnlyQuantConfig
-from ._hessians import hessians
+from ._hessians import moments
 from ._interface import Finished, round_to_nearest, scheme_of
 from ._rounding import Rounding
 
@@ -68,14 +68,14 @@ def _after_rtn(block: Block, config: WeightOnlyQuantConfig) -> Iterator[tuple[st
 def _after_gptq(block: Block, config: WeightOnlyQuantConfig) -> Iterator[tuple[str, Rounding]]:
     """GPTQ's result as a rounding to nearest: that of the weights as they were in flight."""
     groups = block.groups()
-    for group, hessian in zip(groups, hessians(block, groups), strict=True):
+    for group, moment in zip(groups, moments(block, groups), strict=True):
         for target in group:
             weight = linear_parameters(target.module)
             scheme = scheme_of(config, target)
             in_flight = torch.empty(*target.shape)
             start = _native.quantize_gptq(
                 weight,
-                hessian,
+                moment.hessian,
                 **scheme,
                 act_order="group_aware",
                 mse_range=config.mse_range,

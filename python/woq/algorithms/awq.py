@@ -13,7 +13,7 @@ from .. import _native
 from .._blocks import Block
 from .._selection import Target
 from ..config import WeightOnlyQuantConfig
-from ._input_scales import quantize_scaled
+from ._input_scales import quantize_scaled, rounding_of
 from ._interface import Finished, scheme_of
 
 __all__ = ["quantize_block"]
@@ -27,7 +27,7 @@ def quantize_block(block: Block, config: WeightOnlyQuantConfig) -> Iterator[Fini
         scales = _native.awq_scales(
             weights,
             hessian,
-            **scheme_of(config, group[0]),
+            schemes=[scheme_of(config, target) for target in group],
             n_grid=options["n_grid"],
             duo_scaling=duo_scaling,
             mse_range=config.mse_range,
@@ -46,4 +46,5 @@ def quantize_block(block: Block, config: WeightOnlyQuantConfig) -> Iterator[Fini
         )
         return torch.from_numpy(clipped)
 
-    return quantize_scaled(block, config, find, clip if options["apply_clip"] else None)
+    bounds = clip if options["apply_clip"] else None
+    return quantize_scaled(block, config, find, bounds, rounding_of(config))

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """GPTQ (arXiv:2210.17323): the Python side. Second moments of the inputs are accumulated for each
-group of layers that share an input; the core does the rest, layer by layer."""
+group of layers that share an input; the core does the rest, layer by layer. With `gptaq_alpha` also
+the moments with the float model's inputs (GPTAQ, arXiv:2504.02692)."""
 
 from __future__ import annotations
 
@@ -10,44 +11,60 @@ import torch
 
 from .. import _native
 from .._blocks import Block
-from .._selection import linear_parameters
+from .._selection import Target, linear_parameters
 from ..config import WeightOnlyQuantConfig
-from ._hessians import act_order, hessians, output_error
+from ._hessians import Moments, act_order, in_rounds, moments, output_error
 from ._interface import Finished, round_to_nearest, scheme_of
 
-__all__ = ["quantize_block"]
+__all__ = ["quantize_block", "round_columns"]
 
 
 def quantize_block(block: Block, config: WeightOnlyQuantConfig) -> Iterator[Finished]:
-    """Quantize the layers of `block` in the order of their calls.
-
-    With `true_sequential` each group of layers that share an input is calibrated on what the
-    quantized layers before it in the block produce; else all of them on the float block.
-    """
-    options = config.algorithm_args
-    groups = block.groups()
-    rounds = [[group] for group in groups] if options["true_sequential"] else [groups]
-    for together in rounds:
-        found = hessians(block, together)
-        for group, hessian in zip(together, found, strict=True):
+    """Quantize the layers of `block` in the order of their calls."""
+    for together in in_rounds(block.groups(), config.algorithm_args):
+        found = moments(block, together)
+        for group, seen in zip(together, found, strict=True):
             for target in group:
                 weight = linear_parameters(target.module)
-                matrix = _native.quantize_gptq(
-                    weight,
-                    hessian,
-                    **scheme_of(config, target),
-                    damp_percent=options["damp_percent"],
-                    block_size=options["blocksize"],
-                    act_order=act_order(options),
-                    static_groups=options["static_groups"],
-                    mse_range=config.mse_range,
-                    name=target.name,
-                    num_threads=torch.get_num_threads(),
-                )
+                matrix, note = round_columns(weight, config, target, seen)
                 rounded = round_to_nearest(weight, config, target)
                 yield Finished(
                     target,
                     matrix,
-                    loss=output_error(weight, matrix, hessian),
-                    start_loss=output_error(weight, rounded, hessian),
+                    loss=output_error(weight, matrix, seen.hessian),
+                    start_loss=output_error(weight, rounded, seen.hessian),
+                    note=note,
                 )
+
+
+def round_columns(
+    weight: torch.Tensor,
+    config: WeightOnlyQuantConfig,
+    target: Target,
+    seen: Moments,
+    ranges: torch.Tensor | None = None,
+) -> tuple[_native.QuantizedMatrix, str]:
+    """GPTQ of `weight` [N, K], and what there is to say about it. `ranges` [N, K]: its groups give
+    the scales instead of those of the weights in flight."""
+    options = config.algorithm_args
+    facts: dict[str, float] = {}
+    matrix = _native.quantize_gptq(
+        weight,
+        seen.hessian,
+        **scheme_of(config, target),
+        damp_percent=options["damp_percent"],
+        block_size=options["blocksize"],
+        act_order=act_order(options),
+        static_groups=options["static_groups"],
+        mse_range=config.mse_range,
+        cross=seen.cross,
+        gptaq_alpha=options["gptaq_alpha"],
+        ranges=ranges,
+        facts=facts,
+        name=target.name,
+        num_threads=torch.get_num_threads(),
+    )
+    damp = facts["damp_percent"]
+    if damp == options["damp_percent"]:
+        return matrix, ""
+    return matrix, f"its Hessian is singular: damp_percent was raised to {damp:g}"

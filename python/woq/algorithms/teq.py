@@ -13,7 +13,7 @@ from .. import _native
 from .._blocks import Block
 from .._selection import Target
 from ..config import WeightOnlyQuantConfig
-from ._input_scales import quantize_scaled
+from ._input_scales import quantize_scaled, rounding_of
 from ._interface import Finished, scheme_of
 
 __all__ = ["quantize_block"]
@@ -29,7 +29,7 @@ def quantize_block(block: Block, config: WeightOnlyQuantConfig) -> Iterator[Fini
         scales = _native.teq_scales(
             weights,
             hessian,
-            **scheme_of(config, group[0]),
+            schemes=[scheme_of(config, target) for target in group],
             steps=options["iters"],
             learning_rate=options["lr"] or _LEARNING_RATE,
             name=group[0].name,
@@ -37,4 +37,4 @@ def quantize_block(block: Block, config: WeightOnlyQuantConfig) -> Iterator[Fini
         )
         return torch.from_numpy(scales).float()
 
-    return quantize_scaled(block, config, find)
+    return quantize_scaled(block, config, find, rounded=rounding_of(config))

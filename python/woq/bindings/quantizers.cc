@@ -51,7 +51,8 @@ QuantizedMatrix gptq(const py::object& weight, const Hessian& hessian, const std
                      bool double_quant, double damp_percent, double damp_increment,
                      int64_t block_size, const std::string& act_order, bool static_groups,
                      bool mse_range, bool fp64, const CrossMoment* cross, double gptaq_alpha,
-                     const py::object& in_flight, const std::string& name, int num_threads) {
+                     const py::object& in_flight, const py::object& ranges, const py::object& facts,
+                     const std::string& name, int num_threads) {
   const QuantScheme scheme = make_scheme(dtype, group_size, asym, scale_dtype, double_quant);
   const ConstMatrixView view = input_matrix(weight, name.c_str());
   GptqOptions options;
@@ -74,8 +75,18 @@ QuantizedMatrix gptq(const py::object& weight, const Hessian& hessian, const std
   options.cross = cross;
   options.gptaq_alpha = gptaq_alpha;
   options.name = name;
-  const py::gil_scoped_release unlocked;
-  return quantize_gptq(view, hessian, scheme, options, num_threads).matrix;
+  ConstMatrixView ranges_view;
+  if (!ranges.is_none()) {
+    ranges_view = input_matrix(ranges, name.c_str());
+    options.ranges = &ranges_view;
+  }
+  GptqResult result;
+  {
+    const py::gil_scoped_release unlocked;
+    result = quantize_gptq(view, hessian, scheme, options, num_threads);
+  }
+  if (!facts.is_none()) facts["damp_percent"] = result.damp;
+  return std::move(result.matrix);
 }
 
 py::array_t<float> to_array(const std::vector<float>& values) {
@@ -89,18 +100,34 @@ std::vector<ConstMatrixView> input_matrices(const std::vector<py::object>& weigh
   return views;
 }
 
+// One dict for each weight, as the scalar arguments describe one; None: `all` for all of them.
+SharedSchemes shared_schemes(const py::object& schemes, const QuantScheme& all) {
+  if (schemes.is_none()) return all;
+  std::vector<QuantScheme> each;
+  for (const py::handle& item : schemes) {
+    const auto scheme = py::reinterpret_borrow<py::dict>(item);
+    each.push_back(make_scheme(scheme["dtype"].cast<std::string>(),
+                               scheme["group_size"].cast<int64_t>(), scheme["asym"].cast<bool>(),
+                               scheme["scale_dtype"].cast<std::string>(),
+                               scheme["double_quant"].cast<bool>()));
+  }
+  return SharedSchemes(std::move(each));
+}
+
 py::array_t<float> awq_scales(const std::vector<py::object>& weights, const Hessian& hessian,
                               const std::string& dtype, int64_t group_size, bool asym,
-                              const std::string& scale_dtype, bool double_quant, int n_grid,
-                              const std::string& duo_scaling, bool mse_range, int64_t max_rows,
-                              const std::string& name, int num_threads) {
-  const QuantScheme scheme = make_scheme(dtype, group_size, asym, scale_dtype, double_quant);
+                              const std::string& scale_dtype, bool double_quant,
+                              const py::object& schemes, int n_grid, const std::string& duo_scaling,
+                              bool mse_range, int64_t max_rows, const std::string& name,
+                              int num_threads) {
+  const SharedSchemes each =
+      shared_schemes(schemes, make_scheme(dtype, group_size, asym, scale_dtype, double_quant));
   const std::vector<ConstMatrixView> views = input_matrices(weights, name);
   const AwqOptions options{n_grid, parse_duo_scaling(duo_scaling), mse_range, max_rows, name};
   AwqResult result;
   {
     const py::gil_scoped_release unlocked;
-    result = search_awq_scales(views, hessian, scheme, options, num_threads);
+    result = search_awq_scales(views, hessian, each, options, num_threads);
   }
   return to_array(result.scales);
 }
@@ -121,10 +148,12 @@ py::array_t<float> awq_clip(const py::object& weight, const Hessian& hessian,
 
 py::array_t<float> teq_scales(const std::vector<py::object>& weights, const Hessian& hessian,
                               const std::string& dtype, int64_t group_size, bool asym,
-                              const std::string& scale_dtype, bool double_quant, int steps,
-                              double learning_rate, const py::object& start, int64_t max_rows,
-                              const std::string& name, int num_threads) {
-  const QuantScheme scheme = make_scheme(dtype, group_size, asym, scale_dtype, double_quant);
+                              const std::string& scale_dtype, bool double_quant,
+                              const py::object& schemes, int steps, double learning_rate,
+                              const py::object& start, int64_t max_rows, const std::string& name,
+                              int num_threads) {
+  const SharedSchemes each =
+      shared_schemes(schemes, make_scheme(dtype, group_size, asym, scale_dtype, double_quant));
   const std::vector<ConstMatrixView> views = input_matrices(weights, name);
   TeqOptions options;
   options.steps = steps;
@@ -135,7 +164,7 @@ py::array_t<float> teq_scales(const std::vector<py::object>& weights, const Hess
   TeqResult result;
   {
     const py::gil_scoped_release unlocked;
-    result = search_teq_scales(views, hessian, scheme, options, num_threads);
+    result = search_teq_scales(views, hessian, each, options, num_threads);
   }
   return to_array(result.scales);
 }
@@ -199,7 +228,13 @@ void bind_quantizers(py::module_& module) {
             const py::gil_scoped_release unlocked;
             moment.add(left, right, num_threads);
           },
-          py::arg("x_float"), py::arg("x_quantized"), py::arg("num_threads") = 0);
+          py::arg("x_float"), py::arg("x_quantized"), py::arg("num_threads") = 0)
+      .def(
+          "scaled",
+          [](const CrossMoment& moment, const py::object& multipliers) {
+            return moment.scaled(float_vector(multipliers, "multipliers"));
+          },
+          py::arg("multipliers"));
   module.def("quantize_gptq", &gptq, py::arg("weight"), py::arg("hessian"), py::kw_only(),
              py::arg("dtype"), py::arg("group_size") = 32, py::arg("asym") = false,
              py::arg("scale_dtype") = "fp32", py::arg("double_quant") = false,
@@ -207,12 +242,14 @@ void bind_quantizers(py::module_& module) {
              py::arg("block_size") = 128, py::arg("act_order") = "none",
              py::arg("static_groups") = false, py::arg("mse_range") = false,
              py::arg("fp64") = false, py::arg("cross") = nullptr, py::arg("gptaq_alpha") = 0.25,
-             py::arg("in_flight") = py::none(), py::arg("name") = "weight",
+             py::arg("in_flight") = py::none(), py::arg("ranges") = py::none(),
+             py::arg("facts") = py::none(), py::arg("name") = "weight",
              py::arg("num_threads") = 0);
   module.def("awq_scales", &awq_scales, py::arg("weights"), py::arg("hessian"), py::kw_only(),
-             py::arg("dtype"), py::arg("group_size") = 32, py::arg("asym") = false,
+             py::arg("dtype") = "int4_clip", py::arg("group_size") = 32, py::arg("asym") = false,
              py::arg("scale_dtype") = "fp32", py::arg("double_quant") = false,
-             py::arg("n_grid") = 20, py::arg("duo_scaling") = "both", py::arg("mse_range") = false,
+             py::arg("schemes") = py::none(), py::arg("n_grid") = 20,
+             py::arg("duo_scaling") = "both", py::arg("mse_range") = false,
              py::arg("max_rows") = 1024, py::arg("name") = "layer", py::arg("num_threads") = 0);
   module.def("awq_clip", &awq_clip, py::arg("weight"), py::arg("hessian"), py::kw_only(),
              py::arg("dtype"), py::arg("group_size") = 32, py::arg("asym") = false,
@@ -220,9 +257,10 @@ void bind_quantizers(py::module_& module) {
              py::arg("n_grid") = 20, py::arg("max_shrink") = 0.5, py::arg("name") = "weight",
              py::arg("num_threads") = 0);
   module.def("teq_scales", &teq_scales, py::arg("weights"), py::arg("hessian"), py::kw_only(),
-             py::arg("dtype"), py::arg("group_size") = 32, py::arg("asym") = false,
+             py::arg("dtype") = "int4_clip", py::arg("group_size") = 32, py::arg("asym") = false,
              py::arg("scale_dtype") = "fp32", py::arg("double_quant") = false,
-             py::arg("steps") = 150, py::arg("learning_rate") = 0.02, py::arg("start") = py::none(),
+             py::arg("schemes") = py::none(), py::arg("steps") = 150,
+             py::arg("learning_rate") = 0.02, py::arg("start") = py::none(),
              py::arg("max_rows") = 1024, py::arg("name") = "layer", py::arg("num_threads") = 0);
   module.def("quantize_hqq", &hqq, py::arg("weight"), py::kw_only(), py::arg("dtype"),
              py::arg("group_size") = 64, py::arg("scale_dtype") = "fp32",

@@ -209,6 +209,63 @@ TEST(Gptq, RaisesDampingWhereItMust) {
                   "not positive definite");
 }
 
+// Scales from another matrix's ranges: those of its own are static groups; narrower ones are kept.
+TEST(Gptq, TakesRangesFromAnotherMatrix) {
+  Random random = random_of_test();
+  const CalibratedLayer layer = correlated_layer(random, 8, 96);
+  for (const ActOrder order : {ActOrder::kNone, ActOrder::kDesc, ActOrder::kGroupAware}) {
+    GptqOptions options;
+    options.act_order = order;
+    options.static_groups = true;
+    const QuantScheme scheme{WeightDtype::kInt4Clip, 32};
+    const QuantizedMatrix fixed =
+        quantize_gptq(layer.weight(), layer.hessian, scheme, options, 1).matrix;
+    options.static_groups = false;
+    const ConstMatrixView own = layer.weight();
+    options.ranges = &own;
+    EXPECT_EQ(
+        difference(quantize_gptq(layer.weight(), layer.hessian, scheme, options, 1).matrix, fixed),
+        "");
+    std::vector<float> narrow = layer.w;
+    for (float& value : narrow) value = std::clamp(value, -1.0f, 1.0f);
+    const ConstMatrixView clipped = view_of(narrow.data(), 8, 96);
+    options.ranges = &clipped;
+    const QuantizedMatrix matrix =
+        quantize_gptq(layer.weight(), layer.hessian, scheme, options, 1).matrix;
+    const QuantizedMatrix rtn = quantize_rtn(clipped, scheme, {}, 1);
+    for (int64_t i = 0; i < 8 * 3; ++i) EXPECT_EQ(matrix.scales.at(i), rtn.scales.at(i));
+    EXPECT_EQ(matrix.g_idx.size(), 0);
+    const ConstMatrixView short_one = view_of(narrow.data(), 7, 96);
+    options.ranges = &short_one;
+    EXPECT_MENTIONS(error_of<InvalidArgument>(
+                        [&] { quantize_gptq(layer.weight(), layer.hessian, scheme, options, 1); }),
+                    "are [7, 96], expected [8, 96]");
+  }
+}
+
+// Inputs that are multiplied have the scaled moments of the others.
+TEST(CrossMoment, ScalesWithItsInputs) {
+  Random random = random_of_test();
+  const int64_t cols = 40, samples = 90;
+  const std::vector<float> x = correlated_inputs(random, samples, cols);
+  const std::vector<float> y = correlated_inputs(random, samples, cols);
+  std::vector<float> s(static_cast<size_t>(cols)), xs = x, ys = y;
+  for (float& value : s) value = std::ldexp(1.0f, static_cast<int>(random.below(5)) - 2);  // exact
+  for (size_t i = 0; i < x.size(); ++i) {
+    xs[i] *= s[i % s.size()];
+    ys[i] *= s[i % s.size()];
+  }
+  CrossMoment plain(cols), direct(cols);
+  plain.add(view_of(x.data(), samples, cols), view_of(y.data(), samples, cols), 1);
+  direct.add(view_of(xs.data(), samples, cols), view_of(ys.data(), samples, cols), 1);
+  const CrossMoment scaled = plain.scaled(s);
+  for (int64_t i = 0; i < cols; ++i) {
+    for (int64_t j = 0; j < cols; ++j) EXPECT_EQ(scaled.at(i, j), direct.at(i, j));
+  }
+  s.pop_back();
+  EXPECT_MENTIONS(error_of<InvalidArgument>([&] { (void)plain.scaled(s); }), "39 multipliers");
+}
+
 // A dead column is rounded to nearest, and the others don't notice it.
 TEST(Gptq, DeadColumnsStandApart) {
   Random random = random_of_test();

@@ -2,6 +2,7 @@
 // AWQ and TEQ: scales of input channels that weights share.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <string>
@@ -123,6 +124,80 @@ TEST(Teq, TheGradientSumsToZero) {
   }
 }
 
+// With the rounding errors r = v - X / s held, which is what straight-through means, D = -s r / a
+// is a smooth function of a: its loss by finite differences, in fp64 and by other code.
+TEST(Teq, TheGradientIsThatOfFiniteDifferences) {
+  constexpr int64_t kRows = 6, kCols = 48, kGroup = 16;
+  struct Case {
+    WeightDtype dtype;
+    ZeroKind zeros;
+    double divisor;  // of absmax, or of the range
+  };
+  for (const Case& c :
+       {Case{WeightDtype::kInt4Clip, ZeroKind::kNone, 7},
+        Case{WeightDtype::kInt8, ZeroKind::kNone, 127}, Case{WeightDtype::kNf4, ZeroKind::kNone, 1},
+        Case{WeightDtype::kInt4Clip, ZeroKind::kInt, 15}}) {
+    Random random(test_seed() + static_cast<uint64_t>(c.divisor));
+    const CalibratedLayer layer = correlated_layer(random, kRows, kCols);
+    const QuantScheme scheme{c.dtype, kGroup, c.zeros};
+    std::vector<float> a(kCols), x = layer.w, q(layer.w.size());
+    for (float& value : a) value = random.uniform(0.6f, 1.6f);
+    for (size_t i = 0; i < x.size(); ++i) x[i] *= a[i % a.size()];
+    dequantize(quantize_rtn(view_of(x.data(), kRows, kCols), scheme, {}, 1), q.data(), 1);
+
+    const auto scale_of = [&](const std::vector<double>& factors, int64_t n, int64_t g) {
+      double low = 0, high = 0;
+      for (int64_t k = g * kGroup; k < (g + 1) * kGroup; ++k) {
+        const double value = static_cast<double>(layer.w[static_cast<size_t>(n * kCols + k)]) *
+                             factors[static_cast<size_t>(k)];
+        low = std::min(low, value);
+        high = std::max(high, value);
+      }
+      return (c.zeros == ZeroKind::kNone ? std::max(high, -low) : high - low) / c.divisor;
+    };
+    const std::vector<double> here(a.begin(), a.end());
+    const auto loss_at = [&](const std::vector<double>& factors) {
+      std::vector<double> d(layer.w.size());
+      for (int64_t n = 0; n < kRows; ++n) {
+        for (int64_t k = 0; k < kCols; ++k) {
+          const auto i = static_cast<size_t>(n * kCols + k);
+          const double r = (static_cast<double>(q[i]) - static_cast<double>(x[i])) /
+                           scale_of(here, n, k / kGroup);
+          d[i] = -scale_of(factors, n, k / kGroup) * r / factors[static_cast<size_t>(k)];
+        }
+      }
+      double loss = 0;
+      for (int64_t n = 0; n < kRows; ++n) {
+        for (int64_t i = 0; i < kCols; ++i) {
+          for (int64_t j = 0; j < kCols; ++j) {
+            loss += d[static_cast<size_t>(n * kCols + i)] * layer.hessian.at(i, j) *
+                    d[static_cast<size_t>(n * kCols + j)];
+          }
+        }
+      }
+      return loss;
+    };
+
+    const SharedInputRows rows = gather_rows({layer.weight()}, layer.hessian, 0, "layer");
+    const LayerObjective objective(layer.hessian);
+    detail::TeqLoss loss(rows, objective, scheme, 1);
+    std::vector<double> gradient;
+    const double value = loss(a, &gradient);
+    EXPECT_NEAR(value, loss_at(here), 1e-4 * value);
+    double norm = 0;
+    for (const double g : gradient) norm = std::max(norm, std::fabs(g));
+    ASSERT_GT(norm, 0);
+    for (size_t k = 0; k < a.size(); ++k) {
+      constexpr double kStep = 1e-5;  // in log a; the error is kStep^2, and 1e-16 / kStep
+      std::vector<double> up = here, down = here;
+      up[k] *= std::exp(kStep);
+      down[k] *= std::exp(-kStep);
+      const double expected = (loss_at(up) - loss_at(down)) / (2 * kStep);
+      EXPECT_NEAR(gradient[k], expected, 1e-3 * norm) << describe(scheme) << " column " << k;
+    }
+  }
+}
+
 TEST(Teq, StartsWhereItIsTold) {
   Random random = random_of_test();
   const CalibratedLayer layer = correlated_layer(random, 8, 80);
@@ -167,6 +242,42 @@ TEST(Scaling, WeightsThatShareAnInputAreStacked) {
   const AwqResult sample = search_awq_scales({top, bottom}, layer.hessian, {}, options, 1);
   EXPECT_LT(layer.error(rounded_with_scales(layer, sample.scales, {})),
             layer.error(quantize_rtn(whole, {}, {}, 1)));
+}
+
+// Weights in schemes of their own count as each does by itself.
+TEST(Scaling, EveryWeightHasItsScheme) {
+  Random random = random_of_test();
+  const CalibratedLayer layer = correlated_layer(random, 40, 80);
+  const ConstMatrixView whole = layer.weight();
+  const std::vector<ConstMatrixView> weights = {{whole.row(0), whole.type, 15, 80, 80},
+                                                {whole.row(15), whole.type, 25, 80, 80}};
+  const std::vector<QuantScheme> each = {
+      {WeightDtype::kInt4Clip, 16},
+      {WeightDtype::kNf4, -1, ZeroKind::kNone, ScaleEncoding::kDouble}};
+  const LayerObjective objective(layer.hessian);
+  std::vector<float> a(80);
+  for (float& value : a) value = random.uniform(0.5f, 2.0f);
+  std::vector<double> gradient, sum(80), part;
+  double error = 0, loss = 0;
+  for (size_t i = 0; i < 2; ++i) {
+    const SharedInputRows rows = gather_rows({weights[i]}, layer.hessian, 0, "layer");
+    error += scaled_error(rows, objective, each[i], false, a, 1);
+    const SharedSchemes plain = SharedSchemes(each[i]).without_double_quantization();
+    loss += detail::TeqLoss(rows, objective, plain, 1)(a, &part);
+    for (size_t k = 0; k < 80; ++k) sum[k] += part[k];
+  }
+  const SharedInputRows rows = gather_rows(weights, layer.hessian, 0, "layer");
+  const SharedSchemes schemes{std::vector<QuantScheme>(each)};
+  EXPECT_NEAR(scaled_error(rows, objective, schemes, false, a, 1), error, 1e-9 * error);
+  detail::TeqLoss together(rows, objective, schemes.without_double_quantization(), 1);
+  EXPECT_NEAR(together(a, &gradient), loss, 1e-5 * loss);
+  for (size_t k = 0; k < 80; ++k) EXPECT_NEAR(gradient[k], sum[k], 1e-5 * loss);
+  EXPECT_NE(search_awq_scales(weights, layer.hessian, schemes, {}, 1).scales,
+            search_awq_scales(weights, layer.hessian, each[0], {}, 1).scales);
+  const SharedSchemes three(std::vector<QuantScheme>(3));
+  EXPECT_MENTIONS(
+      error_of<InvalidArgument>([&] { search_awq_scales(weights, layer.hessian, three, {}, 1); }),
+      "2 weights and 3 schemes");
 }
 
 TEST(Scaling, InputsThatAreAllZeroEqualRtn) {
