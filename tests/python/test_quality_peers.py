@@ -212,7 +212,7 @@ def test_gptq_layout(modules: dict[str, ModuleType], tmp_path: Path, ordered: bo
 
     def packed(values: Any) -> torch.Tensor:
         words = sum(values[i::8] << np.uint32(4 * i) for i in range(8))
-        return torch.from_numpy(words.astype(np.uint32).view(np.int32))
+        return torch.from_numpy(np.ascontiguousarray(words, np.uint32).view(np.int32))
 
     stored = {
         "a.qweight": packed(codes.T),
