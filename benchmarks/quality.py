@@ -9,6 +9,14 @@ tokens, without special tokens. They are defined in `perplexity.py`. Peak memory
 holds at most while it quantizes, beyond what it held before (the float model and its copy).
 RTN+mse is RTN with mse_range; RTN+imatrix collects an importance matrix first, in the time that is
 shown. HQQ does asymmetric formats only.
+
+Other libraries take part through folders: `--export DIR` writes the permuted model and the
+calibration samples that `quality_peers.py` quantizes, and `--score DIR ...` adds rows for what it
+wrote:
+
+    quality.py --text TEST --calibration VALID --option nsamples=128 --export float
+    quality_peers.py --protocol float --peer hqq --format int4_asym --group-size 32 --out peers/hqq
+    quality.py --text TEST --calibration VALID --algorithm --score peers/*
 """
 
 from __future__ import annotations
@@ -17,7 +25,6 @@ import argparse
 import copy
 import itertools
 import json
-import resource
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -27,8 +34,16 @@ import torch
 from common import load_fp32, machine, print_header
 from permutation import permute_channels
 from perplexity import log_probabilities, score, windows_of
+from quality_exchange import (
+    PeakMemory,
+    load_row,
+    restore_weights,
+    save_protocol,
+    stored_bits,
+)
 
 import woq
+from woq.calibration import token_samples
 
 ALGORITHMS = ("RTN", "RTN+mse", "RTN+imatrix", "HQQ", "GPTQ", "AWQ", "TEQ", "AUTOROUND")
 # dtype and scheme, as the columns are called.
@@ -52,12 +67,11 @@ def bits_per_weight(model: Any) -> float:
         if not isinstance(layer, woq.WeightOnlyLinear):
             continue
         rows, cols, scheme = layer.out_features, layer.in_features, layer.scheme
-        groups = rows * (1 if scheme["group_size"] < 0 else -(-cols // scheme["group_size"]))
         width = 8 if scheme["dtype"] == "int8" else 4
-        zeros = layer.stored_tensors().get("zero_points") if scheme["asym"] else None
-        real = zeros is not None and zeros.is_floating_point()  # HQQ's
-        bits += rows * cols * width + groups * 16
-        bits += groups * (32 if real else width) if scheme["asym"] else 0
+        stored = layer.stored_tensors().get("zero_points") if scheme["asym"] else None
+        real = stored is not None and stored.is_floating_point()  # HQQ's
+        zeros = (32 if real else width) if scheme["asym"] else 0
+        bits += stored_bits(rows, cols, scheme["group_size"], width, zeros)
         count += rows * cols
     return bits / count
 
@@ -87,34 +101,6 @@ def has_form(algorithm: str, form: str) -> bool:
     return algorithm != "HQQ" or FORMATS[form][1] == "asym"
 
 
-class PeakMemory:
-    """Growth of the resident memory: `with PeakMemory() as peak: ...`, then `peak.mib`."""
-
-    def __enter__(self) -> PeakMemory:
-        self.mib: float | None = None
-        self._resets = True
-        try:
-            # Linux: forget the peak so far.
-            Path("/proc/self/clear_refs").write_text("5")
-        except OSError:
-            self._resets = False
-        self._before = self._status("VmRSS")
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._resets:
-            self.mib = (self._status("VmHWM") - self._before) / 1024
-
-    @staticmethod
-    def _status(key: str) -> float:
-        """KiB."""
-        try:
-            lines = Path("/proc/self/status").read_text().splitlines()
-        except OSError:
-            return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
-        return next(float(line.split()[1]) for line in lines if line.startswith(f"{key}:"))
-
-
 def permuted(model: Any, windows: torch.Tensor, seed: int) -> dict[str, float]:
     """Permute `model`; the fp32 figures, checked to be what they were."""
     before = score_of(model, windows[:4])
@@ -124,6 +110,16 @@ def permuted(model: Any, windows: torch.Tensor, seed: int) -> dict[str, float]:
     if not moved < _PERMUTATION_TOLERANCE:
         raise SystemExit(f"the permutation moved fp32 perplexity from {before} to {after}")
     return {"fp32_moved_by": moved}
+
+
+def export(
+    folder: Path, model: Any, tokenizer: Any, calibration: str, options: Mapping[str, Any]
+) -> None:
+    """Write the protocol folder, with the samples that woq's own algorithms draw by `options`:
+    nsamples, seqlen, seed."""
+    numbers = (options["nsamples"], options["seqlen"], options["seed"])
+    samples = token_samples(calibration, lambda: tokenizer, *numbers)
+    save_protocol(folder, model, tokenizer, samples, options["seed"])
 
 
 def score_of(model: Any, windows: torch.Tensor) -> float:
@@ -155,7 +151,7 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
     parser.add_argument("--windows", type=int, default=64)
     parser.add_argument("--length", type=int, default=512)
     parser.add_argument("--model", metavar="DIR_OR_GGUF", help="default: SmolLM2-135M-Instruct")
-    parser.add_argument("--algorithm", nargs="+", choices=ALGORITHMS, default=list(ALGORITHMS))
+    parser.add_argument("--algorithm", nargs="*", default=list(ALGORITHMS), help="none: only fp32")
     parser.add_argument("--format", nargs="+", choices=FORMATS, default=list(FORMATS)[:5])
     parser.add_argument("--group-size", nargs="+", type=int, default=[32, 64, 128, -1])
     parser.add_argument("--seed", nargs="+", type=int, default=[42], help="of the calibration")
@@ -166,7 +162,11 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
     parser.add_argument("--no-permutation", action="store_true")
     parser.add_argument("--threads", type=int, help="default: as torch chooses")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    parser.add_argument("--export", type=Path, metavar="DIR", help="write what peers need, and end")
+    parser.add_argument("--score", nargs="+", type=Path, default=[], metavar="DIR", help="of peers")
     args = parser.parse_args(arguments)
+    if unknown := set(args.algorithm) - set(ALGORITHMS):
+        parser.error(f"--algorithm: unknown {sorted(unknown)}; known: {', '.join(ALGORITHMS)}")
     if args.windows < 1 or args.length < 2:
         parser.error("--windows must be at least 1 and --length at least 2")
     given = dict(option.partition("=")[::2] for option in args.option)
@@ -180,6 +180,10 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
     facts["calibration"] = f"{Path(args.calibration).name} {options or ''}".rstrip()
     if not args.no_permutation:
         facts |= permuted(model, windows, args.permutation_seed)
+    if args.export:
+        drawn = {"nsamples": 128, "seqlen": 512, **options, "seed": args.seed[0]}
+        export(args.export, model, tokenizer, args.calibration, drawn)
+        return []
     data = {"dataset": args.calibration, "tokenizer": tokenizer}
 
     def row(name: str, **figures: Any) -> dict[str, Any]:
@@ -187,7 +191,11 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
         values = {"algorithm": name, **empty, **figures}
         return {key: values[key] for key in ("algorithm", *empty, *_FIGURES)}
 
-    # The reference is computed again for each candidate: kept, it would be 6 GB for 64 windows.
+    def compare(candidate: Any) -> dict[str, float]:
+        # The reference is computed again each time: kept, it would be 6 GB for 64 windows.
+        reference = log_probabilities(model, windows)
+        return score(windows, reference, log_probabilities(candidate, windows))
+
     base = score_of(model, windows)
     rows = [row("fp32", perplexity=base, kl=0.0, top1=1.0, seconds=None, MiB=None)]
     for algorithm, form, group in itertools.product(args.algorithm, args.format, args.group_size):
@@ -204,9 +212,7 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
                     config.imatrix = woq.collect_imatrix(candidate, **data, **counts)
                 woq.quantize(candidate, config)
             seconds = time.perf_counter() - started
-            figures = score(
-                windows, log_probabilities(model, windows), log_probabilities(candidate, windows)
-            )
+            figures = compare(candidate)
             rows.append(
                 row(
                     algorithm,
@@ -220,6 +226,23 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
                 )
             )
             del candidate
+    candidate = copy.deepcopy(model) if args.score else None
+    for folder in args.score:
+        made = load_row(folder)
+        candidate.load_state_dict(model.state_dict())
+        restore_weights(folder, candidate)
+        rows.append(
+            row(
+                made.algorithm,
+                format=made.format,
+                group=made.group,
+                seed=made.seed,
+                **{"bits/weight": made.bits_per_weight},
+                **compare(candidate),
+                seconds=made.seconds,
+                MiB=made.mib,
+            )
+        )
     if args.json:
         print(json.dumps({"machine": facts, "results": rows}, indent=1))
     else:

@@ -3,13 +3,17 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import subprocess
 import sys
 import textwrap
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -38,6 +42,50 @@ def llama(*, tied: bool = False, dtype: torch.dtype = torch.float32, **overrides
         "max_position_embeddings": 256,
     }
     return LlamaForCausalLM(LlamaConfig(**{**settings, **overrides})).to(dtype).eval()
+
+
+def letters_checkpoint(folder: Path) -> Path:
+    """A Llama of two layers whose tokens are letters, and its tokenizer."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    letters = "abcdefghijklmnopqrstuvwxyz ."
+    vocabulary = {letter: i for i, letter in enumerate(["<s>", "</s>", *letters])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="."))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="."
+    ).save_pretrained(folder)
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(vocabulary),
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+        initializer_range=0.2,
+        bos_token_id=0,
+        eos_token_id=1,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+@contextmanager
+def benchmark_modules(*names: str) -> Iterator[dict[str, ModuleType]]:
+    """Modules of benchmarks/, forgotten afterwards: "common" is too common a name to stay
+    importable for other tests."""
+    folder = str(Path(__file__).parents[2] / "benchmarks")
+    sys.path.insert(0, folder)
+    try:
+        yield {name: importlib.import_module(name) for name in names}
+    finally:
+        sys.path.remove(folder)
+        for name, module in list(sys.modules.items()):
+            if str(getattr(module, "__file__", "")).startswith(folder):
+                del sys.modules[name]
 
 
 def t5(*, tied: bool = True, dtype: torch.dtype = torch.float32):
