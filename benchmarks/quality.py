@@ -57,6 +57,7 @@ FORMATS = {
 }
 _DATA_FREE = ("RTN", "HQQ")
 _PERMUTATION_TOLERANCE = 1e-4
+_REFERENCE_BYTES = 2 << 30
 
 
 def bits_per_weight(model: Any) -> float:
@@ -89,7 +90,7 @@ def config_for(
         "group_size": group_size,
         "scale_dtype": "fp16",
         "algorithm": name,
-        "mse_range": variant == "mse",
+        "mse_range": True if variant == "mse" else None,
         "algorithm_args": {} if name == "RTN" else dict(options),
     }
     if name not in _DATA_FREE:
@@ -120,6 +121,32 @@ def export(
     numbers = (options["nsamples"], options["seqlen"], options["seed"])
     samples = token_samples(calibration, lambda: tokenizer, *numbers)
     save_protocol(folder, model, tokenizer, samples, options["seed"])
+
+
+class RowFile:
+    """Rows that were measured, one JSON line each, so that a table can be made in several runs:
+    what was measured with the same settings is not measured again. Without a path: nothing."""
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+        self._rows: dict[str, dict[str, Any]] = {}
+        if path is not None and path.exists():
+            for line in path.read_text(encoding="utf-8").splitlines():
+                entry = json.loads(line)
+                self._rows[self._name(entry["settings"])] = entry["row"]
+
+    def get(self, settings: Mapping[str, Any]) -> dict[str, Any] | None:
+        return self._rows.get(self._name(settings))
+
+    def add(self, settings: Mapping[str, Any], row: dict[str, Any]) -> None:
+        self._rows[self._name(settings)] = row
+        if self._path is not None:
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"settings": settings, "row": row}) + "\n")
+
+    @staticmethod
+    def _name(settings: Mapping[str, Any]) -> str:
+        return json.dumps(settings, sort_keys=True)
 
 
 def score_of(model: Any, windows: torch.Tensor) -> float:
@@ -162,6 +189,9 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
     parser.add_argument("--no-permutation", action="store_true")
     parser.add_argument("--threads", type=int, help="default: as torch chooses")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    parser.add_argument(
+        "--rows", type=Path, metavar="FILE", help="keep rows there, and take those it has from it"
+    )
     parser.add_argument("--export", type=Path, metavar="DIR", help="write what peers need, and end")
     parser.add_argument("--score", nargs="+", type=Path, default=[], metavar="DIR", help="of peers")
     args = parser.parse_args(arguments)
@@ -191,10 +221,22 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
         values = {"algorithm": name, **empty, **figures}
         return {key: values[key] for key in ("algorithm", *empty, *_FIGURES)}
 
+    kept: list[torch.Tensor] = []
+
     def compare(candidate: Any) -> dict[str, float]:
-        # The reference is computed again each time: kept, it would be 6 GB for 64 windows.
-        reference = log_probabilities(model, windows)
+        # Computed again each time where keeping it is too much: 6 GB for 64 windows.
+        if not kept and windows.numel() * model.config.vocab_size * 4 <= _REFERENCE_BYTES:
+            kept.extend(log_probabilities(model, windows))
+        reference = kept or log_probabilities(model, windows)
         return score(windows, reference, log_probabilities(candidate, windows))
+
+    protocol = {
+        "model": facts["model"],
+        "text": facts["text"],
+        "calibration": Path(args.calibration).name,
+        "permutation": None if args.no_permutation else args.permutation_seed,
+    }
+    measured = RowFile(args.rows)
 
     base = score_of(model, windows)
     rows = [row("fp32", perplexity=base, kl=0.0, top1=1.0, seconds=None, MiB=None)]
@@ -203,7 +245,18 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
             continue
         for seed in [None] if algorithm in ("RTN", "RTN+mse", "HQQ") else args.seed:
             chosen = options if seed is None else {**options, "seed": seed}
-            config = config_for(algorithm, form, group, _known(algorithm, chosen), data)
+            known = _known(algorithm, chosen)
+            settings = {
+                **protocol,
+                "algorithm": algorithm,
+                "format": form,
+                "group": group,
+                "options": known,
+            }
+            if (found := measured.get(settings)) is not None:
+                rows.append(found)
+                continue
+            config = config_for(algorithm, form, group, known, data)
             candidate = copy.deepcopy(model)
             started = time.perf_counter()
             with PeakMemory() as peak:
@@ -225,6 +278,7 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
                     MiB=peak.mib,
                 )
             )
+            measured.add(settings, rows[-1])
             del candidate
     candidate = copy.deepcopy(model) if args.score else None
     for folder in args.score:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from . import _native
 
-__all__ = ["ALGORITHMS", "Option", "complete_options", "needs_calibration"]
+__all__ = ["ALGORITHMS", "Option", "complete_options", "needs_calibration", "searches_ranges"]
 
 
 class Option(NamedTuple):
@@ -74,7 +74,12 @@ ALGORITHMS: dict[str, dict[str, Option]] = {
             0.01, "a number between 0 and 1", lambda value: _number(value) and 0 < value < 1
         ),
         "desc_act": _boolean(False),
-        "act_group_aware": _boolean(False),
+        # None: unless desc_act orders the columns.
+        "act_group_aware": Option(
+            None,
+            "True, False or None",
+            lambda value: value is None or isinstance(value, bool),
+        ),
         "static_groups": _boolean(False),
         "true_sequential": _boolean(False),
         # How far to make up for inputs that differ from the float model's (GPTAQ); 0 is plain GPTQ.
@@ -124,6 +129,12 @@ _ALIASES = {
 }
 
 
+def searches_ranges(algorithm: str) -> bool:
+    """Whether `mse_range` is on unless said otherwise: where data weighs the errors, the search
+    halves the loss; round to nearest by its name is the plain one."""
+    return algorithm in ("GPTQ", "AUTOROUND")
+
+
 def needs_calibration(algorithm: str) -> bool:
     return "nsamples" in ALGORITHMS[algorithm]
 
@@ -153,6 +164,8 @@ def complete_options(owner: str, algorithm: str, given: Mapping[str, Any]) -> di
             raise _native.InvalidArgument(
                 f"{owner}.{name} must be {option.what}, got {complete[name]!r}"
             )
+    if "act_group_aware" in complete and complete["act_group_aware"] is None:
+        complete["act_group_aware"] = not complete["desc_act"]
     if complete.get("desc_act") and complete.get("act_group_aware"):
         raise _native.InvalidArgument(
             f"{owner}: desc_act and act_group_aware exclude each other: both order the columns"

@@ -222,9 +222,9 @@ class GPTQConfig(_AlgorithmConfig):
     wrong is made good by the columns that follow, as the inputs' second moments say.
 
     `desc_act` takes the columns in the order of their inputs' size, which costs a permutation at
-    run time; `act_group_aware` keeps every column in its group, which does not. `gptaq_alpha` above
-    0 also makes good what the quantized layers before did to the inputs (GPTAQ, arXiv:2504.02692,
-    whose code has 0.25).
+    run time; `act_group_aware` keeps every column in its group, which does not, and is on
+    unless `desc_act` is. `gptaq_alpha` above 0 also makes good what the quantized layers before did
+    to the inputs (GPTAQ, arXiv:2504.02692, whose code has 0.25).
     """
 
     _algorithm = "GPTQ"
@@ -241,11 +241,11 @@ class GPTQConfig(_AlgorithmConfig):
         use_double_quant: bool = False,
         double_quant_scale_dtype: Any = None,
         sym: bool = True,
-        mse_range: bool = False,
+        mse_range: bool | None = None,
         blocksize: int = 128,
         damp_percent: float = 0.01,
         desc_act: bool = False,
-        act_group_aware: bool = False,
+        act_group_aware: bool | None = None,
         static_groups: bool = False,
         true_sequential: bool = False,
         gptaq_alpha: float = 0.0,
@@ -385,7 +385,7 @@ class AutoRoundConfig(_AlgorithmConfig):
         use_double_quant: bool = False,
         double_quant_scale_dtype: Any = None,
         sym: bool = True,
-        mse_range: bool = False,
+        mse_range: bool | None = None,
         lr: float | None = None,
         minmax_lr: float | None = None,
         enable_minmax_tuning: bool = True,

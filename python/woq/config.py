@@ -20,7 +20,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 
 from . import _native
-from ._options import ALGORITHMS, complete_options, needs_calibration
+from ._options import ALGORITHMS, complete_options, needs_calibration, searches_ranges
 from ._units import parse_bytes
 
 __all__ = ["FORMAT_VERSION", "WeightOnlyQuantConfig"]
@@ -113,7 +113,8 @@ class WeightOnlyQuantConfig(_TransformersConfig):
         group_size: weights that share a scale, along the input features; -1 for a whole row.
         scheme: "sym", or "asym" (a zero point per group; integers only).
         use_double_quant: store the scales themselves in 8 bits.
-        mse_range: search the scale of every group that gives the least squared error.
+        mse_range: search the scale of every group that gives the least squared error, by GPTQ and
+            AUTOROUND weighted as calibration says; None: for these two.
         algorithm: "RTN" (round to nearest); "HQQ", which finds zero points; "GPTQ", "AWQ", "TEQ" or
             "AUTOROUND", which look at what the model does with calibration data; "AWQ+GPTQ" or
             "TEQ+GPTQ", one after the other.
@@ -147,7 +148,7 @@ class WeightOnlyQuantConfig(_TransformersConfig):
     group_size: int = 32
     scheme: str = "sym"
     use_double_quant: bool = False
-    mse_range: bool = False
+    mse_range: bool | None = None
     algorithm: str = "RTN"
     modules_to_not_convert: list[str] | None = None
     quantize_lm_head: bool | str = False
@@ -222,8 +223,9 @@ class WeightOnlyQuantConfig(_TransformersConfig):
         for field in ("weight_dtype", "compute_dtype", "scale_dtype", "scheme", "algorithm"):
             _require(owner, field, getattr(self, field), str, "a string")
         _require(owner, "group_size", self.group_size, int, "an integer")
-        for field in ("use_double_quant", "mse_range"):
-            _require(owner, field, getattr(self, field), bool, "True or False")
+        _require(owner, "use_double_quant", self.use_double_quant, bool, "True or False")
+        if self.mse_range is not None:
+            _require(owner, "mse_range", self.mse_range, bool, "True, False or None")
         if self.scheme not in _SCHEMES:
             raise _native.InvalidArgument(
                 f"{owner}.scheme must be 'sym' or 'asym', got {self.scheme!r}"
@@ -233,6 +235,8 @@ class WeightOnlyQuantConfig(_TransformersConfig):
                 f"{owner}.algorithm {self.algorithm!r} is unknown; known: {', '.join(ALGORITHMS)}"
             )
         self.algorithm = self.algorithm.upper()
+        if self.mse_range is None:
+            self.mse_range = searches_ranges(self.algorithm)
         _require(owner, "algorithm_args", self.algorithm_args, dict, "a dict of options")
         self.algorithm_args = complete_options(owner, self.algorithm, self.algorithm_args)
         parse_bytes(self.activation_memory, f"{owner}.activation_memory")

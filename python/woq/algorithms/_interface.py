@@ -65,7 +65,7 @@ def round_to_nearest(
     return _native.quantize_rtn(
         weight,
         **scheme_of(config, target),
-        mse_range=searched if mse_range is None else mse_range,
+        mse_range=bool(searched if mse_range is None else mse_range),
         importance=target.importance,
         name=target.name,
         num_threads=torch.get_num_threads(),

@@ -78,7 +78,7 @@ def _after_gptq(block: Block, config: WeightOnlyQuantConfig) -> Iterator[tuple[s
                 moment.hessian,
                 **scheme,
                 act_order="group_aware",
-                mse_range=config.mse_range,
+                mse_range=bool(config.mse_range),
                 in_flight=in_flight,
                 name=target.name,
                 num_threads=torch.get_num_threads(),

@@ -30,7 +30,7 @@ def quantize_block(block: Block, config: WeightOnlyQuantConfig) -> Iterator[Fini
             schemes=[scheme_of(config, target) for target in group],
             n_grid=options["n_grid"],
             duo_scaling=duo_scaling,
-            mse_range=config.mse_range,
+            mse_range=bool(config.mse_range),
             name=group[0].name,
             num_threads=torch.get_num_threads(),
         )

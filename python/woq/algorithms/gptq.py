@@ -27,7 +27,7 @@ def quantize_block(block: Block, config: WeightOnlyQuantConfig) -> Iterator[Fini
             for target in group:
                 weight = linear_parameters(target.module)
                 matrix, note = round_columns(weight, config, target, seen)
-                rounded = round_to_nearest(weight, config, target)
+                rounded = round_to_nearest(weight, config, target, mse_range=False)
                 yield Finished(
                     target,
                     matrix,
@@ -56,7 +56,7 @@ def round_columns(
         block_size=options["blocksize"],
         act_order=act_order(options),
         static_groups=options["static_groups"],
-        mse_range=config.mse_range,
+        mse_range=bool(config.mse_range),
         cross=seen.cross,
         gptaq_alpha=options["gptaq_alpha"],
         ranges=ranges,
