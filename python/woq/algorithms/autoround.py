@@ -29,7 +29,7 @@ __all__ = ["quantize_block"]
 # Keeps the relative error of a block whose output is zero finite.
 _SMALL = 1e-12
 # Batches on which the start and the end are compared.
-_COMPARED = 4
+_COMPARED = 2
 # The whole way that an offset can go in all steps together is half of the rate times the steps:
 # from RTN to the neighbouring code, from GPTQ's codes, which are good already, a part of it.
 _RATE_TIMES_ITERS = {"rtn": 1.0, "gptq": 0.3}
