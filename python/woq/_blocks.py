@@ -394,8 +394,7 @@ def capture(
             # need not run through the blocks for them.
             known = number > 1 and recorder.constant() and _shapes(batch) == _shapes(batches[0])
             recorder.stop_before = first if known else None
-            with fast_products():
-                _forward(model, batch)
+            _forward(model, batch)
             if known:
                 for calls in recorder.calls.values():
                     calls.append(calls[0])

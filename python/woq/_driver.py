@@ -12,6 +12,8 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Generator, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import nn
@@ -98,7 +100,7 @@ def _segment(
                 block.original = block.copy(references) if mine else block
             elif references is not None:
                 block.references = references
-                _advance(block, references)
+                _advance(block, references, fast_products())
             if mine:
                 unreached = _unreached(block)
                 for target in unreached:
@@ -111,12 +113,13 @@ def _segment(
                     yield finished
             if number + 1 < len(segment.blocks):
                 if block.original is not None and references is not None:
-                    _advance(block.original, references)
+                    _advance(block.original, references, fast_products())
                 if float_inputs and references is not None:
                     for index in range(len(block)):
                         inputs.replace(index, references[index])
                 else:
-                    _advance(block, inputs)
+                    # Quantized layers multiply in their own compute dtype.
+                    _advance(block, inputs, nullcontext())
     finally:
         inputs.close()
         if references is not None:
@@ -147,10 +150,10 @@ def _within(block: str, pending: dict[str, Target]) -> list[Target]:
 
 
 @torch.no_grad()
-def _advance(block: Block, states: Activations) -> None:
+def _advance(block: Block, states: Activations, products: AbstractContextManager[Any]) -> None:
     """Replace the inputs `states` of the block by its outputs, batch by batch."""
     for index in range(len(block)):
-        with fast_products():
+        with products:
             output = block.run(index, states[index])
         check_finite(output, f"the output of {block.name}", index)
         states.replace(index, output)

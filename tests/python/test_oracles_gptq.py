@@ -207,6 +207,35 @@ def test_gptaq_is_the_papers() -> None:
         assert different < 0.002, alpha  # the moment is accumulated in fp32
 
 
+@EVERY_SCHEME
+@pytest.mark.parametrize("act_order", ["none", "desc", "group_aware"])
+def test_weights_in_flight_round_to_the_codes(scheme: Scheme, act_order: str) -> None:
+    """What `in_flight` gets is what was rounded: the result's scales say how far from it each
+    weight may lie, half of the widest gap between neighbouring code points, unless the range is
+    exceeded."""
+    weight, x = layer("in flight", 24, 96)
+    moved = np.zeros_like(weight)
+    keywords = scheme.keywords(32) | {"act_order": act_order}
+    matrix = core.quantize_gptq(weight, hessian_of(x), in_flight=moved, **keywords)
+    plain = core.quantize_gptq(weight, hessian_of(x), **keywords)
+    assert np.array_equal(matrix.dequantize(), plain.dequantize())
+    first = 0 if act_order == "none" else None
+    if first is not None:
+        assert np.array_equal(moved[:, first], weight[:, first])  # nothing had moved it yet
+    assert not np.allclose(moved, weight)
+    values = matrix.dequantize()
+    groups = np.arange(96) // 32 if matrix.act_order is False else matrix.g_idx()
+    for n in range(24):
+        for g in range(3):
+            mine = groups == g
+            points = np.unique(scheme.points(matrix, n, g))
+            w = np.clip(moved[n, mine], points[0], points[-1])
+            nearest = np.abs(w[:, None] - points).min(axis=1)
+            # A tie, or a rounding of the quotient, may go either way: one part in 2^20 of the range.
+            slack = (points[-1] - points[0]) * 2.0**-20
+            assert (np.abs(w - values[n, mine]) <= nearest + slack).all()
+
+
 def test_hessian_is_the_sum_of_products() -> None:
     _, x = layer("hessian", 1, 100)
     hessian = core.Hessian(100, "proj")

@@ -263,7 +263,7 @@ def test_measured(modules: dict[str, ModuleType], protocol: Path, tmp_path: Path
     """Memory held only inside counts."""
     task = SimpleNamespace()
     with modules["quantizers"].Task.measured(task):
-        block = torch.zeros(16 << 20, dtype=torch.uint8).add_(1)
+        block = torch.zeros(64 << 20, dtype=torch.uint8).add_(1)
         del block
     assert task.seconds > 0
-    assert task.mib is None or task.mib > 14
+    assert task.mib is None or task.mib > 48

@@ -47,7 +47,7 @@ def quantize_block(block: Block, config: WeightOnlyQuantConfig) -> Iterator[Fini
     if options["iters"] == 0:
         for target in block.targets:
             weight = linear_parameters(target.module)
-            yield Finished(target, round_to_nearest(weight, config, target))
+            yield Finished(target, round_to_nearest(weight, config, target, mse_range=False))
         return
     start = _after_gptq if options["start"] == "gptq" else _after_rtn
     roundings = dict(start(block, config))
