@@ -25,6 +25,7 @@ import argparse
 import copy
 import itertools
 import json
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -45,7 +46,10 @@ from quality_exchange import (
 import woq
 from woq.calibration import token_samples
 
-ALGORITHMS = ("RTN", "RTN+mse", "RTN+imatrix", "HQQ", "GPTQ", "AWQ", "TEQ", "AUTOROUND")
+ALGORITHMS = (
+    *("RTN", "RTN+mse", "RTN+imatrix", "HQQ", "GPTQ", "AWQ", "TEQ", "AUTOROUND"),
+    *("AWQ+GPTQ", "TEQ+GPTQ"),
+)
 # dtype and scheme, as the columns are called.
 FORMATS = {
     "int4_clip": ("int4_clip", "sym"),
@@ -131,8 +135,12 @@ class RowFile:
         self._path = path
         self._rows: dict[str, dict[str, Any]] = {}
         if path is not None and path.exists():
-            for line in path.read_text(encoding="utf-8").splitlines():
-                entry = json.loads(line)
+            for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+                try:
+                    entry = json.loads(line)
+                except ValueError:
+                    print(f"{path}:{number}: a run was stopped here; left out", file=sys.stderr)
+                    continue
                 self._rows[self._name(entry["settings"])] = entry["row"]
 
     def get(self, settings: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -200,7 +208,13 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
     if args.windows < 1 or args.length < 2:
         parser.error("--windows must be at least 1 and --length at least 2")
     given = dict(option.partition("=")[::2] for option in args.option)
-    options = {name: json.loads(value) for name, value in given.items()}
+    try:
+        options = {name: json.loads(value) for name, value in given.items()}
+    except ValueError as error:
+        parser.error(f"--option wants NAME=VALUE with a JSON value: {error}")
+    usable = {name for algorithm in args.algorithm for name in _known(algorithm, options)}
+    if unused := set(options) - usable - (set(_COUNTS) if args.export or args.score else set()):
+        parser.error(f"--option: no chosen algorithm has {', '.join(sorted(unused))}")
 
     facts = machine(args.threads)
     model, tokenizer, facts["model"] = load_fp32(args.model)
@@ -246,17 +260,17 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
         for seed in [None] if algorithm in ("RTN", "RTN+mse", "HQQ") else args.seed:
             chosen = options if seed is None else {**options, "seed": seed}
             known = _known(algorithm, chosen)
+            config = config_for(algorithm, form, group, known, data)
             settings = {
                 **protocol,
                 "algorithm": algorithm,
-                "format": form,
-                "group": group,
-                "options": known,
+                "config": config.to_dict(),
+                "counts": {key: known[key] for key in _COUNTS if key in known},
+                "threads": torch.get_num_threads(),
             }
             if (found := measured.get(settings)) is not None:
                 rows.append(found)
                 continue
-            config = config_for(algorithm, form, group, known, data)
             candidate = copy.deepcopy(model)
             started = time.perf_counter()
             with PeakMemory() as peak:

@@ -25,7 +25,6 @@ from ._blocks import (
     Segment,
     capture,
     check_finite,
-    fast_products,
     for_calibration,
     segments,
 )
@@ -100,7 +99,7 @@ def _segment(
                 block.original = block.copy(references) if mine else block
             elif references is not None:
                 block.references = references
-                _advance(block, references, fast_products())
+                _advance(block, references, block.fast_products())
             if mine:
                 unreached = _unreached(block)
                 for target in unreached:
@@ -113,7 +112,7 @@ def _segment(
                     yield finished
             if number + 1 < len(segment.blocks):
                 if block.original is not None and references is not None:
-                    _advance(block.original, references, fast_products())
+                    _advance(block.original, references, nullcontext())
                 if float_inputs and references is not None:
                     for index in range(len(block)):
                         inputs.replace(index, references[index])

@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from . import _native
+from .config import WeightOnlyQuantConfig, pattern_of_names
 from .linear import WeightOnlyLinear
 
 if TYPE_CHECKING:
     import torch
-
-    from .config import WeightOnlyQuantConfig
 
 __all__ = [
     "Target",
@@ -74,8 +74,7 @@ def matches(name: str, patterns: Iterable[str]) -> bool:
     """Whether a pattern means the module `name`, by transformers' rule: a regular expression that
     matches from the start up to the end of a path component, or a literal suffix."""
     return any(
-        re.match(rf"(?:{pattern})(?:(?<=\.)|(?=\.|$))", name) or name.endswith(pattern)
-        for pattern in patterns
+        pattern_of_names(pattern).match(name) or name.endswith(pattern) for pattern in patterns
     )
 
 
@@ -132,8 +131,24 @@ def select(model: nn.Module, config: WeightOnlyQuantConfig) -> list[Target]:
             continue
         scheme = scheme_for(config, name, head=name in heads)
         if scheme is not None:
+            _check_scheme(name, scheme, config)
             targets.append(Target(name, module, scheme, transposed, name in tied))
     return targets
+
+
+def _check_scheme(name: str, scheme: Mapping[str, Any], config: WeightOnlyQuantConfig) -> None:
+    """Before any work is done: a rule for an output embedding meets its own dtype only here."""
+    try:
+        _native.validate_scheme(
+            scheme["dtype"],
+            scheme["group_size"],
+            scheme["asym"],
+            scheme["scale_dtype"],
+            scheme["double_quant"],
+            config.compute_dtype,
+        )
+    except _native.InvalidArgument as error:
+        raise type(error)(f"{name}, with its rule in layer_config: {error}") from error
 
 
 def scheme_for(

@@ -9,6 +9,7 @@ all. Without a `weight_dtype`, 4 bits are int4_clip and 8 bits int8.
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import logging
 from collections.abc import Mapping
@@ -37,7 +38,11 @@ _SWITCHES: dict[str, tuple[tuple[Any, ...], str | None]] = {
 # Second names of options.
 _SYNONYMS = {"n_samples": "nsamples", "max_input_length": "seqlen", "calib_len": "seqlen"}
 
-_ONE_RUN = ("dataset", "tokenizer", "work_dir", "activation_memory", "imatrix")
+_ONE_RUN = tuple(
+    field.name
+    for field in dataclasses.fields(WeightOnlyQuantConfig)
+    if not field.metadata.get("stored", True)
+)
 
 
 class _AlgorithmConfig(WeightOnlyQuantConfig):
@@ -207,6 +212,7 @@ class HqqConfig(_AlgorithmConfig):
         beta: float = ALGORITHMS["HQQ"]["beta"].default,
         kappa: float = ALGORITHMS["HQQ"]["kappa"].default,
         quantize_lm_head: bool | str = False,
+        layer_config: dict[str, dict[str, Any] | None] | None = None,
     ) -> None:
         if axis != 1:
             raise InvalidArgument(

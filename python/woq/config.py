@@ -63,6 +63,12 @@ def _unknown_field(owner: str, name: str, known: Iterable[str]) -> _native.Inval
     return _native.InvalidArgument(f"{owner} has no field {name!r}{hint} Known: {', '.join(names)}")
 
 
+def pattern_of_names(pattern: str) -> re.Pattern[str]:
+    """The pattern as it is matched to a module's name from its start: up to the end of a component
+    of the path, as transformers matches `modules_to_not_convert`. Raises re.error."""
+    return re.compile(rf"(?:{pattern})(?:(?<=\.)|(?=\.|$))")
+
+
 def _dtype_name(value: Any) -> Any:
     """'fp32', 'float32', torch.float32 and numpy.float32 all name the same dtype."""
     if isinstance(value, str):
@@ -235,6 +241,10 @@ class WeightOnlyQuantConfig(_TransformersConfig):
                 f"{owner}.algorithm {self.algorithm!r} is unknown; known: {', '.join(ALGORITHMS)}"
             )
         self.algorithm = self.algorithm.upper()
+        if self.algorithm == "HQQ" and self.mse_range:
+            raise _native.InvalidArgument(
+                f"{owner}.mse_range: HQQ has a search of its own; leave it out"
+            )
         if self.mse_range is None:
             self.mse_range = searches_ranges(self.algorithm)
         _require(owner, "algorithm_args", self.algorithm_args, dict, "a dict of options")
@@ -248,6 +258,14 @@ class WeightOnlyQuantConfig(_TransformersConfig):
                 raise _native.InvalidArgument(
                     f"{owner}.modules_to_not_convert must be a list of strings, got {skip!r}"
                 )
+            for pattern in skip:
+                try:
+                    pattern_of_names(pattern)
+                except re.error as error:
+                    raise _native.InvalidArgument(
+                        f"{owner}.modules_to_not_convert: {pattern!r} is no regular expression: "
+                        f"{error}; escape it with re.escape"
+                    ) from error
             self.modules_to_not_convert = list(skip)
         self.weight_dtype = self._validate_scheme(self.weight_dtype)
         if self.algorithm == "HQQ" and not self.asym:
@@ -300,7 +318,7 @@ class WeightOnlyQuantConfig(_TransformersConfig):
             _require(type(self).__name__, "layer_config", pattern, str, "a dict with string keys")
             where = f"{path}[{pattern!r}]"
             try:
-                re.compile(pattern)
+                pattern_of_names(pattern)
             except re.error as error:
                 raise _native.InvalidArgument(
                     f"{where} is no regular expression: {error}; escape it with re.escape"
@@ -327,6 +345,11 @@ class WeightOnlyQuantConfig(_TransformersConfig):
                 )
             return None
         settings: dict[str, Any] = {}
+        if self.algorithm == "HQQ" and (given.get("scheme") == "sym" or given.get("sym")):
+            raise _native.InvalidArgument(
+                f"{where}: HQQ finds zero points, so that no layer is symmetric; None leaves a "
+                "module in floating point"
+            )
         if "group_size" in given:
             _require(where, "group_size", given["group_size"], int, "an integer")
             settings["group_size"] = given["group_size"]
@@ -368,6 +391,9 @@ class WeightOnlyQuantConfig(_TransformersConfig):
         """Set the given fields, validate, and return what is not a field of this config."""
         known = {field.name for field in dataclasses.fields(self)}
         trial = copy.deepcopy(self)
+        if str(kwargs.get("algorithm", self.algorithm)).upper() != self.algorithm:
+            # Another algorithm's defaults and options.
+            trial.mse_range, trial.algorithm_args = None, {}
         for name in known & kwargs.keys():
             setattr(trial, name, kwargs[name])
         trial.validate()

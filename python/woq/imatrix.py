@@ -74,6 +74,8 @@ class ImportanceMatrix:
     ) -> None:
         self._entries = {name: _entry(name, *entry) for name, entry in entries.items()}
         self.datasets = list(datasets)
+        if isinstance(chunk_size, bool) or not 0 < int(chunk_size) < 1 << 31:
+            raise InvalidArgument(f"chunk_size must be between 1 and 2^31 - 1, got {chunk_size!r}")
         self.chunk_size = chunk_size
         self.architecture = architecture
 
@@ -234,7 +236,7 @@ def collect_imatrix(
         _without_head(model),
         observed_inputs(targets, sums.add),
         torch.no_grad(),
-        fast_products(),
+        fast_products(model, targets),
     ):
         for batch in batches:
             with contextlib.suppress(_Done):

@@ -19,6 +19,7 @@ import dataclasses
 import heapq
 import logging
 import math
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -179,10 +180,20 @@ def plan_layer_config(
     return _planned(config, targets, rules, measured, average_bits)
 
 
-def stored_bits(shape: tuple[int, int], scheme: Mapping[str, Any]) -> float:
-    """Stored bits for each weight of a [N, K] matrix in `scheme`."""
+def stored_bits(
+    shape: tuple[int, int], scheme: Mapping[str, Any], config: WeightOnlyQuantConfig | None = None
+) -> float:
+    """Stored bits for each weight of a [N, K] matrix in `scheme`, with what the algorithm of
+    `config` stores besides."""
     rows, cols = shape
-    specs = tensor_specs(rows, cols, **scheme).values()
+    extra: dict[str, Any] = {}
+    if config is not None:
+        extra = {
+            "float_zeros": config.stores_float_zeros,
+            "act_order": config.stores_g_idx,
+            "scales_input": config.stores_act_scales,
+        }
+    specs = tensor_specs(rows, cols, **scheme, **extra).values()
     return 8 * sum(math.prod(size) * dtype.itemsize for size, dtype in specs) / (rows * cols)
 
 
@@ -363,7 +374,7 @@ def _measured(
                         yield _costs(target, config, seen.hessian, fisher[target.name], rules)
                 logger.info("planning: %s (%d layers) measured", name, len(mine))
                 if number + 1 < len(segment.blocks):
-                    with torch.no_grad():
+                    with torch.no_grad(), block.fast_products():
                         for index in range(len(block)):
                             inputs.replace(index, block.run(index))
         finally:
@@ -431,7 +442,7 @@ def _planned(
     def bits(target: Target, rule: Rule) -> float:
         if rule is None:
             return _FLOAT_BITS
-        return stored_bits(target.shape, overridden(target.scheme, rule))
+        return stored_bits(target.shape, overridden(target.scheme, rule), config)
 
     sizes = [math.prod(target.shape) for target in targets]
     own: list[list[Rule]] = [list(rules) if target.name in measured else [{}] for target in targets]
@@ -452,7 +463,7 @@ def _planned(
         cost = sum(each[i][1] for each, i in zip(options, places, strict=True))
         uniform.append((_text(rule), total / sum(sizes), cost))
     chosen = {
-        choice.name: choice.settings
+        re.escape(choice.name) + "$": choice.settings
         for choice, target in zip(choices, targets, strict=True)
         if choice.settings is None or overridden(target.scheme, choice.settings) != target.scheme
     }

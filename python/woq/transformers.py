@@ -356,7 +356,7 @@ def attach_quantizer(model: nn.Module, config: WeightOnlyQuantConfig) -> None:
     """
     for inner in _outermost_pretrained(model):
         attached = config.stored()
-        floats = [re.escape(target.name) for target in select(inner, config)]
+        floats = [re.escape(target.name) + "$" for target in select(inner, config)]
         if floats:
             attached.modules_to_not_convert = [*(config.modules_to_not_convert or ()), *floats]
         done = quantized_layers(inner)
@@ -384,7 +384,7 @@ def _exact_rules(model: nn.Module, config: WeightOnlyQuantConfig) -> dict[str, d
         have, wanted = layer.scheme, scheme_for(config, name, head=name in heads)
         keys = ("dtype", "group_size", "asym")
         if wanted is None or any(have[key] != wanted[key] for key in keys):
-            rules[re.escape(name)] = {
+            rules[re.escape(name) + "$"] = {
                 "weight_dtype": have["dtype"],
                 "group_size": have["group_size"],
                 "scheme": "asym" if have["asym"] else "sym",

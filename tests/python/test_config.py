@@ -7,6 +7,7 @@ import copy
 import json
 import logging
 import pickle
+import re
 
 import pytest
 from hypothesis import given, settings
@@ -55,7 +56,9 @@ def configs(draw):
         scheme=scheme,
         use_double_quant=double,
         mse_range=draw(st.booleans()),
-        modules_to_not_convert=draw(st.none() | st.lists(st.text(max_size=8), max_size=3)),
+        modules_to_not_convert=draw(
+            st.none() | st.lists(st.text(max_size=8).map(re.escape), max_size=3)
+        ),
         quantize_lm_head=draw(st.sampled_from(head)),
     )
 
@@ -306,6 +309,18 @@ def test_data_belongs_to_one_run():
     assert "text" not in repr(config)
 
 
+def test_defaults_that_depend_on_the_algorithm():
+    assert not WeightOnlyQuantConfig().mse_range
+    assert woq.GPTQConfig().mse_range
+    assert woq.GPTQConfig().algorithm_args["act_group_aware"]
+    assert not woq.GPTQConfig(desc_act=True).algorithm_args["act_group_aware"]
+    assert not woq.GPTQConfig(mse_range=False).mse_range
+    config = WeightOnlyQuantConfig()
+    config.update(algorithm="GPTQ")
+    assert config == WeightOnlyQuantConfig(algorithm="GPTQ")
+    assert woq.GPTQConfig.from_dict(woq.GPTQConfig(mse_range=False).to_dict()).mse_range is False
+
+
 def test_other_names_of_options():
     assert woq.AutoRoundConfig(n_samples=7).algorithm_args["nsamples"] == 7
     assert woq.GPTQConfig(max_input_length=64).algorithm_args["seqlen"] == 64
@@ -338,9 +353,21 @@ def test_other_names_of_options():
         ),
         (lambda: WeightOnlyQuantConfig(algorithm_args={"iters": 1}), "RTN has no option 'iters'"),
         (lambda: WeightOnlyQuantConfig(algorithm_args=[1]), "must be a dict of options"),
+        (
+            lambda: WeightOnlyQuantConfig(modules_to_not_convert=["(?i)mlp"]),
+            r"modules_to_not_convert: '\(\?i\)mlp' is no regular expression",
+        ),
+        (
+            lambda: woq.HqqConfig(layer_config={"q_proj": {"scheme": "sym"}}),
+            r"layer_config\['q_proj'\]: HQQ finds zero points",
+        ),
+        (
+            lambda: WeightOnlyQuantConfig(algorithm="HQQ", scheme="asym", mse_range=True),
+            "mse_range: HQQ has a search of its own",
+        ),
         (lambda: RtnConfig.from_dict(woq.GPTQConfig().to_dict()), "cannot read a config of GPTQ"),
     ],
-    ids=range(17),
+    ids=range(20),
 )
 def test_one_clear_error_for_each_mistake(make, message):
     with pytest.raises(InvalidArgument, match=message):

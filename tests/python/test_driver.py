@@ -247,6 +247,27 @@ def test_inputs_and_references(make, monkeypatch):
                 assert error < tolerance, (stack, number)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("algorithm", ["GPTQ", "AWQ", "TEQ", "AUTOROUND"])
+@pytest.mark.parametrize("make", [llama, gpt2], ids=lambda make: make.__name__)
+def test_models_of_half_precision(make, algorithm, dtype):
+    """float16 has no products in bfloat16: their sums are float32, which its norms don't take."""
+    steps = {"iters": 2} if algorithm in ("TEQ", "AUTOROUND") else {}
+    model = woq.quantize(
+        make(dtype=dtype),
+        WeightOnlyQuantConfig(
+            algorithm=algorithm,
+            algorithm_args={"nsamples": 6, "seqlen": 16, "batch_size": 4, **steps},
+            group_size=16,
+            dataset=DATA,
+        ),
+    )
+    assert model.woq_report.complete
+    assert not model.woq_report.fallbacks
+    with torch.no_grad():
+        assert torch.isfinite(model(DATA[:2]).logits).all()
+
+
 @pytest.mark.parametrize("kind", [*MODELS, "bert", "gemma"])
 def test_any_architecture(kind):
     model = {**MODELS, "bert": bert, "gemma": gemma}[kind]()

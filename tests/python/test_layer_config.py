@@ -247,3 +247,13 @@ def test_the_report_counts_bits():
     bits = 8 * report.bytes_after / report.quantized_parameters
     assert f"{bits:.2f} bits a weight" in str(report)
     assert "int8" in str(report)
+
+
+def test_a_rule_that_does_not_fit_the_head_is_refused_before_any_work():
+    model = llama()
+    before = {name: weight.clone() for name, weight in model.named_parameters()}
+    rules = {"lm_head": {"scheme": "asym"}}
+    config = RtnConfig(group_size=16, quantize_lm_head="nf4", layer_config=rules)
+    with pytest.raises(InvalidArgument, match=r"lm_head, with its rule in layer_config: .*asym"):
+        woq.quantize(model, config)
+    assert before.keys() == dict(model.named_parameters()).keys()

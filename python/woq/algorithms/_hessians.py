@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 
 from .. import _native
-from .._blocks import Block, fast_products, observed_inputs
+from .._blocks import Block, observed_inputs
 from .._selection import Target
 
 __all__ = ["Moments", "act_order", "in_rounds", "moments", "output_error"]
@@ -60,7 +60,7 @@ def moments(block: Block, groups: Sequence[Sequence[Target]]) -> list[Moments]:
         if held and len(held[0]) == len(rows) == tokens:
             crosses[target.name].add(held.pop(0), rows, threads)
 
-    with torch.no_grad(), fast_products():
+    with torch.no_grad(), block.fast_products():
         for index in range(len(block)):
             tokens = block.inputs[index].shape[:-1].numel()
             floats.clear()

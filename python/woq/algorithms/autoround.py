@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from .. import _native
-from .._blocks import Block, fast_products
+from .._blocks import Block
 from .._selection import linear_parameters
 from ..config import WeightOnlyQuantConfig
 from ._hessians import moments
@@ -62,13 +62,15 @@ def _after_rtn(block: Block, config: WeightOnlyQuantConfig) -> Iterator[tuple[st
         weight = linear_parameters(target.module)
         start = round_to_nearest(weight, config, target)
         scheme = scheme_of(config, target)
-        yield target.name, Rounding(weight.float(), start, scheme, _product_dtype(weight))
+        yield target.name, Rounding(weight.float(), start, scheme, _product_dtype(block, weight))
 
 
 def _after_gptq(block: Block, config: WeightOnlyQuantConfig) -> Iterator[tuple[str, Rounding]]:
     """GPTQ's result as a rounding to nearest: that of the weights as they were in flight."""
     groups = block.groups()
-    for group, moment in zip(groups, moments(block, groups), strict=True):
+    found = moments(block, groups)[::-1]
+    for group in groups:
+        moment = found.pop()  # not held beside the tuning's state
         for target in group:
             weight = linear_parameters(target.module)
             scheme = scheme_of(config, target)
@@ -83,7 +85,7 @@ def _after_gptq(block: Block, config: WeightOnlyQuantConfig) -> Iterator[tuple[s
                 name=target.name,
                 num_threads=torch.get_num_threads(),
             )
-            yield target.name, Rounding(in_flight, start, scheme, _product_dtype(weight))
+            yield target.name, Rounding(in_flight, start, scheme, _product_dtype(block, weight))
 
 
 def _tune(
@@ -140,15 +142,15 @@ def _loss(block: Block, index: int, weights: Mapping[str, torch.Tensor]) -> torc
     """sum (y - y_q)^2 / sum y^2 of the block's output, for batch `index`."""
     assert block.references is not None
     reference = block.references[index].float()
-    with fast_products():
+    with block.fast_products():
         output = block.run(index, weights=weights)
     power = reference.square().sum().clamp_(min=_SMALL)
     return (output.float() - reference).square().sum() / power
 
 
-def _product_dtype(weight: torch.Tensor) -> torch.dtype:
+def _product_dtype(block: Block, weight: torch.Tensor) -> torch.dtype:
     """What the block multiplies in."""
-    with fast_products():
+    with block.fast_products():
         if torch.is_autocast_enabled("cpu"):
             return torch.bfloat16
     return torch.float32 if weight.dtype == torch.float16 else weight.dtype
