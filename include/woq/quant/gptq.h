@@ -292,7 +292,7 @@ struct GptqSweep {
     size_t first_segment = 0;
     std::vector<T> ahead;
     std::vector<float> group, importance;
-    std::vector<uint8_t> scratch;
+    WeightedSearch search;
 
     Batch(const GptqSweep& owner, int64_t block_begin, int64_t block_width, int64_t block_stride,
           const std::vector<T>& block_r, const std::vector<T>& block_t, bool scales_in_flight)
@@ -302,13 +302,13 @@ struct GptqSweep {
           stride(block_stride),
           r(block_r),
           t(block_t),
-          in_flight(scales_in_flight) {
+          in_flight(scales_in_flight),
+          search(owner.scheme, group_length(owner.scheme, owner.cols)) {
       if (!in_flight) return;
       while (sweep.order.segments[first_segment].begin < begin) ++first_segment;
       ahead.resize(static_cast<size_t>(kBatch * stride));
       group.resize(static_cast<size_t>(kBatch * width));
       importance.resize(static_cast<size_t>(width));
-      scratch.resize(static_cast<size_t>(width));
     }
 
     // rows: [row, row + kBatch); sums [N, stride].
@@ -387,12 +387,11 @@ struct GptqSweep {
         }
         sweep.set(n, segment.group,
                   weights == nullptr ? group_parameters(sweep.scheme, range, 1.0f)
-                                     : search_parameters(sweep.scheme, range, values, length,
-                                                         scratch.data(), weights));
+                                     : search.search(range, values, weights, length));
       }
     }
 
-    // Relative to the largest, so that equal weights leave a plain squared error, bit for bit.
+    // Relative to the largest, so that equal weights are ones.
     void set_importance(const GptqSegment& segment) {
       const float* const all = sweep.factor.weight.data();
       const float largest = *std::max_element(all + segment.begin, all + segment.end);
@@ -416,21 +415,21 @@ inline std::vector<GroupParameters> static_parameters(const std::vector<float>& 
                                                       int threads) {
   const int64_t length = group_length(scheme, cols), groups = group_count(scheme, cols);
   std::vector<GroupParameters> parameters(static_cast<size_t>(rows * groups));
-  parallel_for(
-      rows, useful_threads(threads, rows * cols, kElementGrain), [&](int64_t begin, int64_t end) {
-        std::vector<uint8_t> scratch(static_cast<size_t>(length));
-        for (int64_t n = begin; n < end; ++n) {
-          for (int64_t g = 0; g < groups; ++g) {
-            const float* const group = w.data() + n * cols + g * length;
-            const int64_t size = std::min(length, cols - g * length);
-            const GroupRange range = range_of(group, size);
-            parameters[static_cast<size_t>(n * groups + g)] =
-                importance.empty() ? group_parameters(scheme, range, 1.0f)
-                                   : search_parameters(scheme, range, group, size, scratch.data(),
-                                                       importance.data() + g * length);
-          }
-        }
-      });
+  parallel_for(rows, useful_threads(threads, rows * cols, kElementGrain),
+               [&](int64_t begin, int64_t end) {
+                 WeightedSearch search(scheme, length);
+                 for (int64_t n = begin; n < end; ++n) {
+                   for (int64_t g = 0; g < groups; ++g) {
+                     const float* const group = w.data() + n * cols + g * length;
+                     const int64_t size = std::min(length, cols - g * length);
+                     const GroupRange range = range_of(group, size);
+                     parameters[static_cast<size_t>(n * groups + g)] =
+                         importance.empty()
+                             ? group_parameters(scheme, range, 1.0f)
+                             : search.search(range, group, importance.data() + g * length, size);
+                   }
+                 }
+               });
   return parameters;
 }
 

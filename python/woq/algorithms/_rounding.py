@@ -228,8 +228,9 @@ class Rounding:
             num_threads=torch.get_num_threads(),
         )
         tensors = to_torch(matrix)
-        if self.scheme["scale_dtype"] == "fp32" and not self.scheme["double_quant"]:
-            tensors["scales"] = scale.contiguous()  # spares the rounding of a product and quotient
+        if not self.scheme["double_quant"]:
+            # Spares the rounding of a product and a quotient; codebooks' scales may be negative.
+            tensors["scales"] = scale.to(_SCALE_DTYPES[self.scheme["scale_dtype"]]).contiguous()
         return tensors
 
 
