@@ -68,7 +68,7 @@ ALGORITHMS: dict[str, dict[str, Option]] = {
         "kappa": Option(1.01, "a number above 0", lambda value: _number(value) and value > 0),
     },
     "GPTQ": {
-        **_calibration(128, 512, 8),
+        **_calibration(128, 512, 4),
         "blocksize": _integer(128, 1),
         "damp_percent": Option(
             0.01, "a number between 0 and 1", lambda value: _number(value) and 0 < value < 1
@@ -88,7 +88,7 @@ ALGORITHMS: dict[str, dict[str, Option]] = {
         ),
     },
     "AWQ": {
-        **_calibration(128, 512, 8),
+        **_calibration(128, 512, 4),
         "n_grid": _integer(20, 1),
         # Scales x^a (False), x^a / w^(1 - a) (True), or whichever is better.
         "duo_scaling": Option(
@@ -99,7 +99,7 @@ ALGORITHMS: dict[str, dict[str, Option]] = {
         "apply_clip": _boolean(True),
     },
     "TEQ": {
-        **_calibration(128, 512, 8),
+        **_calibration(128, 512, 4),
         "iters": _integer(150, 0),
         "lr": _rate(),
     },
@@ -132,7 +132,7 @@ _ALIASES = {
 def searches_ranges(algorithm: str) -> bool:
     """Whether `mse_range` is on unless said otherwise: where data weighs the errors, the search
     halves the loss; round to nearest by its name is the plain one."""
-    return algorithm in ("GPTQ", "AUTOROUND")
+    return algorithm.endswith("GPTQ") or algorithm == "AUTOROUND"
 
 
 def needs_calibration(algorithm: str) -> bool:

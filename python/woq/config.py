@@ -120,7 +120,7 @@ class WeightOnlyQuantConfig(_TransformersConfig):
         scheme: "sym", or "asym" (a zero point per group; integers only).
         use_double_quant: store the scales themselves in 8 bits.
         mse_range: search the scale of every group that gives the least squared error, by GPTQ and
-            AUTOROUND weighted as calibration says; None: for these two.
+            AUTOROUND weighted as calibration says; None: for these, and what ends in GPTQ.
         algorithm: "RTN" (round to nearest); "HQQ", which finds zero points; "GPTQ", "AWQ", "TEQ" or
             "AUTOROUND", which look at what the model does with calibration data; "AWQ+GPTQ" or
             "TEQ+GPTQ", one after the other.

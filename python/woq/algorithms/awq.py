@@ -46,5 +46,7 @@ def quantize_block(block: Block, config: WeightOnlyQuantConfig) -> Iterator[Fini
         )
         return torch.from_numpy(clipped)
 
-    bounds = clip if options["apply_clip"] else None
+    # GPTQ's own search of ranges looks at the weights in flight, and makes a clip superfluous.
+    searched = config.mse_range and config.algorithm.endswith("+GPTQ")
+    bounds = clip if options["apply_clip"] and not searched else None
     return quantize_scaled(block, config, find, bounds, rounding_of(config))
