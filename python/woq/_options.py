@@ -106,7 +106,7 @@ ALGORITHMS: dict[str, dict[str, Option]] = {
     "AUTOROUND": {
         **_calibration(32, 512, 4),
         "start": Option("gptq", "'gptq' or 'rtn'", lambda value: value in ("gptq", "rtn")),
-        "iters": _integer(15, 0),
+        "iters": _integer(10, 0),
         "lr": _rate(),
         "minmax_lr": _rate(),
         "enable_minmax_tuning": _boolean(True),
