@@ -243,8 +243,7 @@ void bind_quantizers(py::module_& module) {
              py::arg("static_groups") = false, py::arg("mse_range") = false,
              py::arg("fp64") = false, py::arg("cross") = nullptr, py::arg("gptaq_alpha") = 0.25,
              py::arg("in_flight") = py::none(), py::arg("ranges") = py::none(),
-             py::arg("facts") = py::none(), py::arg("name") = "weight",
-             py::arg("num_threads") = 0);
+             py::arg("facts") = py::none(), py::arg("name") = "weight", py::arg("num_threads") = 0);
   module.def("awq_scales", &awq_scales, py::arg("weights"), py::arg("hessian"), py::kw_only(),
              py::arg("dtype") = "int4_clip", py::arg("group_size") = 32, py::arg("asym") = false,
              py::arg("scale_dtype") = "fp32", py::arg("double_quant") = false,
