@@ -170,6 +170,17 @@ class Block:
             parameters[path] = value.t() if transposed[name] else value
         return _hidden_states(torch.func.functional_call(self.module, parameters, args, kwargs))
 
+    @torch.no_grad()
+    def advance(
+        self, states: Activations, products: contextlib.AbstractContextManager[Any]
+    ) -> None:
+        """Replace the inputs `states` of the block by its outputs, batch by batch."""
+        for index in range(len(self)):
+            with products:
+                output = self.run(index, states[index])
+            check_finite(output, f"the output of {self.name}", index)
+            states.replace(index, output)
+
     def groups(self) -> list[list[Target]]:
         """The targets that the calibration reaches, in the order of their calls; those that are
         given the very same input tensor (q, k and v; gate and up) share a group."""

@@ -12,19 +12,16 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from contextlib import nullcontext
 
 import torch
 from torch import nn
 
 from . import _native
 from ._blocks import (
-    Activations,
     Block,
     Segment,
     capture,
-    check_finite,
     for_calibration,
     segments,
 )
@@ -99,7 +96,7 @@ def _segment(
                 block.original = block.copy(references) if mine else block
             elif references is not None:
                 block.references = references
-                _advance(block, references, block.fast_products())
+                block.advance(references, block.fast_products())
             if mine:
                 unreached = _unreached(block)
                 for target in unreached:
@@ -112,13 +109,13 @@ def _segment(
                     yield finished
             if number + 1 < len(segment.blocks):
                 if block.original is not None and references is not None:
-                    _advance(block.original, references, nullcontext())
+                    block.original.advance(references, nullcontext())
                 if float_inputs and references is not None:
                     for index in range(len(block)):
                         inputs.replace(index, references[index])
                 else:
                     # Quantized layers multiply in their own compute dtype.
-                    _advance(block, inputs, nullcontext())
+                    block.advance(inputs, nullcontext())
     finally:
         inputs.close()
         if references is not None:
@@ -146,16 +143,6 @@ def _block(
 
 def _within(block: str, pending: dict[str, Target]) -> list[Target]:
     return [target for name, target in pending.items() if name.startswith(f"{block}.")]
-
-
-@torch.no_grad()
-def _advance(block: Block, states: Activations, products: AbstractContextManager[Any]) -> None:
-    """Replace the inputs `states` of the block by its outputs, batch by batch."""
-    for index in range(len(block)):
-        with products:
-            output = block.run(index, states[index])
-        check_finite(output, f"the output of {block.name}", index)
-        states.replace(index, output)
 
 
 def _unreached(block: Block) -> list[Target]:

@@ -139,14 +139,7 @@ def select(model: nn.Module, config: WeightOnlyQuantConfig) -> list[Target]:
 def _check_scheme(name: str, scheme: Mapping[str, Any], config: WeightOnlyQuantConfig) -> None:
     """Before any work is done: a rule for an output embedding meets its own dtype only here."""
     try:
-        _native.validate_scheme(
-            scheme["dtype"],
-            scheme["group_size"],
-            scheme["asym"],
-            scheme["scale_dtype"],
-            scheme["double_quant"],
-            config.compute_dtype,
-        )
+        config.validate_scheme(scheme["dtype"], scheme["group_size"], scheme["asym"])
     except _native.InvalidArgument as error:
         raise type(error)(f"{name}, with its rule in layer_config: {error}") from error
 

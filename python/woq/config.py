@@ -69,6 +69,15 @@ def pattern_of_names(pattern: str) -> re.Pattern[str]:
     return re.compile(rf"(?:{pattern})(?:(?<=\.)|(?=\.|$))")
 
 
+def _check_pattern(where: str, pattern: str) -> None:
+    try:
+        pattern_of_names(pattern)
+    except re.error as error:
+        raise _native.InvalidArgument(
+            f"{where} is no regular expression: {error}; escape it with re.escape"
+        ) from error
+
+
 def _dtype_name(value: Any) -> Any:
     """'fp32', 'float32', torch.float32 and numpy.float32 all name the same dtype."""
     if isinstance(value, str):
@@ -259,15 +268,9 @@ class WeightOnlyQuantConfig(_TransformersConfig):
                     f"{owner}.modules_to_not_convert must be a list of strings, got {skip!r}"
                 )
             for pattern in skip:
-                try:
-                    pattern_of_names(pattern)
-                except re.error as error:
-                    raise _native.InvalidArgument(
-                        f"{owner}.modules_to_not_convert: {pattern!r} is no regular expression: "
-                        f"{error}; escape it with re.escape"
-                    ) from error
+                _check_pattern(f"{owner}.modules_to_not_convert: {pattern!r}", pattern)
             self.modules_to_not_convert = list(skip)
-        self.weight_dtype = self._validate_scheme(self.weight_dtype)
+        self.weight_dtype = self.validate_scheme(self.weight_dtype)
         if self.algorithm == "HQQ" and not self.asym:
             raise _native.InvalidArgument(
                 f"{owner}: HQQ finds zero points: it needs scheme='asym' and an integer "
@@ -275,7 +278,7 @@ class WeightOnlyQuantConfig(_TransformersConfig):
             )
         if not isinstance(self.quantize_lm_head, bool):
             _require(owner, "quantize_lm_head", self.quantize_lm_head, str, "a bool or a dtype")
-            self.quantize_lm_head = self._validate_scheme(self.quantize_lm_head)
+            self.quantize_lm_head = self.validate_scheme(self.quantize_lm_head)
         self.layer_config = self._validate_layer_config(self.layer_config)
 
     def _check_imatrix(self, owner: str) -> None:
@@ -293,9 +296,11 @@ class WeightOnlyQuantConfig(_TransformersConfig):
                 f"{owner}.imatrix is for algorithm RTN; {self.algorithm} makes no use of it"
             )
 
-    def _validate_scheme(
+    def validate_scheme(
         self, weight_dtype: str, group_size: int | None = None, asym: bool | None = None
     ) -> str:
+        """The canonical name of `weight_dtype`; the core checks it with the config's other fields,
+        of which `group_size` and `asym` may be replaced. Raises InvalidArgument."""
         return _native.validate_scheme(
             weight_dtype,
             self.group_size if group_size is None else group_size,
@@ -317,12 +322,7 @@ class WeightOnlyQuantConfig(_TransformersConfig):
         for pattern, settings in rules.items():
             _require(type(self).__name__, "layer_config", pattern, str, "a dict with string keys")
             where = f"{path}[{pattern!r}]"
-            try:
-                pattern_of_names(pattern)
-            except re.error as error:
-                raise _native.InvalidArgument(
-                    f"{where} is no regular expression: {error}; escape it with re.escape"
-                ) from error
+            _check_pattern(where, pattern)
             if settings is not None and not isinstance(settings, Mapping):
                 raise _native.InvalidArgument(
                     f"{where} must be a dict of settings, or None, got {settings!r}"
@@ -371,7 +371,7 @@ class WeightOnlyQuantConfig(_TransformersConfig):
             dtype = own or _DTYPE_OF_BITS[bits]
         _require(where, "weight_dtype", dtype or "", str, "a string")
         try:
-            canonical = self._validate_scheme(
+            canonical = self.validate_scheme(
                 dtype or self.weight_dtype,
                 settings.get("group_size"),
                 settings["scheme"] == "asym" if "scheme" in settings else None,

@@ -374,9 +374,7 @@ def _measured(
                         yield _costs(target, config, seen.hessian, fisher[target.name], rules)
                 logger.info("planning: %s (%d layers) measured", name, len(mine))
                 if number + 1 < len(segment.blocks):
-                    with torch.no_grad(), block.fast_products():
-                        for index in range(len(block)):
-                            inputs.replace(index, block.run(index))
+                    block.advance(inputs, block.fast_products())
         finally:
             inputs.close()
     for target in open_:
