@@ -18,7 +18,6 @@ __all__ = [
     "as_stored",
     "find_zero_points",
     "round_to_nearest",
-    "scheme_of",
     "stored_scheme",
     "with_input_scales",
 ]
@@ -37,16 +36,11 @@ class Finished:
     note: str = ""  # why
 
 
-def scheme_of(config: WeightOnlyQuantConfig, target: Target) -> dict[str, Any]:
-    """The number format of `target`, as the core's functions take it."""
-    return dict(target.scheme)
-
-
 def stored_scheme(config: WeightOnlyQuantConfig, target: Target) -> dict[str, Any]:
     """The number format of `target`, and which other tensors are stored with it, as
     `QuantizedMatrix.from_tensors` takes them."""
     return {
-        **scheme_of(config, target),
+        **target.scheme,
         "act_order": config.stores_g_idx,
         "scales_input": config.stores_act_scales,
     }
@@ -64,7 +58,7 @@ def round_to_nearest(
     searched = config.mse_range or config.imatrix is not None
     return _native.quantize_rtn(
         weight,
-        **scheme_of(config, target),
+        **target.scheme,
         mse_range=bool(searched if mse_range is None else mse_range),
         importance=target.importance,
         name=target.name,
@@ -77,8 +71,8 @@ def find_zero_points(
 ) -> _native.QuantizedMatrix:
     """HQQ of `weight` [N, K]."""
     options = config.algorithm_args
-    scheme = scheme_of(config, target)
-    del scheme["asym"]  # the zero points are what HQQ finds
+    # The zero points are what HQQ finds.
+    scheme = {name: value for name, value in target.scheme.items() if name != "asym"}
     return _native.quantize_hqq(
         weight,
         **scheme,

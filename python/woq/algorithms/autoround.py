@@ -21,7 +21,7 @@ from .._blocks import Block
 from .._selection import linear_parameters
 from ..config import WeightOnlyQuantConfig
 from ._hessians import moments
-from ._interface import Finished, round_to_nearest, scheme_of
+from ._interface import Finished, round_to_nearest
 from ._rounding import Rounding
 
 __all__ = ["quantize_block"]
@@ -61,8 +61,8 @@ def _after_rtn(block: Block, config: WeightOnlyQuantConfig) -> Iterator[tuple[st
     for target in block.targets:
         weight = linear_parameters(target.module)
         start = round_to_nearest(weight, config, target)
-        scheme = scheme_of(config, target)
-        yield target.name, Rounding(weight.float(), start, scheme, _product_dtype(block, weight))
+        dtype = _product_dtype(block, weight)
+        yield target.name, Rounding(weight.float(), start, target.scheme, dtype)
 
 
 def _after_gptq(block: Block, config: WeightOnlyQuantConfig) -> Iterator[tuple[str, Rounding]]:
@@ -73,19 +73,19 @@ def _after_gptq(block: Block, config: WeightOnlyQuantConfig) -> Iterator[tuple[s
         moment = found.pop()  # not held beside the tuning's state
         for target in group:
             weight = linear_parameters(target.module)
-            scheme = scheme_of(config, target)
             in_flight = torch.empty(*target.shape)
             start = _native.quantize_gptq(
                 weight,
                 moment.hessian,
-                **scheme,
+                **target.scheme,
                 act_order="group_aware",
                 mse_range=bool(config.mse_range),
                 in_flight=in_flight,
                 name=target.name,
                 num_threads=torch.get_num_threads(),
             )
-            yield target.name, Rounding(in_flight, start, scheme, _product_dtype(block, weight))
+            dtype = _product_dtype(block, weight)
+            yield target.name, Rounding(in_flight, start, target.scheme, dtype)
 
 
 def _tune(

@@ -14,7 +14,7 @@ from .._blocks import Block
 from .._selection import Target
 from ..config import WeightOnlyQuantConfig
 from ._input_scales import quantize_scaled, rounding_of
-from ._interface import Finished, scheme_of
+from ._interface import Finished
 
 __all__ = ["quantize_block"]
 
@@ -27,7 +27,7 @@ def quantize_block(block: Block, config: WeightOnlyQuantConfig) -> Iterator[Fini
         scales = _native.awq_scales(
             weights,
             hessian,
-            schemes=[scheme_of(config, target) for target in group],
+            schemes=[target.scheme for target in group],
             n_grid=options["n_grid"],
             duo_scaling=duo_scaling,
             mse_range=bool(config.mse_range),
@@ -40,7 +40,7 @@ def quantize_block(block: Block, config: WeightOnlyQuantConfig) -> Iterator[Fini
         clipped = _native.awq_clip(
             weight,
             hessian,
-            **scheme_of(config, target),
+            **target.scheme,
             name=target.name,
             num_threads=torch.get_num_threads(),
         )

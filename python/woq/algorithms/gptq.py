@@ -14,7 +14,7 @@ from .._blocks import Block
 from .._selection import Target, linear_parameters
 from ..config import WeightOnlyQuantConfig
 from ._hessians import Moments, act_order, in_rounds, moments, output_error
-from ._interface import Finished, round_to_nearest, scheme_of
+from ._interface import Finished, round_to_nearest
 
 __all__ = ["quantize_block", "round_columns"]
 
@@ -51,7 +51,7 @@ def round_columns(
     matrix = _native.quantize_gptq(
         weight,
         seen.hessian,
-        **scheme_of(config, target),
+        **target.scheme,
         damp_percent=options["damp_percent"],
         block_size=options["blocksize"],
         act_order=act_order(options),

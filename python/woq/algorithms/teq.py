@@ -14,7 +14,7 @@ from .._blocks import Block
 from .._selection import Target
 from ..config import WeightOnlyQuantConfig
 from ._input_scales import quantize_scaled, rounding_of
-from ._interface import Finished, scheme_of
+from ._interface import Finished
 
 __all__ = ["quantize_block"]
 
@@ -29,7 +29,7 @@ def quantize_block(block: Block, config: WeightOnlyQuantConfig) -> Iterator[Fini
         scales = _native.teq_scales(
             weights,
             hessian,
-            schemes=[scheme_of(config, target) for target in group],
+            schemes=[target.scheme for target in group],
             steps=options["iters"],
             learning_rate=options["lr"] or _LEARNING_RATE,
             name=group[0].name,
