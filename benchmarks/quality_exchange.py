@@ -10,6 +10,7 @@ that each library can have an environment of its own.
 from __future__ import annotations
 
 import copy
+import ctypes
 import hashlib
 import json
 import resource
@@ -61,6 +62,7 @@ class PeakMemory:
     def __enter__(self) -> PeakMemory:
         self.mib: float | None = None
         self._resets = True
+        _return_free_memory()
         try:
             # Linux: forget the peak so far.
             Path("/proc/self/clear_refs").write_text("5")
@@ -81,6 +83,13 @@ class PeakMemory:
         except OSError:
             return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
         return next(float(line.split()[1]) for line in lines if line.startswith(f"{key}:"))
+
+
+def _return_free_memory() -> None:
+    """What the C library keeps after `free` would be used again without growth."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:  # glibc
+        trim(0)
 
 
 # The protocol folder
