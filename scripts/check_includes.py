@@ -65,6 +65,8 @@ PYTHON_LAYERS = {
     "saving": "heavy",
     "transformers": "heavy",
     "auto_model": "heavy",
+    "generation": "heavy",
+    "pipelines": "heavy",
     "_autoload": "light",
     "demo": "light",
 }

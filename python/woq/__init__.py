@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from woq.config import WeightOnlyQuantConfig
     from woq.imatrix import ImportanceMatrix, collect_imatrix
     from woq.linear import WeightOnlyLinear
+    from woq.pipelines import pipeline
     from woq.planning import LayerPlan, plan_layer_config
     from woq.quantization import quantize
     from woq.report import QuantizationReport
@@ -75,6 +76,7 @@ _LAZY = {
     "WeightOnlyLinear": "woq.linear",
     "WeightOnlyQuantConfig": "woq.config",
     "collect_imatrix": "woq.imatrix",
+    "pipeline": "woq.pipelines",
     "plan_layer_config": "woq.planning",
     "quantize": "woq.quantization",
     "save_pretrained": "woq.saving",
@@ -105,6 +107,7 @@ __all__ = [
     "error_metrics",
     "get_cmake_dir",
     "get_include",
+    "pipeline",
     "plan_layer_config",
     "quantize",
     "quantize_rtn",
