@@ -34,7 +34,7 @@ if TYPE_CHECKING:
         RtnConfig,
         TeqConfig,
     )
-    from woq.auto_model import AutoModelForCausalLM, AutoModelForSeq2SeqLM
+    from woq.auto_model import AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM
     from woq.config import WeightOnlyQuantConfig
     from woq.imatrix import ImportanceMatrix, collect_imatrix
     from woq.linear import WeightOnlyLinear
@@ -64,6 +64,7 @@ _LAZY = {
         ),
         "woq._native",
     ),
+    "AutoModel": "woq.auto_model",
     "AutoModelForCausalLM": "woq.auto_model",
     "AutoModelForSeq2SeqLM": "woq.auto_model",
     "LayerPlan": "woq.planning",
@@ -83,6 +84,7 @@ _LAZY = {
 }
 
 __all__ = [
+    "AutoModel",
     "AutoModelForCausalLM",
     "AutoModelForSeq2SeqLM",
     "AutoRoundConfig",
