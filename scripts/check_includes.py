@@ -33,8 +33,8 @@ INCLUDE = re.compile(r'^\s*#\s*include\s+"(?:woq/)?([^"]+)"', re.MULTILINE)
 
 # The modules that `woq` itself may import when they are imported; heavy ones load on first use.
 HEAVY_IMPORTS = {
-    "accelerate", "gguf", "langchain_core", "matplotlib", "ml_dtypes", "safetensors", "torch",
-    "tqdm", "transformers",
+    "accelerate", "gguf", "langchain_core", "llguidance", "matplotlib", "ml_dtypes", "safetensors",
+    "torch", "tqdm", "transformers",
 }  # fmt: skip
 
 # A module may import those on the lines above it, anywhere in its text; the second column says
@@ -65,6 +65,8 @@ PYTHON_LAYERS = {
     "saving": "heavy",
     "transformers": "heavy",
     "auto_model": "heavy",
+    "generation": "heavy",
+    "pipelines": "heavy",
     "_autoload": "light",
     "demo": "light",
 }

@@ -34,10 +34,11 @@ if TYPE_CHECKING:
         RtnConfig,
         TeqConfig,
     )
-    from woq.auto_model import AutoModelForCausalLM, AutoModelForSeq2SeqLM
+    from woq.auto_model import AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM
     from woq.config import WeightOnlyQuantConfig
     from woq.imatrix import ImportanceMatrix, collect_imatrix
     from woq.linear import WeightOnlyLinear
+    from woq.pipelines import pipeline
     from woq.planning import LayerPlan, plan_layer_config
     from woq.quantization import quantize
     from woq.report import QuantizationReport
@@ -63,6 +64,7 @@ _LAZY = {
         ),
         "woq._native",
     ),
+    "AutoModel": "woq.auto_model",
     "AutoModelForCausalLM": "woq.auto_model",
     "AutoModelForSeq2SeqLM": "woq.auto_model",
     "LayerPlan": "woq.planning",
@@ -75,12 +77,14 @@ _LAZY = {
     "WeightOnlyLinear": "woq.linear",
     "WeightOnlyQuantConfig": "woq.config",
     "collect_imatrix": "woq.imatrix",
+    "pipeline": "woq.pipelines",
     "plan_layer_config": "woq.planning",
     "quantize": "woq.quantization",
     "save_pretrained": "woq.saving",
 }
 
 __all__ = [
+    "AutoModel",
     "AutoModelForCausalLM",
     "AutoModelForSeq2SeqLM",
     "AutoRoundConfig",
@@ -105,6 +109,7 @@ __all__ = [
     "error_metrics",
     "get_cmake_dir",
     "get_include",
+    "pipeline",
     "plan_layer_config",
     "quantize",
     "quantize_rtn",

