@@ -72,6 +72,8 @@ PYTHON_LAYERS = {
     "report_page": "heavy",
     "_autoload": "light",
     "demo": "light",
+    "cli": "light",
+    "__main__": "light",
 }
 
 # Imports against the order, inside functions only: a model that transformers made must be told of

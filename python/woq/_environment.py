@@ -30,7 +30,7 @@ def version_of(package: str) -> str | None:
 
 def environment() -> dict[str, Any]:
     """Plain values: versions (None: not installed), CPU, targets, threads, settings."""
-    cpu, build = _native.cpu_info(), _native.build_info()
+    cpu, build, targets = _native.cpu_info(), _native.build_info(), _native.targets()
     # torch's own number only if somebody has loaded it: importing it takes seconds.
     torch = sys.modules.get("torch")
     return {
@@ -42,9 +42,11 @@ def environment() -> dict[str, Any]:
         "features": [name for name, present in cpu["features"].items() if present],
         "logical_cpus": cpu["logical_cpus"],
         "threads": torch.get_num_threads() if torch is not None else cpu["usable_threads"],
-        "targets": {
-            target["name"]: "available" if target["available"] else f"needs {target['missing']}"
-            for target in _native.targets()
+        "targets": [target["name"] for target in targets if target["available"]],
+        "missing": {
+            target["name"]: f"(needs {target['missing']})"
+            for target in targets
+            if not target["available"]
         },
         "variables": {name: os.environ[name] for name in _VARIABLES if name in os.environ},
         "versions": {package: version_of(package) for package in _PACKAGES},

@@ -21,6 +21,7 @@ class LayerFacts:
     """One linear layer or embedding."""
 
     name: str
+    is_linear: bool
     quantized: bool
     weight_dtype: str
     shape: tuple[int, int]  # [out_features, in_features]; of an embedding [tokens, features]
@@ -54,6 +55,7 @@ def _facts(model: nn.Module) -> Iterator[LayerFacts]:
             shape = tuple(weight.shape)
             yield LayerFacts(
                 name=name,
+                is_linear=not isinstance(module, nn.Embedding),
                 quantized=False,
                 weight_dtype=str(weight.dtype).removeprefix("torch."),
                 shape=shape[::-1] if is_transposed(module) else shape,
@@ -65,6 +67,7 @@ def _quantized(name: str, layer: WeightOnlyLinear) -> LayerFacts:
     scheme, chosen = layer.scheme, layer.explain()
     return LayerFacts(
         name=name,
+        is_linear=True,
         quantized=True,
         weight_dtype=scheme["dtype"],
         shape=(layer.out_features, layer.in_features),
