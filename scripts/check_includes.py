@@ -70,6 +70,8 @@ PYTHON_LAYERS = {
     "evaluation": "heavy",
     "_inspection": "heavy",
     "report_page": "heavy",
+    "generation": "heavy",
+    "pipelines": "heavy",
     "_autoload": "light",
     "demo": "light",
     "cli": "light",

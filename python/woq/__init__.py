@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from woq.evaluation import Evaluation, evaluate
     from woq.imatrix import ImportanceMatrix, collect_imatrix
     from woq.linear import WeightOnlyLinear
+    from woq.pipelines import pipeline
     from woq.planning import LayerPlan, plan_layer_config
     from woq.quantization import quantize
     from woq.report import QuantizationReport
@@ -79,6 +80,7 @@ _LAZY = {
     "WeightOnlyQuantConfig": "woq.config",
     "collect_imatrix": "woq.imatrix",
     "evaluate": "woq.evaluation",
+    "pipeline": "woq.pipelines",
     "plan_layer_config": "woq.planning",
     "quantize": "woq.quantization",
     "save_pretrained": "woq.saving",
@@ -112,6 +114,7 @@ __all__ = [
     "evaluate",
     "get_cmake_dir",
     "get_include",
+    "pipeline",
     "plan_layer_config",
     "quantize",
     "quantize_rtn",

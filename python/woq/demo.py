@@ -283,7 +283,7 @@ def _answer(model: Any, tokenizer: Any, question: str) -> tuple[str, float]:
     from langchain_core.prompts import PromptTemplate
 
     from langchain_woq import WeightOnlyQuantPipeline
-    from langchain_woq.generation import TextGenerator
+    from woq.generation import TextGenerator
 
     generator = TextGenerator(model, tokenizer, {"max_new_tokens": 64, "do_sample": False})
     llm = WeightOnlyQuantPipeline(pipeline=generator, model_id=MODEL)

@@ -6,16 +6,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import woq
 from langchain_core.callbacks import CallbackManagerForLLMRun
 from langchain_core.language_models.llms import BaseLLM
 from langchain_core.outputs import Generation, GenerationChunk, LLMResult
 from pydantic import ConfigDict, Field, PrivateAttr, field_validator, model_validator
 from typing_extensions import Self
+from woq.generation import Completion, TextGenerator, options_of_pipeline
+from woq.pipelines import TextPipeline
 
 from langchain_woq._version import __version__
-from langchain_woq.generation import Completion, TextGenerator
-from langchain_woq.loading import load_generator
-from langchain_woq.options import options_of_pipeline
 
 
 class WeightOnlyQuantPipeline(BaseLLM):
@@ -33,8 +33,8 @@ class WeightOnlyQuantPipeline(BaseLLM):
             pipeline_kwargs={"max_new_tokens": 10},
         )
 
-    Over a loaded model: ``WeightOnlyQuantPipeline(pipeline=...)`` with a transformers
-    text-generation pipeline or a `TextGenerator`.
+    Over a loaded model: ``WeightOnlyQuantPipeline(pipeline=...)`` with a `woq.pipeline`, a
+    transformers text-generation pipeline or a `TextGenerator`.
 
     The text is new text only. `stop` texts are literal, end the generation where they are complete
     and are cut off. `batch` runs `batch_size` prompts through the model together. Generation
@@ -74,26 +74,26 @@ class WeightOnlyQuantPipeline(BaseLLM):
     ) -> Self:
         """Load (and quantize, if asked) a model and its tokenizer.
 
-        `task` is "text-generation" (decoder-only models) or "text2text-generation"
-        (encoder-decoder models such as T5). Without a `quantization_config` and `load_in_4bit`
-        (nf4) or `load_in_8bit` (int8), the checkpoint is loaded as it is, which may well be one
-        that woq saved. `device` and `device_map` exist for old code: anything but the CPU is
-        refused. `model_kwargs` go to `from_pretrained`; `kwargs` are fields of this class, such as
-        `callbacks` or `batch_size`.
+        `task` is "text-generation" (decoder-only models) or, for encoder-decoder models such as T5,
+        "text2text-generation", "summarization", "translation" or "translation_xx_to_yy". Without a
+        `quantization_config` and `load_in_4bit` (nf4) or `load_in_8bit` (int8), the checkpoint is
+        loaded as it is, which may well be one that woq saved. `device` and `device_map` exist for
+        old code: anything but the CPU is refused. `model_kwargs` go to `from_pretrained`; `kwargs`
+        are fields of this class, such as `callbacks` or `batch_size`.
         """
-        generator = load_generator(
-            model_id,
+        pipeline = woq.pipeline(
             task,
+            model_id,
             quantization_config=quantization_config,
             load_in_4bit=load_in_4bit,
             load_in_8bit=load_in_8bit,
             device=device,
             device_map=device_map,
-            model_kwargs=dict(model_kwargs or {}),
-            options=dict(pipeline_kwargs or {}),
+            model_kwargs=model_kwargs,
+            **(pipeline_kwargs or {}),
         )
         return cls(
-            pipeline=generator,
+            pipeline=pipeline,
             model_id=model_id,
             model_kwargs=dict(model_kwargs) if model_kwargs is not None else None,
             pipeline_kwargs=dict(pipeline_kwargs) if pipeline_kwargs is not None else None,
@@ -115,10 +115,7 @@ class WeightOnlyQuantPipeline(BaseLLM):
     @model_validator(mode="after")
     def _set_woq_generator(self) -> Self:
         self._check_pipeline(self.pipeline)  # defaults are not validated by pydantic
-        own = isinstance(self.pipeline, TextGenerator)
-        options = dict(self.pipeline.options if own else options_of_pipeline(self.pipeline))
-        options.update(self.pipeline_kwargs or {})
-        self._generator = TextGenerator(self.pipeline.model, self.pipeline.tokenizer, options)
+        self._generator = _generator_of(self.pipeline).with_options(self.pipeline_kwargs or {})
         if not self.model_id:
             self.model_id = str(getattr(self.pipeline.model, "name_or_path", ""))
         self._add_version("langchain-woq", __version__)
@@ -187,6 +184,14 @@ class WeightOnlyQuantPipeline(BaseLLM):
             if run_manager is not None:
                 run_manager.on_llm_new_token(piece, chunk=chunk)
             yield chunk
+
+
+def _generator_of(pipeline: Any) -> TextGenerator:
+    if isinstance(pipeline, TextGenerator):
+        return pipeline
+    if isinstance(pipeline, TextPipeline):
+        return pipeline.generator
+    return TextGenerator(pipeline.model, pipeline.tokenizer, options_of_pipeline(pipeline))
 
 
 def _info(completion: Completion) -> dict[str, Any]:

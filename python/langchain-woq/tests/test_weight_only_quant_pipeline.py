@@ -13,9 +13,9 @@ from langchain_core.language_models.llms import BaseLLM
 from langchain_core.output_parsers import StrOutputParser
 from langchain_core.prompts import PromptTemplate
 from transformers import PreTrainedTokenizerFast, pipeline
+from woq.generation import TextGenerator
 
 from langchain_woq import WeightOnlyQuantPipeline, __version__
-from langchain_woq.generation import TextGenerator
 
 PROMPTS = ["the quick brown", "a", "need several bytes each, and then some more of them"]
 

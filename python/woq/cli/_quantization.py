@@ -22,6 +22,7 @@ __all__ = [
     "algorithm_options",
     "config_from",
     "format_options",
+    "name_and_value",
 ]
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -201,7 +202,7 @@ def config_from(
 
     counts = dict(zip(_COUNTS, (nsamples, seqlen, batch_size, seed), strict=True))
     arguments = {name: value for name, value in counts.items() if value is not None}
-    arguments |= dict(_option(text) for text in options)
+    arguments |= dict(name_and_value("--option", text) for text in options)
     fields: dict[str, Any] = {
         "weight_dtype": dtype,
         "group_size": group_size,
@@ -242,10 +243,11 @@ def _value(text: str) -> Any:
         return text
 
 
-def _option(text: str) -> tuple[str, Any]:
+def name_and_value(option: str, text: str) -> tuple[str, Any]:
+    """What NAME=VALUE says; a value is JSON or else a text."""
     name, equals, value = text.partition("=")
     if not equals:
-        raise click.UsageError(f"--option {text}: expected NAME=VALUE")
+        raise click.UsageError(f"{option} {text}: expected NAME=VALUE")
     return name, _value(value)
 
 

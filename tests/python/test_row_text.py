@@ -7,12 +7,13 @@ import random
 from typing import Any
 
 import pytest
+from tiny_models import CORPUS
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from langchain_woq.text import RowText, normalize_stops
+from woq.generation import RowText, normalize_stops
 
-from tiny_models import CORPUS
+pytest_plugins = ["tiny_models"]
 
 
 class Letters:

@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 import torch
+from tiny_models import build_causal, build_tokenizer
 from transformers import PreTrainedTokenizerFast
 
-from langchain_woq.generation import Completion, TextGenerator
+from woq.generation import Completion, TextGenerator
 
-from tiny_models import build_causal, build_tokenizer
+pytest_plugins = ["tiny_models"]
 
 PROMPTS = ["the quick brown", "a", "need several bytes each, and then some more of them"]
 TOKENS = 24

@@ -7,12 +7,13 @@ join to exactly the text that a plain call returns.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol, cast
 
 import torch
 from transformers import StoppingCriteria
+
+from .._native import InvalidArgument
 
 # What a decoder puts where bytes don't make a character (yet).
 _REPLACEMENT = "\ufffd"
@@ -28,10 +29,12 @@ def normalize_stops(stop: str | Iterable[str] | None) -> tuple[str, ...]:
     """Stop texts without repetitions; a lone string is one stop, not its characters."""
     if stop is None:
         return ()
+    if not isinstance(stop, (str, Iterable)):
+        raise InvalidArgument(f"stop must be a string or a list of strings, got {stop!r}")
     stops = [stop] if isinstance(stop, str) else list(stop)
     for text in stops:
         if not isinstance(text, str) or not text:
-            raise ValueError(f"stop must hold non-empty strings, got {text!r} in {stops!r}")
+            raise InvalidArgument(f"stop must hold non-empty strings, got {text!r} in {stops!r}")
     return tuple(dict.fromkeys(stops))
 
 
@@ -133,7 +136,7 @@ class RowText:
 
 
 class TextStopping(StoppingCriteria):
-    """Ends each row at its stop text, or all rows when `cancelled` is set.
+    """Ends each row at its stop text.
 
     `start` is the width of the prompt: stop texts count in new text only. transformers' own
     `stop_strings` also match text that begins in the prompt, and leave the stop text in the output.
@@ -145,12 +148,10 @@ class TextStopping(StoppingCriteria):
         start: int,
         *,
         on_text: Callable[[str], None] | None = None,
-        cancelled: threading.Event | None = None,
     ) -> None:
         self._make_row = make_row
         self._start = start
         self._on_text = on_text
-        self._cancelled = cancelled
         self._rows: list[RowText] = []
 
     def __call__(self, input_ids: torch.LongTensor, scores: Any, **kwargs: Any) -> torch.BoolTensor:
@@ -161,8 +162,5 @@ class TextStopping(StoppingCriteria):
             piece = row.advance(ids)
             if piece and self._on_text is not None:
                 self._on_text(piece)
-        if self._cancelled is not None and self._cancelled.is_set():
-            done = [True] * len(sequences)
-        else:
-            done = [row.finished for row in self._rows[: len(sequences)]]
+        done = [row.finished for row in self._rows[: len(sequences)]]
         return cast(torch.BoolTensor, torch.tensor(done, device=input_ids.device))

@@ -1,10 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tiny random models and a tokenizer, built in code: no downloads, deterministic."""
+"""Tiny random models and a tokenizer, built in code: no downloads, deterministic.
+
+The fixtures are for `pytest_plugins = ["tiny_models"]`; langchain-woq's tests use them, too.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
+import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
@@ -82,3 +87,42 @@ def build_t5(tokenizer: Any, seed: int = 1) -> T5ForConditionalGeneration:
         decoder_start_token_id=tokenizer.pad_token_id,
     )
     return T5ForConditionalGeneration(config).eval()
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> PreTrainedTokenizerFast:
+    return build_tokenizer()
+
+
+@pytest.fixture(scope="session")
+def causal(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
+    return build_causal(tokenizer)
+
+
+@pytest.fixture(scope="session")
+def t5(tokenizer: PreTrainedTokenizerFast) -> T5ForConditionalGeneration:
+    return build_t5(tokenizer)
+
+
+@pytest.fixture(params=["causal", "t5"])
+def model(request: pytest.FixtureRequest) -> Any:
+    """Every test that takes it runs on a decoder-only and on an encoder-decoder model."""
+    return request.getfixturevalue(request.param)
+
+
+@pytest.fixture
+def widths(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], list[tuple[int, ...]]]:
+    """Watch the shapes of the input_ids that a model's generate() gets."""
+
+    def watch(model: Any) -> list[tuple[int, ...]]:
+        shapes: list[tuple[int, ...]] = []
+        original = model.generate
+
+        def generate(**kwargs: Any) -> Any:
+            shapes.append(tuple(kwargs["input_ids"].shape))
+            return original(**kwargs)
+
+        monkeypatch.setattr(model, "generate", generate)
+        return shapes
+
+    return watch

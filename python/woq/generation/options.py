@@ -5,18 +5,24 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from transformers import GenerationConfig
 
+from .._native import InvalidArgument
+from .text import normalize_stops
+
 # As transformers' text-generation pipeline.
 DEFAULT_MAX_NEW_TOKENS = 256
 
+# Arguments of TextGenerator's own; `stop_strings` and `stop_sequence` are transformers' names.
+_OWN = frozenset({"generation_config", "logprobs", "seed", "stop", "stop_sequence"})
 # Arguments of generate() that are objects and no part of a generation config.
 _OBJECTS = frozenset(
     {"assistant_model", "logits_processor", "prefix_allowed_tokens_fn", "stopping_criteria"}
 )
-# Fields that decide what generate() returns or where its inputs are: this package's own business.
+# Fields that decide what generate() returns or where its inputs are: TextGenerator's business.
 _RESERVED = frozenset(
     {
         "output_attentions",
@@ -27,6 +33,7 @@ _RESERVED = frozenset(
         "transformers_version",
     }
 )
+_STOPS = ("stop", "stop_sequence", "stop_strings")
 _SAMPLING = (
     "temperature",
     "top_k",
@@ -45,7 +52,7 @@ def unset_config() -> GenerationConfig:
 
 def _known() -> frozenset[str]:
     fields = {name for name in vars(unset_config()) if not name.startswith("_")}
-    return frozenset((fields | _OBJECTS) - _RESERVED)
+    return frozenset((fields | _OBJECTS | _OWN) - _RESERVED)
 
 
 def check_options(options: Mapping[str, Any]) -> None:
@@ -58,18 +65,69 @@ def check_options(options: Mapping[str, Any]) -> None:
         near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
         problems.append(repr(name) + (f" (did you mean {near[0]!r}?)" if near else ""))
     if problems:
-        raise ValueError(
+        raise InvalidArgument(
             f"unknown generation argument: {', '.join(problems)}. "
             "Known are the fields of transformers.GenerationConfig and "
-            f"{', '.join(sorted(_OBJECTS))}."
+            f"{', '.join(sorted(_OBJECTS | _OWN))}."
+        )
+    _stops(options)
+    seed = options.get("seed")
+    if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int) or seed < 0):
+        raise InvalidArgument(f"seed must be an integer of at least 0, got {seed!r}")
+    logprobs = options.get("logprobs")
+    if logprobs is not None and (not isinstance(logprobs, int) or logprobs < 0):
+        raise InvalidArgument(
+            "logprobs must be True, or how many of the likeliest tokens to list at each step, got "
+            f"{logprobs!r}"
         )
 
 
-def split_options(options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Fields of a generation config, and the objects beside it."""
-    values = {name: value for name, value in options.items() if name not in _OBJECTS}
-    objects = {name: value for name, value in options.items() if name in _OBJECTS}
-    return values, objects
+def merge_options(defaults: Mapping[str, Any], call: Mapping[str, Any]) -> dict[str, Any]:
+    """A call's options on top of the defaults; what contradicts them goes."""
+    merged = dict(defaults)
+    if call.get("max_length") is not None and call.get("max_new_tokens") is None:
+        merged.pop("max_new_tokens", None)  # the call's limit, not both
+    if any(call.get(name) is not None for name in _STOPS):
+        for name in _STOPS:
+            merged.pop(name, None)
+    merged.update(
+        {name: value for name, value in call.items() if value is not None or name not in _OWN}
+    )
+    return merged
+
+
+@dataclass(frozen=True)
+class SplitOptions:
+    """Options by where they go."""
+
+    fields: dict[str, Any]  # of a generation config
+    objects: dict[str, Any]  # arguments of generate() beside it
+    base: GenerationConfig | None  # instead of the model's own
+    stops: tuple[str, ...]
+    seed: int | None
+    logprobs: int | None  # how many of the likeliest tokens; None: no logprobs at all
+
+
+def split_options(options: Mapping[str, Any]) -> SplitOptions:
+    logprobs = options.get("logprobs")
+    if isinstance(logprobs, bool):
+        logprobs = 0 if logprobs else None
+    return SplitOptions(
+        fields={k: v for k, v in options.items() if k not in (_OBJECTS | _OWN | {"stop_strings"})},
+        objects={k: v for k, v in options.items() if k in _OBJECTS},
+        base=options.get("generation_config"),
+        stops=tuple(dict.fromkeys(_stops(options))),
+        seed=options.get("seed"),
+        logprobs=logprobs,
+    )
+
+
+def _stops(options: Mapping[str, Any]) -> list[str]:
+    """Stop texts under all of their names."""
+    found: list[str] = []
+    for name in _STOPS:
+        found += normalize_stops(options.get(name))
+    return found
 
 
 def imply_sampling(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,454 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tokenize, generate, decode: one path for decoder-only and encoder-decoder models.
+
+`woq.pipeline`, the LangChain package and the command line all generate here, so that they yield the
+same tokens. Nothing here knows LangChain or quantization.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import copy
+import queue
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from transformers import GenerationConfig, StoppingCriteriaList
+
+from .._native import InvalidArgument
+from .completion import Completion, TokenLogprob
+from .options import (
+    DEFAULT_MAX_NEW_TOKENS,
+    SplitOptions,
+    check_options,
+    imply_sampling,
+    merge_options,
+    split_options,
+    unset_config,
+)
+from .steps import LogprobRecorder, SeededDraw, StepWatch, decode_steps
+from .text import RowText, TextStopping, normalize_stops
+
+_T = TypeVar("_T")
+
+# A text, or the ids of its tokens.
+Prompt = str | Sequence[int]
+
+
+@dataclass(frozen=True)
+class _Call:
+    """All that `model.generate` needs for one batch of prompts."""
+
+    inputs: dict[str, torch.Tensor]  # input_ids and attention_mask, both [batch, tokens]
+    config: GenerationConfig
+    options: SplitOptions
+    stops: tuple[str, ...]
+    end_ids: frozenset[int]
+    start: int  # columns of the output that are not new text
+    prompt_lengths: list[int]
+
+
+class TextGenerator:
+    """A model and its tokenizer as a function from prompts to new text.
+
+    Options of a call, or of all calls when they are given here:
+
+    - the fields of transformers.GenerationConfig (`max_new_tokens`, `temperature`, ...), or a whole
+      `generation_config`; `logits_processor`, `stopping_criteria`, `assistant_model`,
+      `prefix_allowed_tokens_fn`;
+    - `stop` (or `stop_strings`, `stop_sequence`): literal texts that end an answer; they are looked
+      for in new text only, and are not part of the answer;
+    - `seed`: draw from random numbers of the call's own. torch's global generator is neither read
+      nor written, and answer j to a prompt depends on its tokens and `seed + j` alone, whatever
+      else is in the batch. One answer is what `torch.manual_seed(seed)` and `model.generate` yield.
+      Without a seed torch's global generator is used;
+    - `logprobs`: True for the log-probability of each token, n for the n likeliest tokens too.
+
+    Without a limit on length, at most 256 tokens are generated. Nothing is sampled unless the
+    options or the model's generation config say so.
+
+    `prefix` is put before each text prompt (T5's "summarize: ").
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        options: Mapping[str, Any] | None = None,
+        *,
+        prefix: str = "",
+    ) -> None:
+        if not callable(getattr(model, "generate", None)):
+            raise TypeError(
+                f"model is a {type(model).__name__} without generate(): a transformers model "
+                "with a language modelling head is needed "
+                "(AutoModelForCausalLM, AutoModelForSeq2SeqLM)"
+            )
+        if not callable(getattr(tokenizer, "decode", None)):
+            raise TypeError(
+                f"tokenizer is a {type(tokenizer).__name__} without decode(): "
+                "pass the model's transformers tokenizer"
+            )
+        self.model = model
+        self.tokenizer = tokenizer
+        self.prefix = prefix
+        self.options = dict(options or {})
+        check_options(self.options)
+        self._config(split_options(self.options))  # wrong values fail now, not at the first call
+
+    @property
+    def is_encoder_decoder(self) -> bool:
+        return bool(getattr(self.model.config, "is_encoder_decoder", False))
+
+    def with_options(self, options: Mapping[str, Any]) -> TextGenerator:
+        """The same model with more defaults, which win over those it has."""
+        merged = merge_options(self.options, options)
+        return TextGenerator(self.model, self.tokenizer, merged, prefix=self.prefix)
+
+    def encode(self, prompt: str, *, truncation: bool = False) -> list[int]:
+        """Token ids of a text prompt, as `generate` makes them.
+
+        `truncation` cuts it to the tokenizer's model_max_length.
+        """
+        ids: list[int] = list(
+            self.tokenizer(self.prefix + prompt, truncation=truncation)["input_ids"]
+        )
+        bos = self.tokenizer.bos_token_id
+        if bos is not None and ids[:2] == [bos, bos]:
+            del ids[0]  # a chat template wrote it already
+        return ids
+
+    def generate(
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        batch_size: int = 8,
+        cancelled: threading.Event | None = None,
+        **options: Any,
+    ) -> list[list[Completion]]:
+        """One list per prompt, with `num_return_sequences` completions each.
+
+        Up to `batch_size` prompts go through the model together. Once `cancelled` is set, the
+        generation ends after the current token, and what is unfinished has the finish reason
+        "cancelled".
+
+        Raises:
+            InvalidArgument: unknown or contradicting options, or a prompt without tokens.
+            TypeError: a prompt is neither a text nor token ids.
+        """
+        if batch_size < 1:
+            raise InvalidArgument(f"batch_size must be at least 1, got {batch_size}")
+        if isinstance(prompts, str):
+            raise TypeError("prompts is a string; a list of prompts is needed")
+        answers: list[list[Completion]] = []
+        for first in range(0, len(prompts), batch_size):
+            call = self._prepare(prompts[first : first + batch_size], options)
+            if cancelled is not None and cancelled.is_set():
+                answers += [[Completion("", "cancelled", n, 0)] for n in call.prompt_lengths]
+            else:
+                answers += self._run(call, cancelled=cancelled)
+        return answers
+
+    async def agenerate(self, prompts: Sequence[Prompt], **options: Any) -> list[list[Completion]]:
+        """`generate` in a thread of its own, which cancelling the task ends after its token."""
+        return await run_in_thread(
+            lambda cancelled: self.generate(prompts, cancelled=cancelled, **options)
+        )
+
+    def stream(self, prompt: Prompt, **options: Any) -> Iterator[str | Completion]:
+        """Pieces of new text as they become certain, then the `Completion`.
+
+        The model runs in a thread of its own. There is no time limit on the first token, an
+        exception in the thread is raised here, and closing the iterator ends the thread after the
+        current token.
+        """
+        call = self._prepare_stream(prompt, options)
+        events: queue.SimpleQueue[str | Completion | BaseException] = queue.SimpleQueue()
+        cancelled = threading.Event()
+        thread = self._start_stream(call, events.put, cancelled)
+        try:
+            while True:
+                event = events.get()
+                if isinstance(event, BaseException):
+                    raise event
+                yield event
+                if isinstance(event, Completion):
+                    return
+        finally:
+            cancelled.set()
+            thread.join()
+
+    async def astream(self, prompt: Prompt, **options: Any) -> AsyncIterator[str | Completion]:
+        """`stream` that never blocks the event loop; closing it does not wait for the thread."""
+        call = self._prepare_stream(prompt, options)
+        loop = asyncio.get_running_loop()
+        events: asyncio.Queue[str | Completion | BaseException] = asyncio.Queue()
+        cancelled = threading.Event()
+
+        def emit(event: str | Completion | BaseException) -> None:
+            if not cancelled.is_set():  # nobody listens any more; the loop may be closed
+                loop.call_soon_threadsafe(events.put_nowait, event)
+
+        self._start_stream(call, emit, cancelled)
+        try:
+            while True:
+                event = await events.get()
+                if isinstance(event, BaseException):
+                    raise event
+                yield event
+                if isinstance(event, Completion):
+                    return
+        finally:
+            cancelled.set()
+
+    # Streams
+
+    def _prepare_stream(self, prompt: Prompt, options: Mapping[str, Any]) -> _Call:
+        call = self._prepare([prompt], options)
+        for name in ("num_beams", "num_return_sequences"):
+            value = getattr(call.config, name, None)
+            if value not in (None, 1):
+                raise InvalidArgument(f"streaming needs {name}=1, got {value}")
+        return call
+
+    def _start_stream(
+        self,
+        call: _Call,
+        emit: Callable[[str | Completion | BaseException], None],
+        cancelled: threading.Event,
+    ) -> threading.Thread:
+        def run() -> None:
+            emitted = 0
+
+            def on_text(piece: str) -> None:
+                nonlocal emitted
+                emitted += len(piece)
+                emit(piece)
+
+            try:
+                completion = self._run(call, on_text=on_text, cancelled=cancelled)[0][0]
+                if len(completion.text) > emitted:  # held back until no token followed
+                    emit(completion.text[emitted:])
+                emit(completion)
+            except BaseException as error:  # noqa: BLE001 (raised again by who listens)
+                emit(error)
+
+        thread = threading.Thread(target=run, name="woq-stream", daemon=True)
+        thread.start()
+        return thread
+
+    # One batch
+
+    def _prepare(self, prompts: Sequence[Prompt], options: Mapping[str, Any]) -> _Call:
+        check_options(options)
+        split = split_options(merge_options(self.options, options))
+        config = self._config(split)
+        own = normalize_stops(config.stop_strings)  # the model's
+        stops = split.stops + tuple(text for text in own if text not in split.stops)
+        config.stop_strings = None  # done by TextStopping
+
+        rows = [self._ids(prompt, index) for index, prompt in enumerate(prompts)]
+        inputs = self._pad(rows, config.pad_token_id)
+        return _Call(
+            inputs=inputs,
+            config=config,
+            options=split,
+            stops=stops,
+            end_ids=self._end_ids(config, stops),
+            start=1 if self.is_encoder_decoder else inputs["input_ids"].shape[1],
+            prompt_lengths=[len(row) for row in rows],
+        )
+
+    def _run(
+        self,
+        call: _Call,
+        *,
+        on_text: Callable[[str], None] | None = None,
+        cancelled: threading.Event | None = None,
+    ) -> list[list[Completion]]:
+        def make_row() -> RowText:
+            return RowText(self.tokenizer, call.stops, call.end_ids)
+
+        watch = StepWatch(cancelled)
+        objects = dict(call.options.objects)
+        criteria = StoppingCriteriaList([watch, *(objects.pop("stopping_criteria", None) or [])])
+        # End tokens that are the model's own are transformers' business; without stop texts and
+        # without a stream there is no text to watch.
+        if call.stops or on_text is not None:
+            criteria.append(TextStopping(make_row, call.start, on_text=on_text))
+        if self.model.generation_config.stop_strings:
+            objects["tokenizer"] = self.tokenizer  # generate() fills unset fields from there again
+        recorder = self._add_decode_steps(call, objects)
+        output = self.model.generate(
+            **call.inputs, generation_config=call.config, stopping_criteria=criteria, **objects
+        )
+        completions = []
+        for index, ids in enumerate(output[:, call.start :].tolist()):
+            row = make_row()
+            row.advance(ids)
+            reason = "stop" if row.finished else "cancelled" if watch.was_cancelled else "length"
+            row.flush()
+            completions.append((index, row, reason))
+        per_prompt = len(completions) // len(call.prompt_lengths)
+        return [
+            [
+                Completion(
+                    text=row.text,
+                    finish_reason=reason,
+                    prompt_tokens=prompt_tokens,
+                    completion_tokens=len(row.ids),
+                    token_ids=tuple(row.ids),
+                    logprobs=None if recorder is None else self._logprobs(recorder, index, row.ids),
+                    time_to_first_token=watch.seconds_until(1),
+                    seconds=watch.seconds_until(len(row.ids)),
+                )
+                for index, row, reason in completions[i * per_prompt : (i + 1) * per_prompt]
+            ]
+            for i, prompt_tokens in enumerate(call.prompt_lengths)
+        ]
+
+    def _add_decode_steps(self, call: _Call, objects: dict[str, Any]) -> LogprobRecorder | None:
+        """Put what `seed` and `logprobs` need among the arguments of generate()."""
+        seed, logprobs = call.options.seed, call.options.logprobs
+        draws = seed is not None and bool(call.config.do_sample)
+        if not draws and logprobs is None:
+            return None
+        mode = call.config.get_generation_mode(objects.get("assistant_model")).value
+        if mode not in ("greedy_search", "sample"):
+            name = "seed" if draws else "logprobs"
+            raise InvalidArgument(
+                f"{name} works with greedy search and plain sampling, not with {mode}: leave "
+                f"{name} out, or pass num_beams=1 and no assistant model"
+            )
+        draw = None
+        if draws:
+            assert seed is not None
+            answers = call.config.num_return_sequences or 1
+            draw = SeededDraw([seed + j for _ in call.prompt_lengths for j in range(answers)])
+        recorder = None if logprobs is None else LogprobRecorder(logprobs)
+        objects["custom_generate"] = decode_steps(draw, recorder)
+        return recorder
+
+    def _logprobs(
+        self, recorder: LogprobRecorder, index: int, ids: Sequence[int]
+    ) -> tuple[TokenLogprob, ...]:
+        steps = recorder.row(index, len(ids))
+        return tuple(
+            TokenLogprob(
+                self._token_text(token_id),
+                token_id,
+                logprob,
+                tuple((self._token_text(other), other, value) for other, value in top),
+            )
+            for token_id, (logprob, top) in zip(ids, steps, strict=True)
+        )
+
+    def _token_text(self, token_id: int) -> str:
+        return str(self.tokenizer.decode([token_id], clean_up_tokenization_spaces=False))
+
+    def _config(self, options: SplitOptions) -> GenerationConfig:
+        """The model's generation config with the options on top."""
+        config = copy.deepcopy(self.model.generation_config)
+        if options.base is not None:
+            config.update(**options.base.to_diff_dict())
+        config.update(**imply_sampling(options.fields))
+        config.return_dict_in_generate = False
+        # transformers' default of 20 tokens, prompt included, cuts nearly every answer. Before
+        # version 5 an unset max_length reads as that default.
+        if config.max_new_tokens is None and config.max_length in (
+            None,
+            unset_config().max_length,
+        ):
+            config.max_new_tokens = DEFAULT_MAX_NEW_TOKENS
+        if config.max_new_tokens is not None and (
+            not isinstance(config.max_new_tokens, int) or config.max_new_tokens < 1
+        ):
+            raise InvalidArgument(
+                f"max_new_tokens must be an integer of at least 1, got {config.max_new_tokens!r}"
+            )
+        if config.pad_token_id is None:
+            config.pad_token_id = self._pad_id(config)
+        return config
+
+    def _pad_id(self, config: GenerationConfig) -> int:
+        pad = self.tokenizer.pad_token_id
+        if pad is not None:
+            return int(pad)
+        ends = _as_ids(config.eos_token_id)
+        return ends[0] if ends else 0  # masked, so that any token will do
+
+    def _end_ids(self, config: GenerationConfig, stops: Sequence[str]) -> frozenset[int]:
+        """End tokens, and the special tokens (never decoded) that a stop text names."""
+        ids = set(_as_ids(config.eos_token_id))
+        special = dict(
+            zip(self.tokenizer.all_special_tokens, self.tokenizer.all_special_ids, strict=True)
+        )
+        ids.update(special[text] for text in stops if text in special)
+        return frozenset(ids)
+
+    def _ids(self, prompt: Prompt, index: int) -> list[int]:
+        if isinstance(prompt, str):
+            ids = self.encode(prompt)
+        elif isinstance(prompt, Sequence) and all(type(item) is int for item in prompt):
+            ids = [int(item) for item in prompt]
+        else:
+            raise TypeError(
+                f"prompt {index} is a {type(prompt).__name__}, a string or token ids are needed"
+            )
+        if ids:
+            return ids
+        bos = self.tokenizer.bos_token_id
+        if bos is None:
+            raise InvalidArgument(
+                f"prompt {index} ({prompt!r}) has no tokens, and the tokenizer has no "
+                "beginning-of-sequence token to start from"
+            )
+        return [int(bos)]
+
+    def _pad(self, rows: Sequence[Sequence[int]], pad_id: int) -> dict[str, torch.Tensor]:
+        """Decoders continue at the right end, so their padding is on the left; encoders' on the
+        right.
+
+        Done here because a tokenizer's own padding needs a pad token and a side, which would have
+        to be changed in the caller's object.
+        """
+        width = max(len(row) for row in rows)
+        input_ids = torch.full((len(rows), width), pad_id, dtype=torch.long)
+        attention_mask = torch.zeros((len(rows), width), dtype=torch.long)
+        for i, row in enumerate(rows):
+            columns = (
+                slice(0, len(row)) if self.is_encoder_decoder else slice(width - len(row), width)
+            )
+            input_ids[i, columns] = torch.tensor(row, dtype=torch.long)
+            attention_mask[i, columns] = 1
+        device = self.model.device
+        return {"input_ids": input_ids.to(device), "attention_mask": attention_mask.to(device)}
+
+
+async def run_in_thread(function: Callable[[threading.Event], _T]) -> _T:
+    """Await `function(cancelled)` in a thread of its own; cancelling the task sets the event.
+
+    Not in asyncio's shared pool, whose few threads minutes of generation would occupy.
+    """
+    cancelled = threading.Event()
+    context = contextvars.copy_context()
+    pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="woq-generate")
+    try:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(pool, context.run, function, cancelled)
+    finally:
+        cancelled.set()
+        pool.shutdown(wait=False)
+
+
+def _as_ids(value: Any) -> list[int]:
+    if value is None:
+        return []
+    if isinstance(value, int):
+        return [value]
+    return [int(item) for item in value]

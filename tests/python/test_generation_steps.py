@@ -1,0 +1,293 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Seeds, log-probabilities, timings and cancellation of TextGenerator."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from typing import Any
+
+import pytest
+import torch
+from transformers import PreTrainedTokenizerFast
+
+from woq import InvalidArgument
+from woq.generation import Completion, TextGenerator
+
+pytest_plugins = ["tiny_models"]
+
+PROMPTS = ["the quick brown", "a", "need several bytes each, and then some more of them"]
+SAMPLING = {"do_sample": True, "temperature": 30.0, "top_k": 40, "top_p": 0.95}
+
+
+@pytest.fixture
+def generator(model: Any, tokenizer: PreTrainedTokenizerFast) -> TextGenerator:
+    return TextGenerator(model, tokenizer, {"max_new_tokens": 16})
+
+
+def one(generator: TextGenerator, prompt: str = PROMPTS[0], **options: Any) -> Completion:
+    return generator.generate([prompt], **options)[0][0]
+
+
+def by_transformers(generator: TextGenerator, prompt: str, **kwargs: Any) -> tuple[int, ...]:
+    inputs = generator.tokenizer(prompt, return_tensors="pt")
+    start = 1 if generator.is_encoder_decoder else inputs["input_ids"].shape[1]
+    output = generator.model.generate(
+        input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], **kwargs
+    )
+    return tuple(output[0, start:].tolist())
+
+
+def test_tokens_are_those_of_generate(generator: TextGenerator) -> None:
+    for prompt in PROMPTS:
+        greedy = by_transformers(generator, prompt, max_new_tokens=16, do_sample=False)
+        assert one(generator, prompt).token_ids == greedy
+        for seed in (0, 1234):
+            torch.manual_seed(seed)
+            sampled = by_transformers(generator, prompt, max_new_tokens=16, **SAMPLING)
+            assert one(generator, prompt, seed=seed, **SAMPLING).token_ids == sampled
+            assert sampled != greedy
+
+
+def test_a_seed_leaves_torch_alone(generator: TextGenerator) -> None:
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    first = one(generator, seed=7, **SAMPLING)
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(6)
+    assert one(generator, seed=7, **SAMPLING) == first
+    assert list(generator.stream(PROMPTS[0], seed=7, **SAMPLING))[-1] == first
+    assert one(generator, seed=8, **SAMPLING) != first
+    # Without a seed it is torch's own generator that draws.
+    torch.manual_seed(9)
+    drawn = one(generator, **SAMPLING)
+    assert one(generator, **SAMPLING) != drawn
+    torch.manual_seed(9)
+    assert one(generator, **SAMPLING) == drawn
+
+
+def test_a_seeded_answer_does_not_depend_on_its_batch(generator: TextGenerator) -> None:
+    single = [one(generator, prompt, seed=3, **SAMPLING) for prompt in PROMPTS]
+    assert [group[0] for group in generator.generate(PROMPTS, seed=3, **SAMPLING)] == single
+    several = generator.generate(PROMPTS, seed=2, num_return_sequences=3, **SAMPLING)
+    assert [group[1] for group in several] == single
+    assert len({completion.text for completion in several[0]}) == 3
+
+
+def test_seeds_and_logprobs_refuse_beams(generator: TextGenerator) -> None:
+    with pytest.raises(InvalidArgument, match=r"seed works .* not with beam_sample: .*num_beams=1"):
+        one(generator, seed=1, num_beams=2, do_sample=True)
+    with pytest.raises(InvalidArgument, match=r"logprobs works .* not with beam_search"):
+        one(generator, logprobs=True, num_beams=2)
+    # A greedy beam search draws nothing: a seed that holds for all calls is no obstacle.
+    assert one(generator, seed=1, num_beams=2) == one(generator, num_beams=2)
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"seed": -1}, "seed must be an integer of at least 0, got -1"),
+        ({"seed": True}, "seed must be an integer"),
+        ({"seed": 1.5}, "seed must be an integer"),
+        ({"logprobs": -1}, "logprobs must be True, or how many"),
+        ({"logprobs": "all"}, "logprobs must be True, or how many"),
+        ({"stop": 3}, "stop must be a string or a list of strings, got 3"),
+        ({"stop": [""]}, "stop must hold non-empty strings"),
+        ({"stop_sequence": ["a", None]}, "stop must hold non-empty strings"),
+    ],
+)
+def test_wrong_values_are_named(
+    causal: Any, tokenizer: PreTrainedTokenizerFast, option: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InvalidArgument, match=message):
+        TextGenerator(causal, tokenizer, option)
+    with pytest.raises(InvalidArgument, match=message):
+        TextGenerator(causal, tokenizer).generate(["a"], **option)
+
+
+def test_stop_has_three_names_and_a_call_replaces_it(generator: TextGenerator) -> None:
+    whole = one(generator).text
+    early, late = whole[4:7], whole[8:11]
+    for name in ("stop", "stop_strings", "stop_sequence"):
+        stopping = generator.with_options({name: early})
+        assert one(stopping).text == whole[: whole.index(early)]
+        assert one(stopping, stop=[late]).text == whole[: whole.index(late)]
+        assert one(stopping, stop=None).text == whole[: whole.index(early)]
+        assert one(stopping, stop=[]).text == whole
+
+
+def test_a_whole_generation_config(generator: TextGenerator) -> None:
+    from transformers import GenerationConfig
+
+    config = GenerationConfig(max_new_tokens=5, repetition_penalty=1.7)
+    plain = TextGenerator(generator.model, generator.tokenizer)
+    expected = one(plain, max_new_tokens=5, repetition_penalty=1.7)
+    assert one(plain, generation_config=config) == expected
+    assert one(plain, generation_config=config, max_new_tokens=3).completion_tokens == 3
+
+
+@pytest.mark.parametrize("sampling", [{}, {"seed": 11, **SAMPLING}])
+def test_logprobs_are_the_models_own(generator: TextGenerator, sampling: dict[str, Any]) -> None:
+    assert one(generator, **sampling).logprobs is None
+    answer = one(generator, logprobs=3, repetition_penalty=1.4, **sampling)
+    assert answer.logprobs is not None
+    assert [entry.token_id for entry in answer.logprobs] == list(answer.token_ids)
+
+    model, prompt = generator.model, generator.tokenizer(PROMPTS[0], return_tensors="pt")
+    new = torch.tensor([answer.token_ids])
+    with torch.no_grad():
+        if generator.is_encoder_decoder:
+            start = torch.tensor([[model.config.decoder_start_token_id]])
+            logits = model(**prompt, decoder_input_ids=torch.cat([start, new[:, :-1]], 1)).logits
+        else:
+            ids = torch.cat([prompt["input_ids"], new[:, :-1]], 1)
+            logits = model(input_ids=ids).logits[:, prompt["input_ids"].shape[1] - 1 :]
+    expected = torch.log_softmax(logits[0], -1)  # [tokens, vocab]
+    tolerance = 1e-5 * logits.abs().max().item()  # a cache sums in another order
+    for row, entry in zip(expected, answer.logprobs, strict=True):
+        assert entry.logprob == pytest.approx(row[entry.token_id].item(), abs=tolerance)
+        values = [value for _, _, value in entry.top]
+        assert values == pytest.approx(row.topk(3).values.tolist(), abs=tolerance)
+        assert entry.token == generator.tokenizer.decode([entry.token_id])
+    if not sampling:
+        assert any(e.logprob < max(v for _, _, v in e.top) for e in answer.logprobs), "penalties"
+
+
+def test_logprobs_of_a_batch_and_of_a_stop(generator: TextGenerator) -> None:
+    single = [one(generator, prompt, logprobs=True) for prompt in PROMPTS]
+    together = [group[0] for group in generator.generate(PROMPTS, logprobs=True)]
+    for alone, batched in zip(single, together, strict=True):
+        assert alone.logprobs is not None
+        assert batched.logprobs is not None
+        assert [entry.top for entry in batched.logprobs] == [()] * batched.completion_tokens
+        assert [entry.logprob for entry in batched.logprobs] == pytest.approx(
+            [entry.logprob for entry in alone.logprobs], abs=1e-2
+        )
+    stopped = one(generator, stop=[single[0].text[5:8]], logprobs=True)
+    assert stopped.logprobs == single[0].logprobs[: stopped.completion_tokens]
+
+
+def test_timings(generator: TextGenerator, monkeypatch: pytest.MonkeyPatch) -> None:
+    forward = generator.model.forward
+
+    def slow(*args: Any, **kwargs: Any) -> Any:
+        time.sleep(0.02)
+        return forward(*args, **kwargs)
+
+    slow.__signature__ = __import__("inspect").signature(forward)  # generate() looks at it
+    monkeypatch.setattr(generator.model, "forward", slow)
+    answer = one(generator, max_new_tokens=5, eos_token_id=None)
+    assert answer.completion_tokens == 5
+    assert answer.time_to_first_token >= 0.02
+    assert answer.seconds >= answer.time_to_first_token + 4 * 0.02
+    assert answer.tokens_per_second is not None
+    assert 0 < answer.tokens_per_second <= 1 / 0.02
+    assert one(generator, max_new_tokens=1).tokens_per_second is None
+    details = answer.details()
+    assert details["token_ids"] == list(answer.token_ids)
+    assert details["tokens_per_second"] == answer.tokens_per_second
+
+
+class CancelAfter:
+    """A stopping criterion that stops nothing, but cancels after some steps."""
+
+    def __init__(self, steps: int) -> None:
+        self.left = steps
+        self.event = threading.Event()
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+        self.left -= 1
+        if self.left == 0:
+            self.event.set()
+        return torch.zeros(len(input_ids), dtype=torch.bool)
+
+
+def test_cancelling_ends_after_the_current_token(generator: TextGenerator) -> None:
+    whole = one(generator)
+    cancel = CancelAfter(3)
+    groups = generator.generate(
+        PROMPTS[:2] + PROMPTS[:1],
+        batch_size=2,
+        cancelled=cancel.event,
+        stopping_criteria=[cancel],
+    )
+    first, _, never_begun = (group[0] for group in groups)
+    assert first.finish_reason == "cancelled"
+    assert first.token_ids == whole.token_ids[: first.completion_tokens]
+    assert first.completion_tokens in (3, 4)
+    assert (never_begun.text, never_begun.finish_reason) == ("", "cancelled")
+    assert never_begun.prompt_tokens == first.prompt_tokens
+
+
+def test_async_forms_equal_the_others(generator: TextGenerator) -> None:
+    async def run() -> tuple[list[list[Completion]], list[str | Completion]]:
+        streamed = [piece async for piece in generator.astream(PROMPTS[0])]
+        return await generator.agenerate(PROMPTS), streamed
+
+    groups, streamed = asyncio.run(run())
+    assert groups == generator.generate(PROMPTS)
+    assert streamed == list(generator.stream(PROMPTS[0]))
+
+
+def threads() -> list[str]:
+    return [t.name for t in threading.enumerate() if t.name.startswith("woq-")]
+
+
+def wait_for_no_threads() -> None:
+    deadline = time.monotonic() + 30
+    while threads() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert threads() == []
+
+
+def test_the_event_loop_stays_free_and_cancelling_ends_the_thread(
+    generator: TextGenerator,
+) -> None:
+    turns = 0
+
+    def pause(input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+        time.sleep(0.005)
+        return torch.zeros(len(input_ids), dtype=torch.bool)
+
+    async def tick() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0.005)
+
+    async def run() -> None:
+        ticking = asyncio.create_task(tick())
+        long = {"max_new_tokens": 400, "eos_token_id": None, "stopping_criteria": [pause]}
+        task = asyncio.create_task(generator.agenerate(PROMPTS[:1], **long))
+        await asyncio.sleep(0.15)
+        assert turns >= 5
+        assert not task.done()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        stream = generator.astream(PROMPTS[0], **long)
+        assert isinstance(await anext(stream), str)
+        await stream.aclose()
+        ticking.cancel()
+
+    asyncio.run(run())
+    wait_for_no_threads()
+
+
+def test_errors_come_out_of_the_async_forms(
+    generator: TextGenerator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*args: Any, **kwargs: Any) -> Any:
+        raise FloatingPointError("layer 3 is broken")
+
+    monkeypatch.setattr(generator.model, "generate", fail)
+
+    async def stream() -> None:
+        async for _ in generator.astream("a"):
+            pytest.fail("no piece can come")
+
+    with pytest.raises(FloatingPointError, match="layer 3"):
+        asyncio.run(stream())
+    with pytest.raises(FloatingPointError, match="layer 3"):
+        asyncio.run(generator.agenerate(["a"]))

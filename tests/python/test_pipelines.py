@@ -1,0 +1,310 @@
+# SPDX-License-Identifier: Apache-2.0
+"""woq.pipeline: inputs, records, tasks, and what it refuses."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import PreTrainedTokenizerFast
+from transformers import pipeline as transformers_pipeline
+
+import woq
+from woq import InvalidArgument
+from woq.generation import Completion
+from woq.pipelines import TextPipeline
+
+pytest_plugins = ["tiny_models"]
+
+PROMPTS = ["the quick brown", "a", "need several bytes each, and then some more of them"]
+CHAT = [{"role": "system", "content": "be brief"}, {"role": "user", "content": "the fox?"}]
+TEMPLATE = (
+    "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+    "{% if add_generation_prompt %}assistant: {% endif %}"
+)
+
+
+@pytest.fixture
+def chatty(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.chat_template = TEMPLATE
+    return tokenizer
+
+
+@pytest.fixture
+def pipe(causal: Any, chatty: PreTrainedTokenizerFast) -> TextPipeline:
+    return woq.pipeline("text-generation", causal, chatty, max_new_tokens=12)
+
+
+@pytest.fixture
+def seq2seq(t5: Any, tokenizer: PreTrainedTokenizerFast) -> TextPipeline:
+    return woq.pipeline("text2text-generation", t5, tokenizer, max_new_tokens=12)
+
+
+def new_text(pipe: TextPipeline, prompt: str, **options: Any) -> str:
+    return pipe.generator.generate([prompt], **options)[0][0].text
+
+
+# Text generation
+
+
+@pytest.mark.parametrize("full", [True, False])
+def test_records_are_those_of_transformers(pipe: TextPipeline, full: bool) -> None:
+    theirs = transformers_pipeline(
+        "text-generation",
+        model=pipe.model,
+        tokenizer=pipe.tokenizer,
+        device="cpu",
+        max_new_tokens=12,
+        do_sample=False,
+    )
+    for inputs in (PROMPTS[0], PROMPTS, CHAT, [CHAT, CHAT[1:]]):
+        assert pipe(inputs, return_full_text=full) == theirs(inputs, return_full_text=full)
+    prefilled = [*CHAT, {"role": "assistant", "content": "brown"}]
+    assert pipe(prefilled, return_full_text=full) == theirs(prefilled, return_full_text=full)
+    assert pipe(PROMPTS[0]) == theirs(PROMPTS[0]), "the full text is the default"
+
+
+def test_transformers_pipeline_takes_a_woq_model(
+    causal: Any, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    causal.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    config = woq.WeightOnlyQuantConfig(weight_dtype="nf4")
+    ours = woq.pipeline("text-generation", tmp_path, quantization_config=config, max_new_tokens=12)
+    assert any(isinstance(m, woq.WeightOnlyLinear) for m in ours.model.modules())
+    theirs = transformers_pipeline(
+        "text-generation", model=ours.model, tokenizer=tokenizer, max_new_tokens=12, do_sample=False
+    )
+    assert str(theirs.device) == "cpu"
+    assert ours(PROMPTS) == theirs(PROMPTS)
+
+
+@pytest.mark.parametrize(("argument", "dtype"), [("load_in_4bit", "nf4"), ("load_in_8bit", "int8")])
+def test_models_by_name(
+    t5: Any, tokenizer: PreTrainedTokenizerFast, tmp_path: Path, argument: str, dtype: str
+) -> None:
+    t5.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    pipe = woq.pipeline(
+        "summarization",
+        model=str(tmp_path),
+        dtype=torch.float32,
+        device=-1,
+        max_new_tokens=5,
+        **{argument: True},
+    )
+    layers = [m for m in pipe.model.modules() if isinstance(m, woq.WeightOnlyLinear)]
+    assert {layer.scheme["dtype"] for layer in layers} == {dtype}
+    again = woq.pipeline("summarization", pipe.model, tokenizer=tmp_path, max_new_tokens=5)
+    assert again("the fox") == pipe("the fox")
+
+
+def test_attributes_of_a_pipeline(pipe: TextPipeline, causal: Any) -> None:
+    assert pipe.task == "text-generation"
+    assert pipe.model is causal
+    assert pipe.tokenizer.eos_token == "</s>"
+    assert pipe.device == torch.device("cpu")
+
+
+def test_several_answers_and_details(pipe: TextPipeline) -> None:
+    several = pipe(PROMPTS[:2], num_return_sequences=3, temperature=30.0, seed=1)
+    assert [len(records) for records in several] == [3, 3]
+    assert len({record["generated_text"] for record in several[0]}) == 3
+    (record,) = pipe(PROMPTS[0], return_details=True, logprobs=2)
+    completion = pipe.generator.generate([PROMPTS[0]], logprobs=2)[0][0]
+    details = record["details"]
+    for name in ("finish_reason", "prompt_tokens", "completion_tokens"):
+        assert details[name] == getattr(completion, name)
+    assert details["token_ids"] == list(completion.token_ids)
+    assert 0 < details["time_to_first_token"] <= details["seconds"]
+    assert details["tokens_per_second"] > 0
+    assert [len(entry["top_logprobs"]) for entry in details["logprobs"]] == [2] * 12
+
+
+def test_lists_go_through_the_model_together(
+    pipe: TextPipeline, widths: Callable[[Any], list[tuple[int, ...]]]
+) -> None:
+    shapes = widths(pipe.model)
+    pipe(PROMPTS)
+    pipe(PROMPTS, batch_size=2)
+    longest = len(pipe.tokenizer(PROMPTS[2])["input_ids"])
+    assert [rows for rows, _ in shapes] == [3, 2, 1]
+    assert shapes[0] == (3, longest)
+    assert pipe([]) == []
+
+
+def test_stop_and_stream(pipe: TextPipeline) -> None:
+    whole = new_text(pipe, PROMPTS[0])
+    stop = whole[5:8]
+    expected = whole[: whole.index(stop)]
+    for name in ("stop", "stop_strings", "stop_sequence"):
+        assert pipe(PROMPTS[0], return_full_text=False, **{name: stop}) == [
+            {"generated_text": expected}
+        ]
+        assert "".join(pipe.stream(PROMPTS[0], **{name: [stop]})) == expected
+    pieces = list(pipe.stream(PROMPTS[0]))
+    assert len(pieces) > 3
+    assert "".join(pieces) == whole
+    *_, last = pipe.stream(CHAT, return_details=True)
+    assert isinstance(last, Completion)
+    assert last.text == pipe(CHAT, return_full_text=False)[0]["generated_text"]
+
+
+# Encoder-decoder tasks
+
+
+@pytest.mark.parametrize(
+    ("task", "key"),
+    [
+        ("text2text-generation", "generated_text"),
+        ("summarization", "summary_text"),
+        ("translation", "translation_text"),
+        ("translation_en_to_de", "translation_text"),
+    ],
+)
+def test_encoder_decoder_tasks(
+    seq2seq: TextPipeline, t5: Any, tokenizer: PreTrainedTokenizerFast, task: str, key: str
+) -> None:
+    pipe = woq.pipeline(task, t5, tokenizer, max_new_tokens=12)
+    texts = [new_text(seq2seq, prompt) for prompt in PROMPTS]
+    assert pipe(PROMPTS[0]) == [{key: texts[0]}]
+    assert pipe(PROMPTS) == [{key: text} for text in texts]
+    assert pipe(PROMPTS[:1], num_return_sequences=2, num_beams=2)[0][1].keys() == {key}
+    assert "".join(pipe.stream(PROMPTS[0])) == texts[0]
+
+
+def test_the_models_parameters_for_a_task(
+    t5: Any, tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    params = {
+        "summarization": {"prefix": "fox: ", "max_length": 9, "num_beams": 2},
+        "translation_en_to_de": {"prefix": "dog: "},
+    }
+    monkeypatch.setattr(t5.config, "task_specific_params", params, raising=False)
+    plain = woq.pipeline("text2text-generation", t5, tokenizer)
+    pipe = woq.pipeline("summarization", t5, tokenizer)
+    expected = new_text(plain, "fox: a", max_length=9, num_beams=2)
+    assert pipe("a") == [{"summary_text": expected}]
+    # The caller's arguments win.
+    assert pipe("a", num_beams=1, max_new_tokens=3)[0]["summary_text"] == new_text(
+        plain, "fox: a", max_new_tokens=3
+    )
+    with pytest.raises(InvalidArgument, match="streaming needs num_beams=1, got 2"):
+        list(pipe.stream("a"))
+    pipe = woq.pipeline("translation_en_to_de", t5, tokenizer, max_new_tokens=4)
+    assert pipe("a") == [{"translation_text": new_text(plain, "dog: a", max_new_tokens=4)}]
+    assert new_text(plain, "dog: a") != new_text(plain, "a")
+
+
+def test_truncation(seq2seq: TextPipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(seq2seq.tokenizer, "model_max_length", 4)
+    counts = [
+        seq2seq(PROMPTS[2], truncation=cut, return_details=True)[0]["details"]["prompt_tokens"]
+        for cut in (True, False)
+    ]
+    assert counts[0] == 4 < counts[1]
+
+
+def test_languages_with_codes(t5: Any, tokenizer: PreTrainedTokenizerFast) -> None:
+    """As NLLB has them: the source's code begins the input, the target's is forced as first."""
+    from tokenizers.processors import TemplateProcessing
+
+    class Coded(PreTrainedTokenizerFast):
+        @property
+        def src_lang(self) -> str:
+            return self._code
+
+        @src_lang.setter
+        def src_lang(self, code: str) -> None:
+            self._code = code
+            token = (code, self.convert_tokens_to_ids(code))
+            self.backend_tokenizer.post_processor = TemplateProcessing(
+                single=f"{code} $A", special_tokens=[token]
+            )
+
+    coded = Coded(tokenizer_object=tokenizer.backend_tokenizer, eos_token="</s>", pad_token="<pad>")
+    coded.src_lang = "<s>"
+    ids = {code: coded.convert_tokens_to_ids(code) for code in ("<s>", "<|end|>", "e")}
+    pipe = woq.pipeline(
+        "translation", t5, coded, src_lang="<|end|>", tgt_lang="e", max_new_tokens=4
+    )
+    assert pipe.generator.encode("a")[0] == ids["<|end|>"]
+    (record,) = pipe("a", return_details=True)
+    assert record["details"]["token_ids"][0] == ids["e"]
+    assert coded.src_lang == "<s>", "the caller's tokenizer is left as it was"
+    assert coded("a")["input_ids"][0] == ids["<s>"]
+    with pytest.raises(InvalidArgument, match=r"language codes: pass src_lang= and tgt_lang="):
+        woq.pipeline("translation", t5, coded)
+    with pytest.raises(InvalidArgument, match="tgt_lang='xx' is none of the language codes"):
+        woq.pipeline("translation", t5, coded, src_lang="<s>", tgt_lang="xx")
+    with pytest.raises(InvalidArgument, match="for tokenizers with language codes"):
+        woq.pipeline("translation", t5, tokenizer, src_lang="en", tgt_lang="de")
+
+
+# What is refused
+
+
+def test_unknown_tasks_and_models_that_do_not_fit(
+    causal: Any, t5: Any, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    with pytest.raises(InvalidArgument, match=r"unknown task 'summarisation'; known are 'text-gen"):
+        woq.pipeline("summarisation", "nowhere")
+    for task in ("summarization", "translation", "text2text-generation"):
+        with pytest.raises(
+            InvalidArgument,
+            match=f"'{task}' needs an encoder-decoder .* LlamaForCausalLM is a decoder-only one: "
+            "use task 'text-generation'",
+        ):
+            woq.pipeline(task, causal, tokenizer)
+    with pytest.raises(InvalidArgument, match="T5ForConditionalGeneration is an encoder-decoder"):
+        woq.pipeline("text-generation", t5, tokenizer)
+    with pytest.raises(InvalidArgument, match="model is missing"):
+        woq.pipeline("text-generation")
+
+
+def test_refusals_before_loading(causal: Any, tokenizer: Any, tmp_path: Path) -> None:
+    with pytest.raises(InvalidArgument, match=r"tokenizer is missing: .*tokenizer=AutoTokenizer"):
+        woq.pipeline("text-generation", causal)
+    with pytest.raises(
+        InvalidArgument, match=r"load_in_4bit is for loading, but model is a loaded"
+    ):
+        woq.pipeline("text-generation", causal, tokenizer, load_in_4bit=True)
+    with pytest.raises(InvalidArgument, match="exclude each other"):
+        woq.pipeline("text-generation", "nowhere", load_in_4bit=True, load_in_8bit=True)
+    with pytest.raises(InvalidArgument, match="did you mean 'max_new_tokens'"):
+        woq.pipeline("text-generation", "nowhere", max_newtokens=3)
+    with pytest.raises(InvalidArgument, match="device='cuda' is not supported"):
+        woq.pipeline("text-generation", causal, tokenizer, device="cuda")
+    with pytest.raises(InvalidArgument, match="batch_size must be at least 1"):
+        woq.pipeline("text-generation", causal, tokenizer, batch_size=0)
+    causal.save_pretrained(tmp_path)
+    with pytest.raises(InvalidArgument, match=f"no tokenizer could be loaded from '{tmp_path}'"):
+        woq.pipeline("text-generation", tmp_path)
+
+
+def test_inputs_that_do_not_fit(pipe: TextPipeline, seq2seq: TextPipeline) -> None:
+    with pytest.raises(TypeError, match=r"'text-generation' is a int; .*or a chat"):
+        pipe([3])
+    with pytest.raises(TypeError, match="chats are for 'text-generation'"):
+        seq2seq(CHAT)
+    with pytest.raises(InvalidArgument, match="return_full_text is for 'text-generation'"):
+        seq2seq("a", return_full_text=True)
+    with pytest.raises(InvalidArgument, match="stop must hold non-empty strings"):
+        pipe("a", stop=[""])
+    with pytest.raises(InvalidArgument, match="unknown generation argument: 'return_text'"):
+        pipe("a", return_text=True)
+
+
+def test_chats_need_a_template(
+    causal: Any, tokenizer: PreTrainedTokenizerFast, chatty: PreTrainedTokenizerFast
+) -> None:
+    with pytest.raises(InvalidArgument, match="the tokenizer has no chat template"):
+        woq.pipeline("text-generation", causal, tokenizer)(CHAT)
+    chatty.chat_template = "{{ raise_exception('only users and assistants') }}"
+    with pytest.raises(InvalidArgument, match="roles system, user: only users and assistants"):
+        woq.pipeline("text-generation", causal, chatty)(CHAT)
