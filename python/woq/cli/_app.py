@@ -53,11 +53,26 @@ class _App(click.Group):
         sys.exit(code if isinstance(code, int) else 0)
 
 
+def _show_version(ctx: click.Context, parameter: click.Parameter, value: bool) -> None:
+    if value:
+        import woq
+
+        click.echo(f"woq {woq.__version__}")
+        ctx.exit()
+
+
 @click.command(
     cls=_App,
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="\b\nTo begin with:\n  woq quantize MODEL FOLDER --dtype nf4\n  woq chat FOLDER",
 )
-@click.version_option(package_name="woq", message="woq %(version)s")
+@click.option(
+    "--version",
+    is_flag=True,
+    expose_value=False,
+    is_eager=True,
+    callback=_show_version,
+    help="Show the version and exit.",
+)
 def app() -> None:
     """Quantize language models to 4 or 8 bits, and run them on this machine's CPU."""

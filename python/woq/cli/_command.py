@@ -111,8 +111,10 @@ class Command(click.Command):
             except (click.ClickException, click.exceptions.Exit, click.Abort):
                 raise
             except Exception as error:
-                if isinstance(error, OSError) and error.errno == errno.EPIPE:
-                    raise  # click ends quietly: nobody reads on
+                if isinstance(error, OSError):
+                    _give_up_full_stdout()
+                    if error.errno == errno.EPIPE:
+                        raise  # click ends quietly: nobody reads on
                 if output.debug:
                     click.echo(traceback.format_exc(), err=True, nl=False)
                 raise Failure(_message(error)) from error
@@ -120,6 +122,15 @@ class Command(click.Command):
                 if output.debug:
                     click.echo(traceback.format_exc(), err=True, nl=False)
                 raise
+
+
+def _give_up_full_stdout() -> None:
+    """What could not be written to stdout would fail again when Python closes it."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        with open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())
 
 
 def _remember(ctx: click.Context, parameter: click.Parameter, value: bool) -> None:
