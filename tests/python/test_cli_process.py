@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import pty
@@ -11,8 +12,10 @@ import resource
 import select
 import shutil
 import signal
+import struct
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -114,6 +117,8 @@ class Terminal:
 
     def __init__(self, *arguments: object) -> None:
         self._master, slave = pty.openpty()
+        # Progress bars are as wide as the terminal.
+        fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 120, 0, 0))
         self.process = subprocess.Popen(
             [*WOQ, *map(str, arguments)],
             stdin=slave,
@@ -155,9 +160,6 @@ class Terminal:
 
 
 def _take_terminal() -> None:
-    import fcntl
-    import termios
-
     fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
 

@@ -94,7 +94,9 @@ def tiny_model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     letters = {chr(code): code - 32 for code in range(32, 127)} | {"<unk>": 95, "</s>": 96}
     core = tokenizers.Tokenizer(tokenizers.models.BPE(letters, [], unk_token="<unk>"))
     transformers.PreTrainedTokenizerFast(
-        tokenizer_object=core, unk_token="<unk>", eos_token="</s>"
+        tokenizer_object=core,
+        unk_token="<unk>",
+        eos_token="</s>",
         chat_template="{% for m in messages %}{{ m.role }}: {{ m.content }} {% endfor %}",
     ).save_pretrained(folder)
     config = transformers.LlamaConfig(
