@@ -24,6 +24,7 @@ import torch
 import woq
 from woq import _native
 from woq.demo import find_smollm2
+from woq.evaluation import windows_of
 
 DTYPES = tuple(_native.dtype_names())
 COMPUTE_DTYPES = tuple(_native.compute_dtype_names())
@@ -151,6 +152,14 @@ def load_fp32(model: str | None) -> tuple[Any, Any, str]:
     tokenizer = AutoTokenizer.from_pretrained(source, **keywords)
     loaded = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, **keywords)
     return loaded.eval(), tokenizer, path.stem if keywords else path.name
+
+
+def windows_of_file(tokenizer: Any, path: str, count: int, length: int) -> torch.Tensor:
+    """The first windows of a UTF-8 text, token ids [count, length]."""
+    try:
+        return windows_of(tokenizer, Path(path).read_text(encoding="utf-8"), count, length)
+    except woq.InvalidArgument as error:
+        raise SystemExit(f"--text {path}: {error}") from error
 
 
 def quantized(model: Any, **fields: Any) -> Any:

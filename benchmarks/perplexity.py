@@ -1,21 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Perplexity, KL divergence to fp32 and top-1 agreement of every weight and compute dtype.
 
-The text is tokenized as a whole, without special tokens; the first `--windows` pieces of `--length`
-tokens are scored on their own. All three figures are over the same predicted tokens (length - 1 of
-each window): perplexity = exp(mean NLL), KL = mean of KL(fp32 || quantized) in nats, top-1 = share
-of positions where both rank the same token first.
+The protocol is woq.evaluation's, over the first `--windows` pieces of `--length` tokens.
 """
 
 from __future__ import annotations
 
 import argparse
-import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from common import (
     COMPUTE_DTYPES,
     DTYPES,
@@ -24,38 +19,10 @@ from common import (
     machine,
     quantized,
     report,
+    windows_of_file,
 )
 
-
-def windows_of(tokenizer: Any, text: str, count: int, length: int) -> torch.Tensor:
-    """Token ids [count, length]."""
-    ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-    if len(ids) < count * length:
-        raise SystemExit(
-            f"the text has {len(ids)} tokens, {count} windows of {length} need {count * length}: "
-            "give a longer --text, or fewer --windows"
-        )
-    return torch.tensor(ids[: count * length], dtype=torch.long).view(count, length)
-
-
-@torch.inference_mode()
-def log_probabilities(model: Any, windows: torch.Tensor) -> Iterator[torch.Tensor]:
-    """For each window, log p of the next token [length - 1, vocabulary]."""
-    for window in windows:
-        logits = model(input_ids=window[None]).logits[0, :-1]
-        yield torch.log_softmax(logits.float(), dim=-1)
-
-
-def score(
-    windows: torch.Tensor, reference: Iterable[torch.Tensor], candidate: Iterable[torch.Tensor]
-) -> dict[str, float]:
-    nll = kl = same = 0.0
-    for window, expected, got in zip(windows, reference, candidate, strict=True):
-        nll -= got.gather(1, window[1:, None]).double().sum().item()
-        kl += torch.sum(expected.exp() * (expected - got), dtype=torch.float64).item()
-        same += (expected.argmax(-1) == got.argmax(-1)).sum().item()
-    tokens = windows.numel() - len(windows)
-    return {"perplexity": math.exp(nll / tokens), "kl": kl / tokens, "top1": same / tokens}
+from woq.evaluation import log_probabilities, score
 
 
 def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
@@ -73,8 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
 
     facts = machine(args.threads)
     model, tokenizer, facts["model"] = load_fp32(args.model)
-    text = Path(args.text).read_text(encoding="utf-8")
-    windows = windows_of(tokenizer, text, args.windows, args.length)
+    windows = windows_of_file(tokenizer, args.text, args.windows, args.length)
     facts["text"] = f"{Path(args.text).name}, {args.windows} windows of {args.length} tokens"
     facts["scheme"] = f"{args.scheme}, group size {args.group_size}, output embedding " + (
         args.lm_head or "fp32"

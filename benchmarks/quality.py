@@ -5,7 +5,7 @@ agreement, with time and peak memory.
 The model is first permuted (`permutation.py`): its weights come from a 4-bit file, whose grid would
 flatter quantizers with the same one; that fp32 perplexity stays what it was is checked. Calibration
 sees `--calibration` only, the figures are over `--text`: the first `--windows` pieces of `--length`
-tokens, without special tokens. They are defined in `perplexity.py`. Peak memory is what the process
+tokens, without special tokens, as `woq.evaluation` defines them. Peak memory is what the process
 holds at most while it quantizes, beyond what it held before (the float model and its copy).
 RTN+mse is RTN with mse_range; RTN+imatrix collects an importance matrix first, in the time that is
 shown. HQQ does asymmetric formats only.
@@ -32,9 +32,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import load_fp32, machine, print_header
+from common import load_fp32, machine, print_header, windows_of_file
 from permutation import permute_channels
-from perplexity import log_probabilities, score, windows_of
 from quality_exchange import (
     PeakMemory,
     load_row,
@@ -45,6 +44,7 @@ from quality_exchange import (
 
 import woq
 from woq.calibration import token_samples
+from woq.evaluation import log_probabilities, score
 
 ALGORITHMS = (
     *("RTN", "RTN+mse", "RTN+imatrix", "HQQ", "GPTQ", "AWQ", "TEQ", "AUTOROUND"),
@@ -218,8 +218,7 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
 
     facts = machine(args.threads)
     model, tokenizer, facts["model"] = load_fp32(args.model)
-    text = Path(args.text).read_text(encoding="utf-8")
-    windows = windows_of(tokenizer, text, args.windows, args.length)
+    windows = windows_of_file(tokenizer, args.text, args.windows, args.length)
     facts["text"] = f"{Path(args.text).name}, {args.windows} windows of {args.length} tokens"
     facts["calibration"] = f"{Path(args.calibration).name} {options or ''}".rstrip()
     if not args.no_permutation:

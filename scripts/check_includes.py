@@ -49,6 +49,8 @@ PYTHON_LAYERS = {
     "config": "light",
     "algorithm_configs": "light",
     "report": "light",
+    "_histograms": "light",
+    "_environment": "light",
     "_safetensors": "heavy",
     "_stand_in": "heavy",
     "_tensors": "heavy",
@@ -65,10 +67,15 @@ PYTHON_LAYERS = {
     "saving": "heavy",
     "transformers": "heavy",
     "auto_model": "heavy",
+    "evaluation": "heavy",
+    "_inspection": "heavy",
+    "report_page": "heavy",
     "generation": "heavy",
     "pipelines": "heavy",
     "_autoload": "light",
     "demo": "light",
+    "cli": "light",
+    "__main__": "light",
 }
 
 # Imports against the order, inside functions only: a model that transformers made must be told of

@@ -36,12 +36,14 @@ if TYPE_CHECKING:
     )
     from woq.auto_model import AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM
     from woq.config import WeightOnlyQuantConfig
+    from woq.evaluation import Evaluation, evaluate
     from woq.imatrix import ImportanceMatrix, collect_imatrix
     from woq.linear import WeightOnlyLinear
     from woq.pipelines import pipeline
     from woq.planning import LayerPlan, plan_layer_config
     from woq.quantization import quantize
     from woq.report import QuantizationReport
+    from woq.report_page import write_report
     from woq.saving import save_pretrained
 
     __version__: str
@@ -67,6 +69,7 @@ _LAZY = {
     "AutoModel": "woq.auto_model",
     "AutoModelForCausalLM": "woq.auto_model",
     "AutoModelForSeq2SeqLM": "woq.auto_model",
+    "Evaluation": "woq.evaluation",
     "LayerPlan": "woq.planning",
     "QuantizationReport": "woq.report",
     **dict.fromkeys(
@@ -77,10 +80,12 @@ _LAZY = {
     "WeightOnlyLinear": "woq.linear",
     "WeightOnlyQuantConfig": "woq.config",
     "collect_imatrix": "woq.imatrix",
+    "evaluate": "woq.evaluation",
     "pipeline": "woq.pipelines",
     "plan_layer_config": "woq.planning",
     "quantize": "woq.quantization",
     "save_pretrained": "woq.saving",
+    "write_report": "woq.report_page",
 }
 
 __all__ = [
@@ -89,6 +94,7 @@ __all__ = [
     "AutoModelForSeq2SeqLM",
     "AutoRoundConfig",
     "AwqConfig",
+    "Evaluation",
     "GPTQConfig",
     "HqqConfig",
     "ImportanceMatrix",
@@ -107,6 +113,7 @@ __all__ = [
     "collect_imatrix",
     "cpu_info",
     "error_metrics",
+    "evaluate",
     "get_cmake_dir",
     "get_include",
     "pipeline",
@@ -115,6 +122,7 @@ __all__ = [
     "quantize_rtn",
     "save_pretrained",
     "targets",
+    "write_report",
 ]
 
 # transformers learns of woq the moment it loads its quantizers, whichever is imported first.

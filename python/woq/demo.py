@@ -139,20 +139,6 @@ def _quantized_layers(model: Any) -> list[Any]:
     return [module for module in model.modules() if isinstance(module, WeightOnlyLinear)]
 
 
-def model_bytes(model: Any) -> int:
-    """Bytes of all weights as they are in memory; shared ones once."""
-    from woq.linear import WeightOnlyLinear
-
-    seen: dict[int, int] = {}
-    for module in model.modules():
-        if isinstance(module, WeightOnlyLinear):
-            seen[id(module)] = module.nbytes
-            continue
-        for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
-            seen[tensor.data_ptr()] = tensor.numel() * tensor.element_size()
-    return sum(seen.values())
-
-
 # Making the models, and keeping them
 
 
@@ -169,6 +155,8 @@ def _load_float(gguf: Path) -> tuple[Any, Any]:
 
 
 def _summary(model: Any) -> dict[str, Any]:
+    from woq._inspection import model_bytes
+
     report = model.woq_report
     kernels = Counter(layer.explain()["kernel"] for layer in _quantized_layers(model))
     embedding = model.get_input_embeddings().weight
@@ -196,6 +184,8 @@ def _chat_prompt(tokenizer: Any, question: str) -> str:
 
 def _build(gguf: Path, say: Callable[[str], None]) -> tuple[dict[str, Any], Any, dict[str, Any]]:
     """Quantized models by dtype, the tokenizer, and all figures that the demo prints."""
+    from woq._inspection import model_bytes
+
     start = time.perf_counter()
     say(f"Loading {gguf.name} as fp32 ...")
     reference, tokenizer = _load_float(gguf)

@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from . import _native
+from ._histograms import weight_histogram
 from ._selection import (
     Target,
     is_fused_experts,
@@ -175,6 +176,7 @@ def _layer_report(
         bytes_after=matrix.nbytes,
         mse=metrics["mse"],
         sqnr_db=metrics["sqnr_db"],
+        histogram=weight_histogram(weight, matrix),
     )
 
 

@@ -7,7 +7,19 @@ import dataclasses
 import math
 from collections import Counter
 
-__all__ = ["LayerReport", "LeftAlone", "QuantizationReport"]
+__all__ = ["LayerReport", "LeftAlone", "QuantizationReport", "WeightHistogram"]
+
+
+@dataclasses.dataclass(frozen=True)
+class WeightHistogram:
+    """A sample of a layer's weights in units of their group's scale (plus the zero point): there
+    the code points are the same numbers in all groups."""
+
+    code_points: tuple[float, ...]  # ascending
+    low: float  # of the first bin
+    high: float  # of the last bin
+    counts: tuple[int, ...]  # of bins of one width
+    outside: int  # weights below low or above high: not among counts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +39,7 @@ class LayerReport:
     loss: float | None = None
     start_loss: float | None = None
     note: str = ""  # why another algorithm than the config's, or other settings
+    histogram: WeightHistogram | None = dataclasses.field(default=None, repr=False)
 
     @property
     def parameters(self) -> int:
@@ -86,6 +99,26 @@ class QuantizationReport:
     def fallbacks(self) -> list[LayerReport]:
         """Layers that the algorithm of the config could not do: rounded to nearest instead."""
         return [layer for layer in self.layers if layer.note and layer.algorithm == "RTN"]
+
+    def to_dict(self) -> dict[str, object]:
+        """All figures as plain values, without the histograms."""
+        layers = []
+        for layer in self.layers:
+            values = dataclasses.asdict(dataclasses.replace(layer, histogram=None))
+            del values["histogram"]
+            layers.append(values)
+        return {
+            "complete": self.complete,
+            "seconds": self.seconds,
+            "bytes_before": self.bytes_before,
+            "bytes_after": self.bytes_after,
+            "quantized_parameters": self.quantized_parameters,
+            "total_parameters": self.total_parameters,
+            "mse": self.mse,
+            "worst": None if self.worst is None else self.worst.name,
+            "layers": layers,
+            "left": [dataclasses.asdict(entry) for entry in self.left],
+        }
 
     def __str__(self) -> str:
         if not self.layers:

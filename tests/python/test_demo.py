@@ -17,6 +17,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers  # noqa: E402
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast  # noqa: E402
 
 from woq import demo  # noqa: E402
+from woq._inspection import model_bytes  # noqa: E402
 
 
 def tiny_model(gguf: Path) -> tuple[Any, Any]:
@@ -143,4 +144,4 @@ def test_model_bytes_counts_tied_weights_once() -> None:
     model, _ = tiny_model(Path("x.gguf"))
     parameters = sum(p.numel() for p in model.parameters())
     buffers = sum(b.numel() * b.element_size() for b in model.buffers())
-    assert demo.model_bytes(model) == 4 * parameters + buffers
+    assert model_bytes(model) == 4 * parameters + buffers

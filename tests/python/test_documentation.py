@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every code block of the READMEs, docs/migrating.md and docs/generation.md runs: Python as written
-but for the model, C++ and CMake as an outside project against the installed package."""
+"""Every code block of the READMEs, docs/migrating.md, docs/generation.md and docs/cli.md runs: Python,
+LangChain and the command line as written but for the model, C++ and CMake as an outside project
+against the installed package."""
 
 from __future__ import annotations
 
@@ -28,6 +29,7 @@ def blocks(language: str, text: str = README) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```$", text, flags=re.DOTALL | re.MULTILINE)
 
 
+CLI = blocks("bash", (ROOT / "docs" / "cli.md").read_text())
 MIGRATING = blocks("python", (ROOT / "docs" / "migrating.md").read_text())
 GENERATION = blocks("python", (ROOT / "docs" / "generation.md").read_text())
 LANGCHAIN = blocks("python", (ROOT / "python" / "langchain-woq" / "README.md").read_text())
@@ -97,7 +99,10 @@ def tiny_model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     letters = {chr(code): code - 32 for code in range(32, 127)} | {"<unk>": 95, "</s>": 96}
     core = tokenizers.Tokenizer(tokenizers.models.BPE(letters, [], unk_token="<unk>"))
     transformers.PreTrainedTokenizerFast(
-        tokenizer_object=core, unk_token="<unk>", eos_token="</s>"
+        tokenizer_object=core,
+        unk_token="<unk>",
+        eos_token="</s>",
+        chat_template="{% for m in messages %}{{ m.role }}: {{ m.content }} {% endfor %}",
     ).save_pretrained(folder)
     config = transformers.LlamaConfig(
         vocab_size=128,
@@ -153,6 +158,48 @@ def test_langchain_blocks(number: int, model_folder: Path, tmp_path: Path) -> No
     for shown, expected in (("capital", "Paris"), ("bind_tools", "Rome"), (MINILM_ID, "384")):
         if shown in LANGCHAIN[number]:
             assert expected in printed
+
+
+def run_shell(commands: str, model_folder: Path, cwd: Path) -> str:
+    """`woq` is the package that is tested, and nothing is installed."""
+    script = (
+        "set -euo pipefail\n"
+        f'woq() {{ "{sys.executable}" -m woq "$@"; }}\n'
+        "pip() { :; }\n" + commands.replace(HUB_ID, str(model_folder))
+    )
+    done = subprocess.run(
+        ["bash", "-c", script],
+        cwd=cwd,
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+        stdin=subprocess.DEVNULL,
+        text=True,
+        capture_output=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_command_line_blocks(tiny_model_folder: Path, tmp_path: Path) -> None:
+    pytest.importorskip("click")
+    pytest.importorskip("matplotlib")
+    text = (ROOT / "docs" / "quantization.md").read_text()
+    (tmp_path / "corpus.txt").write_text(text.encode("ascii", "ignore").decode())
+    assert len(CLI) == 7
+    printed = run_shell("\n".join(CLI), tiny_model_folder, tmp_path)
+    for expected in ("gemm_f32_t4_", "calibrated (14 x GPTQ)", "KL divergence", "read bandwidth"):
+        assert expected in printed
+    for folder in ("smollm2-nf4", "smollm2-gptq", "mixed"):
+        assert (tmp_path / folder / "model.safetensors").is_file()
+    assert "<svg" in (tmp_path / "nf4.html").read_text()
+    (block,) = (each for each in blocks("bash") if "woq quantize" in each)
+    (tmp_path / "readme").mkdir()
+    assert "saved in smollm2-nf4" in run_shell(block, tiny_model_folder, tmp_path / "readme")
+
+
+def test_a_failing_command_is_seen(tmp_path: Path) -> None:
+    with pytest.raises(AssertionError, match="no such folder or file"):
+        run_shell("woq inspect ./nowhere | cat", tmp_path, tmp_path)
 
 
 def test_cpp_and_cmake_blocks(tmp_path: Path) -> None:

@@ -90,6 +90,8 @@ def test_wheel_carries_package_headers_library_and_cmake_files(wheel: Path) -> N
     modules = {f"woq/{path.name}" for path in (ROOT / "python/woq").glob("*.py*")}
     expected = {
         "woq/_woq.pyi",
+        "woq/cli/__init__.py",
+        "woq/report_page.html",
         "woq/py.typed",
         f"woq/_woq{sysconfig.get_config_var('EXT_SUFFIX')}",
         "woq/lib/libwoq.a",
@@ -113,6 +115,7 @@ def test_wheel_metadata(wheel: Path) -> None:
     assert [requirement.partition(">")[0] for requirement in always] == ["numpy"]
     assert metadata["License-Expression"] == "Apache-2.0"
     assert "woq = woq._autoload:install" in entry_points
+    assert "woq = woq.cli:main" in entry_points
 
 
 def needed_libraries(wheel: Path) -> set[str]:

@@ -1,0 +1,208 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From MODEL on the command line to a model and its tokenizer."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from ._command import Failure, Output, one_line
+
+__all__ = [
+    "Source",
+    "check_float",
+    "find_model",
+    "load_model",
+    "load_tokenizer",
+    "model_options",
+    "read_config",
+    "set_threads",
+]
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+_DTYPES = {"auto": "auto", "fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """Where a model is, as from_pretrained takes it."""
+
+    name: str
+    keywords: dict[str, Any]
+    label: str  # for people
+
+    @property
+    def is_gguf(self) -> bool:
+        return "gguf_file" in self.keywords
+
+
+def model_options(function: Function) -> Function:
+    """The options that say how a model is loaded and run."""
+    for option in (
+        click.option(
+            "--threads",
+            type=click.IntRange(1),
+            metavar="N",
+            show_default="torch's",
+            help="Threads to compute on.",
+        ),
+        click.option(
+            "--float-dtype",
+            type=click.Choice(list(_DTYPES)),
+            default="auto",
+            show_default=True,
+            help="Dtype of what is not quantized; auto: as stored.",
+        ),
+        click.option(
+            "--trust-remote-code", is_flag=True, help="Run model code that lies beside the model."
+        ),
+        click.option("--revision", help="Branch, tag or commit of a model on the hub."),
+        click.option("--gguf-file", metavar="NAME", help="A GGUF file of a model on the hub."),
+    ):
+        function = option(function)
+    return function
+
+
+def find_model(
+    text: str,
+    *,
+    gguf_file: str | None = None,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+) -> Source:
+    """A checkpoint folder, a GGUF file, or (where there is neither) an id on the hub.
+
+    Raises:
+        Failure: it is none of them.
+    """
+    keywords: dict[str, Any] = {}
+    if trust_remote_code:
+        keywords["trust_remote_code"] = True
+    path = Path(text).expanduser()
+    if path.is_file():
+        if path.suffix.lower() != ".gguf":
+            raise Failure(f"{path} is neither a checkpoint folder nor a GGUF file")
+        return Source(str(path.parent), {**keywords, "gguf_file": path.name}, path.stem)
+    if path.is_dir():
+        if gguf_file is not None:
+            return find_model(str(path / gguf_file), trust_remote_code=trust_remote_code)
+        if (path / "config.json").is_file():
+            return Source(str(path), keywords, path.resolve().name)
+        files = sorted(path.glob("*.gguf"))
+        if len(files) == 1:
+            return find_model(str(files[0]), trust_remote_code=trust_remote_code)
+        found = f"; it has {len(files)} GGUF files: name one" if files else ""
+        raise Failure(f"{path} is no checkpoint: it has no config.json{found}")
+    parts = text.split("/")
+    if path.is_absolute() or len(parts) > 2 or text[0] in ".~" or path.suffix == ".gguf":
+        raise Failure(f"no such folder or file: {text}")
+    if revision is not None:
+        keywords["revision"] = revision
+    if gguf_file is not None:
+        keywords["gguf_file"] = gguf_file
+    return Source(text, keywords, parts[-1])
+
+
+def set_threads(count: int | None) -> None:
+    if count is not None:
+        import torch
+
+        torch.set_num_threads(count)
+
+
+def load_tokenizer(source: Source) -> Any:
+    """The tokenizer beside the model.
+
+    Raises:
+        Failure: there is none.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(source.name, **source.keywords)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise Failure(_not_loaded(source, "tokenizer", error)) from error
+
+
+def load_model(
+    source: Source,
+    output: Output,
+    *,
+    config: Any = None,
+    float_dtype: str = "auto",
+    tokenizer: Any = None,
+) -> Any:
+    """The model, quantized on the way if `config` (a WeightOnlyQuantConfig) says so.
+
+    Raises:
+        Failure: it cannot be loaded.
+    """
+    import woq
+
+    _show_bars(output)
+    keywords: dict[str, Any] = {"dtype": _DTYPES[float_dtype], **source.keywords}
+    whole = config is not None and (config.needs_calibration or source.is_gguf)
+    if config is not None and not whole:
+        keywords["quantization_config"] = config
+    # transformers reads only decoders from GGUF files.
+    decoder = not getattr(read_config(source), "is_encoder_decoder", False)
+    kind: Any = woq.AutoModelForCausalLM if decoder else woq.AutoModelForSeq2SeqLM
+    try:
+        model = kind.from_pretrained(source.name, **keywords)
+    except (woq.InvalidArgument, woq.Unsupported):
+        raise
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise Failure(_not_loaded(source, "model", error)) from error
+    if whole:
+        if config.tokenizer is None:
+            config.tokenizer = tokenizer
+        woq.quantize(model, config, progress=output.progress)
+    return model.eval()
+
+
+def read_config(source: Source) -> Any:
+    """The model's config; None for a GGUF file, whose header takes seconds to read.
+
+    Raises:
+        Failure: there is no such model.
+    """
+    if source.is_gguf:
+        return None
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(source.name, **source.keywords)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise Failure(_not_loaded(source, "model", error)) from error
+
+
+def check_float(source: Source) -> None:
+    """Raises Failure for a model that is quantized already, or is not there."""
+    stored = getattr(read_config(source), "quantization_config", None)
+    if stored is not None:
+        method = stored.get("quant_method") if isinstance(stored, dict) else stored.quant_method
+        raise Failure(
+            f"{source.label} is quantized already ({method}): start from the model in floating "
+            "point"
+        )
+
+
+def _show_bars(output: Output) -> None:
+    from transformers.utils import logging
+
+    if output.progress:
+        logging.enable_progress_bar()
+    else:
+        logging.disable_progress_bar()
+
+
+def _not_loaded(source: Source, what: str, error: Exception) -> str:
+    if Path(source.name).is_dir():
+        return f"cannot load the {what} of {source.name}: {one_line(error)}"
+    first = one_line(str(error).strip().split("\n")[0])
+    return f"no such folder or file: {source.name}; nor could the hub's {what} be had: {first}"

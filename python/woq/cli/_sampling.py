@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The options of a generation, and the generator that has them as its defaults."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import click
+
+from ._command import Output
+from ._models import check_float, find_model, load_model, load_tokenizer, set_threads
+from ._quantization import config_from, name_and_value
+
+__all__ = ["generator_from", "sampling_options", "text_of_rates"]
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def sampling_options(function: Function) -> Function:
+    for option in (
+        click.option(
+            "--generation",
+            "options",
+            multiple=True,
+            metavar="NAME=VALUE",
+            help="Any other field of transformers' GenerationConfig.",
+        ),
+        click.option(
+            "--stop", multiple=True, metavar="TEXT", help="End the answer where this begins."
+        ),
+        click.option("--seed", type=int, metavar="N", help="Makes sampling repeatable."),
+        click.option("--top-k", type=click.IntRange(0), metavar="N", help="Among the N likeliest."),
+        click.option(
+            "--top-p", type=click.FloatRange(0, 1), metavar="P", help="Among those likely by P."
+        ),
+        click.option(
+            "--temperature",
+            type=click.FloatRange(0),
+            metavar="T",
+            show_default="the model's",
+            help="0: always the likeliest token.",
+        ),
+        click.option(
+            "--max-new-tokens",
+            type=click.IntRange(1),
+            metavar="N",
+            show_default="256, or the model's",
+            help="Length of the answer.",
+        ),
+    ):
+        function = option(function)
+    return function
+
+
+def generator_from(
+    output: Output,
+    model: str,
+    *,
+    max_new_tokens: int | None,
+    temperature: float | None,
+    top_p: float | None,
+    top_k: int | None,
+    seed: int | None,
+    stop: Sequence[str],
+    options: Sequence[str],
+    threads: int | None,
+    float_dtype: str,
+    trust_remote_code: bool,
+    revision: str | None,
+    gguf_file: str | None,
+    **settings: Any,
+) -> Any:
+    """The TextGenerator for all options of a command line; `settings` are those of the format."""
+    config = config_from(**settings) if any(settings.values()) else None
+    given = {
+        "max_new_tokens": max_new_tokens,
+        "temperature": temperature,
+        "top_p": top_p,
+        "top_k": top_k,
+        "seed": seed,
+        "stop": list(stop) or None,
+        **dict(name_and_value("--generation", text) for text in options),
+    }
+    source = find_model(
+        model, gguf_file=gguf_file, revision=revision, trust_remote_code=trust_remote_code
+    )
+    if config is not None:
+        check_float(source)
+    set_threads(threads)
+    from woq import InvalidArgument
+    from woq.generation import TextGenerator, check_options
+
+    chosen = {name: value for name, value in given.items() if value is not None}
+    try:
+        check_options(chosen)  # before minutes of loading
+    except InvalidArgument as error:
+        raise click.UsageError(str(error)) from error
+    tokenizer = load_tokenizer(source)
+    loaded = load_model(source, output, config=config, float_dtype=float_dtype, tokenizer=tokenizer)
+    return TextGenerator(loaded, tokenizer, chosen)
+
+
+def text_of_rates(details: Mapping[str, Any]) -> str:
+    """A line about one answer's tokens and times."""
+    rate = details["tokens_per_second"]
+    after = "" if rate is None else f", then {rate:.1f} tokens/s"
+    return (
+        f"{details['prompt_tokens']} tokens in, {details['completion_tokens']} out "
+        f"({details['finish_reason']}); {details['time_to_first_token']:.2f} s to the first{after}"
+    )

@@ -1,0 +1,547 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The commands of `woq` in this process: results, exit codes, messages. (Signals, full disks and
+completion need processes of their own: test_cli_process.py.)"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+pytest.importorskip("click")
+
+from click.testing import CliRunner, Result  # noqa: E402
+from model_support import benchmark_modules, letters_checkpoint, llama, t5  # noqa: E402
+
+import woq  # noqa: E402
+from woq.cli._app import COMMANDS, app  # noqa: E402
+from woq.generation import TextGenerator, encode_chat  # noqa: E402
+
+TEXT = "the quick brown fox jumps over the lazy dog. " * 8
+TEMPLATE = "{% for m in messages %}{{ m.role }} {{ m.content }}. {% endfor %}"
+
+
+def run(*arguments: object, stdin: str | None = None) -> Result:
+    result = CliRunner().invoke(app, [str(a) for a in arguments], input=stdin, prog_name="woq")
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exc_info
+    return result
+
+
+def succeed(*arguments: object, stdin: str | None = None) -> Result:
+    result = run(*arguments, stdin=stdin)
+    assert result.exit_code == 0, result.stderr
+    return result
+
+
+def refuse(code: int, *arguments: object) -> str:
+    """The one line of an error."""
+    result = run(*arguments)
+    assert result.exit_code == code, result.output
+    assert result.stdout == ""
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("woq")
+    return line
+
+
+def values_of(*arguments: object, stdin: str | None = None) -> Any:
+    return json.loads(succeed(*arguments, "--json", stdin=stdin).stdout)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = letters_checkpoint(tmp_path_factory.mktemp("letters"))
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    tokenizer.chat_template = TEMPLATE
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def quantized(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("out") / "nf4"
+    succeed("quantize", checkpoint, folder, "--dtype", "nf4")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("text") / "text.txt"
+    path.write_text(TEXT, encoding="utf-8")
+    return path
+
+
+# Help, errors
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_has_examples_that_parse(name: str) -> None:
+    shown = succeed(name, "--help").stdout
+    assert "Examples:" in shown
+    command = importlib.import_module(f"woq.cli.{name}").command
+    options = {option for parameter in command.params for option in parameter.opts}
+    for example in command.examples:
+        assert "woq" in example
+        if example.startswith("woq "):
+            words = example.partition(" #")[0].split()
+            assert words[1] == name
+            assert {word for word in words if word.startswith("--")} <= options
+    assert name in succeed("--help").stdout
+
+
+def test_version() -> None:
+    assert succeed("--version").stdout == f"woq {woq.__version__}\n"
+
+
+def test_wrong_command_lines_end_with_2(checkpoint: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert "No such command 'quantise'" in refuse(2, "quantise")
+    line = refuse(2, "quantize", checkpoint, out, "--dtype", "nf5")
+    assert "--dtype" in line
+    assert "nf5; did you mean nf4? Known: int8, " in line
+    assert "group_size 7" in refuse(2, "quantize", checkpoint, out, "--group-size", "7")
+    assert "asym" in refuse(2, "quantize", checkpoint, out, "--dtype", "nf4", "--scheme", "asym")
+    line = refuse(2, "quantize", checkpoint, out, "--algorithm", "gptq", "--option", "percdamp=1")
+    assert "did you mean 'damp_percent'?" in line
+    assert "NAME=VALUE" in refuse(2, "quantize", checkpoint, out, "--option", "percdamp")
+    assert "looks at no data" in refuse(2, "quantize", checkpoint, out, "--dataset", "self")
+    assert "no file" in refuse(2, "quantize", checkpoint, out, "--imatrix", "nowhere.gguf")
+    line = refuse(2, "quantize", checkpoint, out, "--layer", "down_proj", "bits=3")
+    assert "down_proj" in line
+    assert "Missing argument 'FOLDER'" in refuse(2, "quantize", checkpoint)
+    assert "--text" in refuse(2, "eval", checkpoint)
+    assert "like 4096x4096" in refuse(2, "bench", "--shape", "64")
+    line = refuse(2, "generate", checkpoint, "a", "--generation", "max_tokens=3")
+    assert "max_tokens" in line
+    assert not out.exists()
+
+
+def test_bad_paths_end_with_1(checkpoint: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    nowhere = tmp_path / "nowhere"
+    assert refuse(1, "quantize", nowhere, out) == f"woq: no such folder or file: {nowhere}"
+    assert "no such folder or file: no/model" in refuse(1, "quantize", "no/model", out)
+    assert "no such folder or file: ./no.gguf" in refuse(1, "generate", "./no.gguf", "a")
+    assert "it has no config.json" in refuse(1, "inspect", tmp_path)
+    file = tmp_path / "a.bin"
+    file.write_bytes(b"")
+    assert "neither a checkpoint folder nor a GGUF file" in refuse(1, "inspect", file)
+    line = refuse(1, "eval", checkpoint, "--text", nowhere)
+    assert line == f"woq: --text {nowhere}: No such file or directory"
+    assert "cannot write" in refuse(1, "quantize", checkpoint, out, "--report", nowhere / "a.html")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.bin"]
+
+
+def test_a_damaged_checkpoint_is_one_line(checkpoint: Path, tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    model.mkdir()
+    for path in checkpoint.iterdir():
+        (model / path.name).write_bytes(path.read_bytes())
+    weights = model / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:2000])
+    assert "model.safetensors is damaged" in refuse(1, "quantize", model, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    (model / "config.json").write_text("{")
+    assert "cannot load the model of" in refuse(1, "inspect", model)
+
+
+def test_debug_shows_the_traceback(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> Any:
+        raise RuntimeError("two\nlines")
+
+    monkeypatch.setattr("woq._environment.environment", fail)
+    assert refuse(1, "info") == "woq: RuntimeError: two lines (--debug shows where)"
+    result = run("info", "--debug")
+    assert result.exit_code == 1
+    assert "Traceback (most recent call last)" in result.stderr
+    assert result.stderr.endswith("woq: RuntimeError: two lines (--debug shows where)\n")
+
+
+def test_interrupted_ends_with_130(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt() -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("woq._environment.environment", interrupt)
+    result = run("info")
+    assert result.exit_code == 130
+    assert result.stderr.splitlines()[-1] == "woq: interrupted"
+
+
+def test_loggers_and_settings_are_as_before(
+    quantized: Path, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import logging
+    import os
+
+    monkeypatch.setenv("TQDM_DISABLE", "0")
+    logger = logging.getLogger("woq")
+    before = dict(os.environ), logger.handlers[:], logger.level, logger.propagate
+    succeed("quantize", checkpoint, tmp_path / "a")
+    assert (dict(os.environ), logger.handlers[:], logger.level, logger.propagate) == before
+    result = succeed("inspect", quantized, "--verbose")
+    assert "woq: " in result.stderr
+    assert succeed("inspect", quantized).stderr == ""
+
+
+# quantize
+
+
+def test_quantize_saves_what_the_library_makes(checkpoint: Path, tmp_path: Path) -> None:
+    out = tmp_path / "new" / "out"
+    report = tmp_path / "out.html"
+    values = values_of(
+        *("quantize", checkpoint, out, "--dtype", "int4", "--group-size", "16"),
+        *("--compute-dtype", "int8", "--lm-head", "int8", "--report", report),
+        *("--layer", "down_proj", "int8", "--layer", "q_proj", "group_size=64,scheme=asym"),
+        *("--layer", r"model\.layers\.0\.mlp", "none", "--skip", "o_proj"),
+    )
+    config = woq.WeightOnlyQuantConfig(
+        weight_dtype="int4",
+        group_size=16,
+        compute_dtype="int8",
+        quantize_lm_head="int8",
+        modules_to_not_convert=["o_proj"],
+        layer_config={
+            "down_proj": {"weight_dtype": "int8"},
+            "q_proj": {"group_size": 64, "scheme": "asym"},
+            r"model\.layers\.0\.mlp": None,
+        },
+    )
+    expected = woq.AutoModelForCausalLM.from_pretrained(checkpoint, quantization_config=config)
+    assert values["config"] == config.to_dict()
+    assert values["complete"]
+    assert values["bytes_after"] == expected.woq_report.bytes_after
+    assert [e["name"] for e in values["layers"]] == [e.name for e in expected.woq_report.layers]
+    saved = woq.AutoModelForCausalLM.from_pretrained(out)
+    ids = torch.arange(2, 18)[None]
+    assert torch.equal(saved(ids).logits, expected(ids).logits)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(out)
+    assert tokenizer("the fox")["input_ids"]
+    assert {path.name for path in tmp_path.iterdir()} == {"new", "out.html"}
+    assert out.stat().st_mode & 0o777 == (tmp_path / "new").stat().st_mode & 0o777
+    page = report.read_text(encoding="utf-8")
+    assert "model.layers.1.mlp.down_proj" in page
+    assert "lm_head" in page
+
+
+def test_calibrated_with_a_work_dir(checkpoint: Path, text: Path, tmp_path: Path) -> None:
+    command = (
+        *("quantize", checkpoint, tmp_path / "out", "--algorithm", "gptq", "--dataset", text),
+        *("--nsamples", "4", "--seqlen", "32", "--seed", "1", "--option", "damp_percent=0.05"),
+        *("--work-dir", tmp_path / "work", "--report", tmp_path / "out.html"),
+    )
+    values = values_of(*command)
+    arguments = values["config"]["algorithm_args"]
+    assert (arguments["nsamples"], arguments["seqlen"], arguments["seed"]) == (4, 32, 1)
+    assert arguments["damp_percent"] == 0.05
+    assert all(layer["loss"] is not None for layer in values["layers"])
+    files = list((tmp_path / "work").glob("*.safetensors"))
+    assert len(files) == len(values["layers"])
+    times = {file: file.stat().st_mtime_ns for file in files}
+    succeed(*command, "--overwrite")
+    assert {file: file.stat().st_mtime_ns for file in files} == times, "nothing was done again"
+    assert str(text) in (tmp_path / "out.html").read_text(encoding="utf-8")
+
+
+def test_summary_for_people(checkpoint: Path, text: Path, tmp_path: Path) -> None:
+    shown = succeed(
+        *("quantize", checkpoint, tmp_path / "a", "--text", text),
+        *("--windows", "2", "--length", "32"),
+    ).stdout
+    assert "14 layers quantized (14 x int4_fullrange)" in shown
+    assert "KL divergence" in shown
+    assert "62 tokens: 2 windows of 32" in shown
+    assert shown.endswith(f"saved in {tmp_path / 'a'}\n")
+
+
+def test_what_is_there_is_kept(checkpoint: Path, quantized: Path, tmp_path: Path) -> None:
+    line = refuse(1, "quantize", checkpoint, quantized)
+    assert line == f"woq: {quantized} exists: name another folder, or add --overwrite"
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "thesis.txt").write_text("the only copy")
+    assert "holds no model" in refuse(1, "quantize", checkpoint, other, "--overwrite")
+    assert (other / "thesis.txt").read_text() == "the only copy"
+    assert "is no folder" in refuse(1, "quantize", checkpoint, other / "thesis.txt")
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    succeed("quantize", checkpoint, empty)
+    before = (empty / "model.safetensors").read_bytes()
+    succeed("quantize", checkpoint, empty, "--dtype", "int8", "--overwrite")
+    assert (empty / "model.safetensors").read_bytes() != before
+    assert {path.name for path in tmp_path.iterdir()} == {"other", "empty"}
+
+
+def test_quantized_models_are_not_quantized_again(quantized: Path, tmp_path: Path) -> None:
+    line = refuse(1, "quantize", quantized, tmp_path / "out")
+    assert "is quantized already (woq): start from the model in floating point" in line
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+@pytest.mark.parametrize("existing", [False, True])
+def test_nothing_half_written_is_left(
+    checkpoint: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    error: BaseException,
+    existing: bool,
+) -> None:
+    """Neither after a full disk nor after Ctrl-C, when half of it is written."""
+    out = tmp_path / "a" / "out"
+    if existing:
+        succeed("quantize", checkpoint, out)
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    save = woq.save_pretrained
+
+    def half(model: Any, folder: Any, **keywords: Any) -> None:
+        save(model, folder, **keywords)
+        raise error
+
+    monkeypatch.setattr(woq, "save_pretrained", half)
+    result = run("quantize", checkpoint, out, "--dtype", "nf4", "--overwrite")
+    assert result.exit_code == (130 if isinstance(error, KeyboardInterrupt) else 1)
+    assert f"{out} is as it was" in result.stderr
+    if isinstance(error, OSError):
+        assert "No space left on device" in result.stderr
+        assert len(result.stderr.splitlines()) == 1
+    assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
+    assert existing or list(tmp_path.iterdir()) == []
+
+
+def test_a_model_without_tokenizer_is_saved_without(tmp_path: Path) -> None:
+    llama().save_pretrained(tmp_path / "model")
+    result = succeed("quantize", tmp_path / "model", tmp_path / "out")
+    assert "no tokenizer is saved" in result.stderr
+    assert (tmp_path / "out" / "model.safetensors").is_file()
+    assert "tokenizer" in refuse(1, "generate", tmp_path / "out", "a")
+
+
+def test_encoder_decoder_models(tmp_path: Path) -> None:
+    t5().save_pretrained(tmp_path / "model")
+    values = values_of("quantize", tmp_path / "model", tmp_path / "out", "--dtype", "nf4", "-q")
+    assert values["layers"]
+    assert values_of("inspect", tmp_path / "out")["architecture"] == "T5ForConditionalGeneration"
+
+
+def test_report_without_matplotlib_is_refused_at_once(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    line = refuse(1, "quantize", checkpoint, tmp_path / "out", "--report", tmp_path / "a.html")
+    assert "pip install 'woq[report]'" in line
+    assert list(tmp_path.iterdir()) == []
+
+
+# eval, inspect, bench, info
+
+
+def test_eval_gives_the_benchmarks_figures(
+    checkpoint: Path, quantized: Path, text: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    protocol = ("--text", str(text), "--windows", "3", "--length", "32")
+    saved = values_of("eval", quantized, "--reference", checkpoint, *protocol)
+    in_memory = values_of("eval", checkpoint, "--dtype", "nf4", *protocol)
+    with benchmark_modules("perplexity") as modules:
+        base, row = modules["perplexity"].main(
+            [*protocol, "--model", str(checkpoint), "--dtype", "nf4", "--compute", "fp32"]
+        )
+    capsys.readouterr()
+    for values in (saved, in_memory):
+        assert values["perplexity"] == pytest.approx(row["perplexity"], rel=1e-9)
+        assert values["kl"] == pytest.approx(row["kl"], rel=1e-9)
+        assert values["top1"] == row["top1"]
+        assert values["reference_perplexity"] == pytest.approx(base["perplexity"], rel=1e-9)
+    alone = values_of("eval", checkpoint, *protocol)
+    assert alone["perplexity"] == pytest.approx(base["perplexity"], rel=1e-9)
+    assert alone["kl"] is None
+    shown = succeed("eval", checkpoint, "--dtype", "nf4", *protocol).stdout
+    assert f"KL divergence    {row['kl']:.5f} nats a token" in shown
+    assert "the text has" in refuse(1, "eval", checkpoint, *protocol, "--windows", "999")
+
+
+def test_inspect_shows_every_layer(quantized: Path, checkpoint: Path) -> None:
+    values = values_of("inspect", quantized)
+    layers = {layer["name"]: layer for layer in values["layers"]}
+    model = woq.AutoModelForCausalLM.from_pretrained(quantized)
+    for name, module in model.named_modules():
+        if isinstance(module, woq.WeightOnlyLinear):
+            found = layers[name]
+            assert found["kernel"] == module.explain()["kernel"]
+            assert (found["weight_dtype"], found["group_size"]) == ("nf4", 32)
+            assert found["nbytes"] == module.nbytes
+    assert not layers["lm_head"]["quantized"]
+    assert layers["lm_head"]["nbytes"] == 30 * 64 * 4
+    assert sum(layer["nbytes"] for layer in values["layers"]) < values["bytes"]
+    lines = succeed("inspect", quantized).stdout.splitlines()
+    (line,) = (line for line in lines if "down_proj" in line)
+    assert line.split()[:5] == ["model.layers.*.mlp.down_proj", "2", "64x128", "nf4", "32"]
+    every = succeed("inspect", quantized, "--all").stdout
+    assert "model.layers.1.mlp.down_proj" in every
+    assert "nothing is quantized" in succeed("inspect", checkpoint).stdout
+
+
+def test_bench_counts_what_it_measures(checkpoint: Path) -> None:
+    command = ("bench", "--seconds", "0.01", "--rows", "1", "--rows", "3", "--dtype", "nf4")
+    values = values_of(*command, "--shape", "64x128", "--compute-dtype", "int8", "--threads", "1")
+    assert values["read_bytes_per_second"] > 1e8
+    one, three = values["results"]
+    assert (one["rows"], three["rows"]) == (1, 3)
+    assert three["operations"] == 3 * one["operations"] == 3 * 2 * 64 * 128
+    for each in (one, three):
+        assert each["kernel"].startswith("gemm_s8_t4_")
+        assert each["bytes"] > 64 * 128 / 2
+        share = each["bytes"] / values["read_bytes_per_second"] / each["seconds"]
+        assert each["of_read"] == pytest.approx(share)
+    shown = succeed(*command, "--shape", "64x128", "--compute-dtype", "fp32").stdout
+    assert "read bandwidth" in shown
+    assert "64x128" in shown
+    shapes = {
+        each["shape"]
+        for each in values_of(*command, "--model", checkpoint, "--compute-dtype", "int8")["results"]
+    }
+    assert shapes == {"64x64", "32x64", "128x64", "64x128", "30x64"}
+
+
+def test_info_has_what_a_bug_report_needs() -> None:
+    values = values_of("info")
+    assert values["woq"] == woq.__version__
+    assert values["versions"]["torch"] == torch.__version__
+    assert values["threads"] == torch.get_num_threads()
+    available = [target["name"] for target in woq.targets() if target["available"]]
+    assert values["targets"] == available
+    assert {row["weights"] for row in values["kernels"]} == set(woq._native.dtype_names())
+    shown = succeed("info").stdout
+    for expected in (woq.cpu_info()["brand"], torch.__version__, values["kernels"][0]["int8"]):
+        assert expected in shown
+
+
+# generate, chat
+
+
+@pytest.fixture(scope="module")
+def generator(quantized: Path) -> TextGenerator:
+    model = woq.AutoModelForCausalLM.from_pretrained(quantized).eval()
+    return TextGenerator(model, transformers.AutoTokenizer.from_pretrained(quantized))
+
+
+@pytest.mark.parametrize(
+    ("options", "arguments"),
+    [
+        ({"do_sample": False}, ("--generation", "do_sample=false")),
+        ({"temperature": 0}, ("--temperature", "0")),
+        (
+            {"temperature": 0.8, "top_p": 0.9, "top_k": 5, "seed": 3},
+            ("--temperature", "0.8", "--top-p", "0.9", "--top-k", "5", "--seed", "3"),
+        ),
+    ],
+)
+def test_generate_yields_the_tokens_of_the_library(
+    quantized: Path, generator: TextGenerator, options: dict[str, Any], arguments: tuple[str, ...]
+) -> None:
+    command = ("generate", quantized, "the quick", "--max-new-tokens", "12", *arguments)
+    ((expected,),) = generator.generate(["the quick"], max_new_tokens=12, **options)
+    values = values_of(*command)
+    assert tuple(values["token_ids"]) == expected.token_ids
+    assert values["text"] == expected.text
+    result = succeed(*command)
+    assert result.stdout == expected.text + "\n"
+    assert f"9 tokens in, {expected.completion_tokens} out" in result.stderr
+    # And those of model.generate itself.
+    ids = torch.tensor([generator.encode("the quick")])
+    torch.manual_seed(options.get("seed", 0))
+    keywords = {k: v for k, v in options.items() if k not in ("seed",)}
+    keywords.setdefault("do_sample", bool(options.get("temperature")))
+    if not keywords["do_sample"]:
+        keywords = {"do_sample": False}
+    plain = generator.model.generate(
+        ids, attention_mask=torch.ones_like(ids), max_new_tokens=12, **keywords
+    )
+    assert plain[0, ids.shape[1] :].tolist() == list(expected.token_ids)
+
+
+def test_generate_quantizes_on_the_way(checkpoint: Path, quantized: Path) -> None:
+    command = ("the quick", "--max-new-tokens", "8", "--temperature", "0")
+    saved = values_of("generate", quantized, *command)
+    loaded = values_of("generate", checkpoint, *command, "--dtype", "nf4")
+    assert loaded["token_ids"] == saved["token_ids"]
+    line = refuse(1, "generate", quantized, *command, "--dtype", "nf4")
+    assert "is quantized already" in line
+
+
+def test_generate_reads_standard_input_and_stops(quantized: Path) -> None:
+    command = ("generate", quantized, "--max-new-tokens", "16", "--temperature", "0")
+    given = values_of(*command, "the quick")
+    assert values_of(*command, stdin="the quick")["text"] == given["text"]
+    assert values_of(*command, "-", stdin="the quick")["text"] == given["text"]
+    letter = given["text"][5]
+    stopped = values_of(*command, "the quick", "--stop", letter)
+    assert stopped["text"] == given["text"].partition(letter)[0]
+    assert stopped["finish_reason"] == "stop"
+
+
+def test_generate_by_the_chat_template(quantized: Path, generator: TextGenerator) -> None:
+    messages = [{"role": "system", "content": "be brief"}, {"role": "user", "content": "hello"}]
+    ids = encode_chat(generator.tokenizer, messages)
+    ((expected,),) = generator.generate([ids], max_new_tokens=6, do_sample=False)
+    values = values_of(
+        *("generate", quantized, "hello", "--system", "be brief"),
+        *("--max-new-tokens", "6", "--temperature", "0"),
+    )
+    assert tuple(values["token_ids"]) == expected.token_ids
+    assert values["prompt_tokens"] == len(ids)
+
+
+def chat(model: Path, *lines: str, options: tuple[str, ...] = ()) -> Result:
+    command = ("chat", model, "--max-new-tokens", "6", "--temperature", "0", *options)
+    return succeed(*command, stdin="".join(f"{line}\n" for line in lines))
+
+
+def answers_to(generator: TextGenerator, *lines: str, system: str = "") -> list[str]:
+    messages = [{"role": "system", "content": system}] if system else []
+    answers = []
+    for line in lines:
+        messages.append({"role": "user", "content": line})
+        ids = encode_chat(generator.tokenizer, messages)
+        ((completion,),) = generator.generate([ids], max_new_tokens=6, do_sample=False)
+        messages.append({"role": "assistant", "content": completion.text})
+        answers.append(completion.text)
+    return answers
+
+
+def test_chat_remembers_and_forgets(quantized: Path, generator: TextGenerator) -> None:
+    first, second = answers_to(generator, "hello", "who are you")
+    (alone,) = answers_to(generator, "who are you")
+    assert alone != second, "or this test shows nothing"
+    assert chat(quantized, "hello", "", "who are you").stdout.splitlines() == [first, second]
+    result = chat(quantized, "hello", "/reset", "who are you", "/exit", "hello")
+    assert result.stdout.splitlines() == [first, alone]
+    assert "begins anew" in result.stderr
+
+
+def test_chat_has_a_system_message(quantized: Path, generator: TextGenerator) -> None:
+    (brief,) = answers_to(generator, "hello", system="be brief")
+    (plain,) = answers_to(generator, "hello")
+    assert brief != plain, "or this test shows nothing"
+    shown = chat(quantized, "hello", options=("--system", "be brief")).stdout
+    assert shown.splitlines() == [brief]
+    shown = chat(quantized, "hello", "/system be brief", "hello", "/system", "hello").stdout
+    assert shown.splitlines() == [plain, brief, plain]
+
+
+def test_chat_goes_on_after_a_mistake(quantized: Path, generator: TextGenerator) -> None:
+    (answer,) = answers_to(generator, "hello")
+    result = chat(quantized, "/quti", "/help", "a" * 300, "hello")
+    assert result.stdout.splitlines() == [answer]
+    assert "/quti is no command" in result.stderr
+    assert "tokens, the model 256 positions: /reset begins anew" in result.stderr
+
+
+def test_chat_needs_a_template(tmp_path: Path) -> None:
+    model = letters_checkpoint(tmp_path / "model")
+    assert "no chat template" in refuse(1, "chat", model)
