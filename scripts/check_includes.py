@@ -67,6 +67,7 @@ PYTHON_LAYERS = {
     "auto_model": "heavy",
     "generation": "heavy",
     "pipelines": "heavy",
+    "compat": "heavy",
     "_autoload": "light",
     "demo": "light",
 }
