@@ -81,6 +81,41 @@ def test_pipelines_are_left_alone_if_asked():
     assert state() == before
 
 
+@pytest.mark.parametrize(
+    ("task", "answer"),
+    [
+        ("text2text-generation", "generated_text"),
+        ("summarization", "summary_text"),
+        ("translation", "translation_text"),
+    ],
+)
+def test_removed_tasks_are_back(task, answer, tmp_path):
+    make = transformers.pipeline  # imported before install(), as scripts do
+    config = woq.WeightOnlyQuantConfig("nf4")
+    model = woq.AutoModelForSeq2SeqLM.from_pretrained(TINY_T5, quantization_config=config)
+    model.save_pretrained(tmp_path)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(TINY_T5)
+    tokenizer.save_pretrained(tmp_path)
+    prompts = [f"What is the number {number} in french?" for number in (80, 671)]
+    expected = [{answer: "quatre-vingts"}, {answer: "six cent soixante et onze"}]
+    itrex.install()
+    try:
+        loaded = make(task, model=model, tokenizer=tokenizer, max_new_tokens=10)
+        # By name: transformers loads the saved, quantized model.
+        named = make(task, model=str(tmp_path), device=-1, torch_dtype=torch.bfloat16)
+        for pipe in (loaded, named):
+            assert pipe.task == task
+            assert dtypes(pipe.model) == {"nf4"}
+            assert pipe(prompts[0]) == expected[:1]
+            assert pipe(prompts, max_new_tokens=10) == expected
+        with pytest.raises(KeyError, match="translation_en_to_fr"):
+            make("translation_en_to_fr", model=model, tokenizer=tokenizer)
+    finally:
+        itrex.uninstall()
+    with pytest.raises(KeyError, match=task):
+        make(task, model=model, tokenizer=tokenizer)
+
+
 def test_a_task_that_somebody_registered_is_left_alone():
     from transformers import pipelines
 
@@ -140,7 +175,7 @@ def test_installing_loads_no_torch():
     process = run_python(
         """
         import sys
-        import woq.compat.itrex
+        import woq
         woq.compat.itrex.install(pipelines=False)
         import intel_extension_for_transformers.transformers as itrex
         assert "torch" not in sys.modules

@@ -119,3 +119,44 @@ def test_a_saved_model_comes_back(tokenizer, tmp_path):
     arguments["decoder_input_ids"] = torch.tensor([[0, 5, 9]])
     with torch.no_grad():
         assert torch.equal(again(**arguments).logits, model(**arguments).logits)
+
+
+def test_the_script_trains_and_saves(script, tmp_path, capsys):
+    script.main([str(tmp_path), "--steps", "2"])
+    assert "exact on 1,000 held-out inputs: 0.0%" in capsys.readouterr().out
+    model = transformers.AutoModelForSeq2SeqLM.from_pretrained(tmp_path)
+    assert model.dtype == torch.bfloat16
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+        made, kept = (json.loads((folder / name).read_text()) for folder in (tmp_path, TINY_T5))
+        made.pop("transformers_version", None)
+        kept.pop("transformers_version", None)
+        assert made == kept
+
+
+def test_training_is_deterministic_and_learns(script, tokenizer):
+    def new():
+        torch.manual_seed(script.SEED)
+        return script.make_model(len(tokenizer)).train()
+
+    def trained():
+        model = new()
+        script.train(model, tokenizer, 20, batch_size=16)
+        return model
+
+    def loss(model):
+        prompts, answers = zip(*script.held_out()[:32], strict=True)
+        inputs = tokenizer(list(prompts), return_tensors="pt", padding=True)
+        labels = tokenizer(list(answers), return_tensors="pt", padding=True)["input_ids"]
+        with torch.no_grad():
+            return model(
+                input_ids=inputs["input_ids"],
+                attention_mask=inputs["attention_mask"],
+                labels=labels.masked_fill(labels == 0, -100),
+            ).loss.item()
+
+    once, again = trained(), trained()
+    assert all(
+        torch.equal(one, other)
+        for one, other in zip(once.parameters(), again.parameters(), strict=True)
+    )
+    assert loss(once) < 0.9 * loss(new())
