@@ -98,13 +98,17 @@ class GPTQConfig(woq_configs.GPTQConfig):
 class AwqConfig(woq_configs.AwqConfig):
     """AWQ with ITREX 1.4's defaults: 8 bits, 100 samples."""
 
-    __init__ = _init(woq_configs.AwqConfig, bits=8, dataset=_DATASET, iters_are_samples=True)
+    __init__ = _init(
+        woq_configs.AwqConfig, bits=8, dataset=_DATASET, mse_range=False, iters_are_samples=True
+    )
 
 
 class TeqConfig(woq_configs.TeqConfig):
     """TEQ with ITREX 1.4's defaults: 8 bits, 100 samples."""
 
-    __init__ = _init(woq_configs.TeqConfig, bits=8, dataset=_DATASET, iters_are_samples=True)
+    __init__ = _init(
+        woq_configs.TeqConfig, bits=8, dataset=_DATASET, mse_range=False, iters_are_samples=True
+    )
 
 
 class AutoRoundConfig(woq_configs.AutoRoundConfig):
