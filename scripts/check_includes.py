@@ -72,6 +72,7 @@ PYTHON_LAYERS = {
     "report_page": "heavy",
     "generation": "heavy",
     "pipelines": "heavy",
+    "compat": "heavy",
     "_autoload": "light",
     "demo": "light",
     "cli": "light",

@@ -132,6 +132,8 @@ _autoload.install()
 def __getattr__(name: str) -> Any:
     if name == "__version__":
         value = importlib.import_module("woq._native").build_info()["version"]
+    elif name == "compat":
+        value = importlib.import_module("woq.compat")
     elif name in _LAZY:
         value = getattr(importlib.import_module(_LAZY[name]), name)
     else:

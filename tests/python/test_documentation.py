@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every code block of the READMEs, docs/migrating.md, docs/generation.md and docs/cli.md runs: Python,
-LangChain and the command line as written but for the model, C++ and CMake as an outside project
-against the installed package."""
+"""Every code block of the READMEs and of docs/migrating.md, docs/generation.md and docs/cli.md runs:
+Python, LangChain and the command line as written but for the model, C++ and CMake as an outside
+project against the installed package."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()
 HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 MINILM_ID = "sentence-transformers/all-MiniLM-L6-v2"
+FLAN_ID = "google/flan-t5-large"
 
 
 def blocks(language: str, text: str = README) -> list[str]:
@@ -33,6 +34,9 @@ CLI = blocks("bash", (ROOT / "docs" / "cli.md").read_text())
 MIGRATING = blocks("python", (ROOT / "docs" / "migrating.md").read_text())
 GENERATION = blocks("python", (ROOT / "docs" / "generation.md").read_text())
 LANGCHAIN = blocks("python", (ROOT / "python" / "langchain-woq" / "README.md").read_text())
+# Old code for flan-t5 goes to a T5 that writes numbers in French.
+FLAN = [block for block in MIGRATING if FLAN_ID in block]
+MIGRATING = [block for block in MIGRATING if FLAN_ID not in block]
 
 
 @pytest.fixture(scope="module")
@@ -62,9 +66,9 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run_block(code: str, model_folder: Path, cwd: Path) -> str:
-    assert HUB_ID in code
-    code = code.replace(HUB_ID, str(model_folder))
+def run_block(code: str, model_folder: Path, cwd: Path, hub_id: str = HUB_ID) -> str:
+    assert hub_id in code
+    code = code.replace(hub_id, str(model_folder))
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(
         [sys.executable, "-c", code],
@@ -133,8 +137,21 @@ def test_migrating_blocks(number: int, tiny_model_folder: Path, tmp_path: Path) 
         assert (tmp_path / saved / "model.safetensors").is_file()
 
 
+@pytest.mark.parametrize("number", range(len(FLAN)))
+def test_flan_t5_blocks(number: int, tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    code = FLAN[number]
+    for package in ("langchain_community", "langchain_woq"):
+        if package in code:
+            pytest.importorskip(package)
+    printed = run_block(code, ROOT / "tests" / "models" / "tiny-t5", tmp_path, FLAN_ID)
+    chain = "chain.batch" in code
+    assert printed == ("['zéro', 'un', 'deux', 'trois']\n" if chain else "quatre-vingts\n")
+
+
 def test_every_library_has_a_block() -> None:
     assert len(MIGRATING) == 7
+    assert len(FLAN) == 3
 
 
 @pytest.mark.parametrize("number", range(len(GENERATION)))
