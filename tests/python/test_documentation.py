@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every code block of the READMEs and of docs/migrating.md, docs/generation.md and docs/cli.md runs:
-Python, LangChain and the command line as written but for the model, C++ and CMake as an outside
-project against the installed package."""
+"""Every code block of the READMEs and of docs/migrating.md, generation.md and cli.md runs: Python,
+LangChain and the command line as written but for the model, C++ and CMake as an outside project
+against the installed package."""
 
 from __future__ import annotations
 
