@@ -40,8 +40,9 @@ def permute_channels(model: Any, seed: int = 0) -> None:
         _reorder(head, columns=residual)
     for block in blocks:
         attention, mlp = block.self_attn, block.mlp
-        for norm in (block.input_layernorm, block.post_attention_layernorm):
-            _reorder(norm, rows=residual)
+        for norm in block.children():
+            if getattr(norm, "weight", None) is not None:  # two; Gemma 3 has four
+                _reorder(norm, rows=residual)
         inner = _order(mlp.gate_proj.out_features, generator)
         _reorder(mlp.gate_proj, rows=inner, columns=residual)
         _reorder(mlp.up_proj, rows=inner, columns=residual)

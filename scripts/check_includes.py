@@ -33,8 +33,8 @@ INCLUDE = re.compile(r'^\s*#\s*include\s+"(?:woq/)?([^"]+)"', re.MULTILINE)
 
 # The modules that `woq` itself may import when they are imported; heavy ones load on first use.
 HEAVY_IMPORTS = {
-    "accelerate", "gguf", "langchain_core", "matplotlib", "ml_dtypes", "safetensors", "torch",
-    "tqdm", "transformers",
+    "accelerate", "gguf", "langchain_core", "llguidance", "matplotlib", "ml_dtypes", "safetensors",
+    "torch", "tqdm", "transformers",
 }  # fmt: skip
 
 # A module may import those on the lines above it, anywhere in its text; the second column says
@@ -72,6 +72,7 @@ PYTHON_LAYERS = {
     "report_page": "heavy",
     "generation": "heavy",
     "pipelines": "heavy",
+    "compat": "heavy",
     "_autoload": "light",
     "demo": "light",
     "cli": "light",

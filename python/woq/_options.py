@@ -88,7 +88,7 @@ ALGORITHMS: dict[str, dict[str, Option]] = {
         ),
     },
     "AWQ": {
-        **_calibration(128, 512, 4),
+        **_calibration(32, 512, 4),
         "n_grid": _integer(20, 1),
         # Scales x^a (False), x^a / w^(1 - a) (True), or whichever is better.
         "duo_scaling": Option(
@@ -99,8 +99,8 @@ ALGORITHMS: dict[str, dict[str, Option]] = {
         "apply_clip": _boolean(True),
     },
     "TEQ": {
-        **_calibration(128, 512, 4),
-        "iters": _integer(150, 0),
+        **_calibration(32, 512, 4),
+        "iters": _integer(60, 0),
         "lr": _rate(),
     },
     "AUTOROUND": {
@@ -132,7 +132,7 @@ _ALIASES = {
 def searches_ranges(algorithm: str) -> bool:
     """Whether `mse_range` is on unless said otherwise: where data weighs the errors, the search
     halves the loss; round to nearest by its name is the plain one."""
-    return algorithm.endswith("GPTQ") or algorithm == "AUTOROUND"
+    return needs_calibration(algorithm)
 
 
 def needs_calibration(algorithm: str) -> bool:

@@ -130,6 +130,7 @@ class Hessian:
     def numpy(self) -> NDArray[np.float64]: ...
     @property
     def dead_columns(self) -> int: ...
+    def diagonal(self) -> NDArray[np.float32]: ...
     def mean_magnitudes(self) -> NDArray[np.float64]: ...
     @staticmethod
     def from_numpy(
@@ -209,8 +210,8 @@ def awq_scales(
     schemes: Sequence[Mapping[str, Any]] | None = None,
     n_grid: int = 20,
     duo_scaling: str = "both",
-    mse_range: bool = False,
-    max_rows: int = 1024,
+    weighted_search: bool = False,
+    max_rows: int = 128,
     name: str = "layer",
     num_threads: int = 0,
 ) -> NDArray[np.float32]: ...
@@ -238,10 +239,11 @@ def teq_scales(
     scale_dtype: str = "fp32",
     double_quant: bool = False,
     schemes: Sequence[Mapping[str, Any]] | None = None,
-    steps: int = 150,
-    learning_rate: float = 0.02,
+    steps: int = 60,
+    learning_rate: float = 0.05,
     start: Array | None = None,
-    max_rows: int = 1024,
+    weighted_search: bool = False,
+    max_rows: int = 128,
     name: str = "layer",
     num_threads: int = 0,
 ) -> NDArray[np.float32]: ...

@@ -19,7 +19,7 @@ from .config import WeightOnlyQuantConfig
 from .quantization import quantize
 from .transformers import register
 
-__all__ = ["AutoModelForCausalLM", "AutoModelForSeq2SeqLM"]
+__all__ = ["AutoModel", "AutoModelForCausalLM", "AutoModelForSeq2SeqLM"]
 
 logger = logging.getLogger("woq")
 
@@ -103,6 +103,12 @@ class _AutoModel:
         loaded = cls._load(path, model_args, {**kwargs, "output_loading_info": True})
         model = quantize(loaded[0], config)
         return (model, loaded[1]) if wants_info else model
+
+
+class AutoModel(_AutoModel):
+    """`transformers.AutoModel` (encoders, models without a head) with the same."""
+
+    _transformers_class = transformers.AutoModel
 
 
 class AutoModelForCausalLM(_AutoModel):

@@ -32,7 +32,7 @@ from ._blocks import Block, capture, for_calibration, observed_inputs, segments
 from ._selection import Target, linear_parameters, matches, overridden, select
 from ._tensors import tensor_specs
 from ._units import parse_bytes
-from .algorithms._hessians import moments
+from .algorithms._hessians import input_rows, moments
 from .algorithms._interface import round_to_nearest
 from .calibration import calibration_batches
 from .config import WeightOnlyQuantConfig
@@ -393,8 +393,7 @@ def _hessian_outside(
     hessian = _native.Hessian(target.shape[1], target.name)
 
     def add(_: Target, x: torch.Tensor) -> None:
-        rows = x.detach().reshape(-1, x.shape[-1]).contiguous()
-        hessian.add(rows, torch.get_num_threads())
+        hessian.add(input_rows(x), torch.get_num_threads())
 
     with observed_inputs([target], add), torch.no_grad():
         for batch in batches:

@@ -21,6 +21,9 @@ from torch import nn
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+# A trained T5 of the flan-t5 kind, which stands in for google/flan-t5-large.
+TINY_T5 = Path(__file__).parents[1] / "models" / "tiny-t5"
+
 
 def seed(request: pytest.FixtureRequest) -> int:
     number = zlib.crc32(request.node.nodeid.encode())

@@ -17,7 +17,13 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 from model_support import benchmark_modules, letters_checkpoint  # noqa: E402
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast  # noqa: E402
+from transformers import (  # noqa: E402
+    AutoModelForCausalLM,
+    Gemma3TextConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
 
 OWN_MODULES = (
     "common",
@@ -107,25 +113,30 @@ def test_perplexity_refuses_a_short_text(
         benchmarks["perplexity"].main(arguments)
 
 
+@pytest.mark.parametrize("kind", ["untied", "tied", "four norms"])
 def test_permutation_changes_weights_and_no_output(
-    benchmarks: dict[str, ModuleType], checkpoint: Path
+    benchmarks: dict[str, ModuleType], checkpoint: Path, kind: str
 ) -> None:
-    for overrides in ({}, {"tie_word_embeddings": True}):
-        config = LlamaConfig.from_pretrained(checkpoint, **overrides)
-        model = LlamaForCausalLM(config).eval()
-        with torch.no_grad():
-            for name, parameter in model.named_parameters():
-                if "norm" in name:
-                    parameter.copy_(torch.rand_like(parameter) + 0.5)
-        ids = torch.arange(2, 26)[None]
-        before = {name: p.detach().clone() for name, p in model.named_parameters()}
-        with torch.inference_mode():
-            expected = model(ids).logits
-            benchmarks["permutation"].permute_channels(model, 3)
-            got = model(ids).logits
-        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
+    config = LlamaConfig.from_pretrained(checkpoint, tie_word_embeddings=kind != "untied")
+    if kind == "four norms":
+        sizes = ("hidden_size", "intermediate_size", "num_attention_heads", "vocab_size")
+        small = {"num_hidden_layers": 2, "num_key_value_heads": 1, "head_dim": 16}
+        config = Gemma3TextConfig(**{name: getattr(config, name) for name in sizes}, **small)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    with torch.no_grad():
         for name, parameter in model.named_parameters():
-            assert not torch.equal(parameter, before[name]), name
+            if "norm" in name:
+                parameter.copy_(torch.rand_like(parameter) + 0.5)
+    ids = torch.arange(2, 26)[None]
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    with torch.inference_mode():
+        expected = model(ids).logits
+        benchmarks["permutation"].permute_channels(model, 3)
+        got = model(ids).logits
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
+    for name, parameter in model.named_parameters():
+        within_heads = name.endswith(("q_norm.weight", "k_norm.weight"))
+        assert torch.equal(parameter, before[name]) == within_heads, name
 
 
 def test_quality(

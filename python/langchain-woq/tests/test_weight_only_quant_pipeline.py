@@ -4,12 +4,19 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import threading
+import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+import woq
 from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.language_models.llms import BaseLLM
+from langchain_core.load import dumps, load
 from langchain_core.output_parsers import StrOutputParser
 from langchain_core.prompts import PromptTemplate
 from transformers import PreTrainedTokenizerFast, pipeline
@@ -247,3 +254,90 @@ def test_from_model_id_refuses_before_it_loads() -> None:
         load("nowhere", "text-generation", pipeline_kwargs={"max_new_tokenz": 3})
     with pytest.raises(ValueError, match="load_in_4bit and load_in_8bit exclude each other"):
         load("nowhere", "text-generation", load_in_4bit=True, load_in_8bit=True)
+
+
+def test_over_a_woq_pipeline(model: Any, tokenizer: PreTrainedTokenizerFast) -> None:
+    task = "summarization" if model.config.is_encoder_decoder else "text-generation"
+    pipe = woq.pipeline(task, model, tokenizer, max_new_tokens=6)
+    llm = WeightOnlyQuantPipeline(pipeline=pipe, pipeline_kwargs={"max_new_tokens": 9})
+    assert llm.invoke("a") == answer(pipe.generator, "a", max_new_tokens=9)
+    assert llm.pipeline.task == task
+
+
+@pytest.mark.parametrize("task", ["summarization", "translation", "translation_en_to_de"])
+def test_tasks_have_the_models_prefix(
+    t5: Any, tokenizer: PreTrainedTokenizerFast, tmp_path: Path, task: str
+) -> None:
+    t5.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["task_specific_params"] = {task: {"prefix": "fox: ", "max_length": 7}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    tokenizer.save_pretrained(tmp_path)
+    llm = WeightOnlyQuantPipeline.from_model_id(str(tmp_path), task)
+    plain = TextGenerator(t5, tokenizer, {"max_length": 7})
+    assert llm.invoke("a") == answer(plain, "fox: a")
+    assert llm.batch(["a", "b"])[1] == answer(plain, "fox: b")
+
+
+def test_seed_and_logprobs(llm: WeightOnlyQuantPipeline, generator: TextGenerator) -> None:
+    hot = {"temperature": 50.0, "top_k": 0, "seed": 5}
+    assert llm.invoke("a", **hot) == answer(generator, "a", **hot) != llm.invoke("a")
+    assert "".join(llm.stream("a", **hot)) == llm.invoke("a", **hot)
+    info = llm.generate(["a"], logprobs=1).generations[0][0].generation_info
+    assert len(info["logprobs"]["content"]) == info["completion_tokens"]
+
+
+@pytest.mark.parametrize("form", ["ainvoke", "abatch", "astream"])
+def test_cancelling_ends_the_generation(llm: WeightOnlyQuantPipeline, form: str) -> None:
+    def pause(input_ids: Any, scores: Any, **kwargs: Any) -> Any:
+        time.sleep(0.005)
+        return torch.zeros(len(input_ids), dtype=torch.bool)
+
+    long = {"max_new_tokens": 400, "eos_token_id": None, "stopping_criteria": [pause]}
+
+    async def work() -> None:
+        if form == "astream":
+            async for _ in llm.astream("a", **long):
+                pass
+        else:
+            await getattr(llm, form)(["a", "b"] if form == "abatch" else "a", **long)
+
+    async def run() -> int:
+        task = asyncio.create_task(work())
+        turns = 0
+        while turns < 30:
+            await asyncio.sleep(0.01)
+            turns += 1
+        assert not task.done()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        return turns
+
+    assert asyncio.run(run()) == 30
+    deadline = time.monotonic() + 30
+    while [t for t in threading.enumerate() if t.name.startswith("woq-")]:
+        assert time.monotonic() < deadline, "the generation goes on"
+        time.sleep(0.01)
+
+
+def test_serialisation(causal: Any, tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    causal.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    llm = WeightOnlyQuantPipeline.from_model_id(
+        str(tmp_path),
+        quantization_config=woq.WeightOnlyQuantConfig(weight_dtype="int8"),
+        pipeline_kwargs={"max_new_tokens": 5},
+        batch_size=3,
+    )
+    again = load(
+        json.loads(dumps(llm)),
+        valid_namespaces=["langchain_woq"],
+        allowed_objects=[WeightOnlyQuantPipeline],
+    )
+    assert isinstance(again, WeightOnlyQuantPipeline)
+    assert again.asdict() == llm.asdict()
+    assert again.batch_size == 3
+    assert again.invoke("a") == llm.invoke("a")
+    in_memory = WeightOnlyQuantPipeline(pipeline=TextGenerator(causal, tokenizer))
+    assert json.loads(dumps(in_memory))["type"] == "not_implemented"

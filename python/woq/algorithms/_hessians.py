@@ -12,7 +12,7 @@ from .. import _native
 from .._blocks import Block, observed_inputs
 from .._selection import Target
 
-__all__ = ["Moments", "act_order", "in_rounds", "moments", "output_error"]
+__all__ = ["Moments", "act_order", "in_rounds", "input_rows", "moments", "output_error"]
 
 
 class Moments(NamedTuple):
@@ -48,10 +48,10 @@ def moments(block: Block, groups: Sequence[Sequence[Target]]) -> list[Moments]:
     floats: dict[str, list[torch.Tensor]] = {}
 
     def keep(target: Target, x: torch.Tensor) -> None:
-        floats.setdefault(target.name, []).append(_rows(x))
+        floats.setdefault(target.name, []).append(input_rows(x))
 
     def add(target: Target, x: torch.Tensor) -> None:
-        rows = _rows(x)
+        rows = input_rows(x)
         if not len(rows):
             return
         sums[target.name].add(rows, threads)
@@ -72,8 +72,8 @@ def moments(block: Block, groups: Sequence[Sequence[Target]]) -> list[Moments]:
     return [Moments(sums[name], _whole(crosses.get(name), sums[name])) for name in first]
 
 
-def _rows(x: torch.Tensor) -> torch.Tensor:
-    """[..., K] -> [rows, K]"""
+def input_rows(x: torch.Tensor) -> torch.Tensor:
+    """What a layer is given, as the core takes it: [..., K] -> [rows, K]."""
     return x.detach().reshape(-1, x.shape[-1]).contiguous()
 
 

@@ -44,7 +44,10 @@ def _nearest(
     seen: Moments,
     ranges: torch.Tensor | None,
 ) -> tuple[_native.QuantizedMatrix, str]:
-    return round_to_nearest(weight if ranges is None else ranges, config, target), ""
+    if ranges is not None:
+        weight = ranges
+    importance = seen.hessian.diagonal() if config.mse_range else None
+    return round_to_nearest(weight, config, target, mse_range=False, importance=importance), ""
 
 
 def quantize_scaled(
@@ -78,16 +81,14 @@ def _group(
             for weight, matrix in zip(weights, matrices, strict=True)
         ]
 
-    nearest = [_nearest(w, config, t, seen, None) for w, t in zip(weights, group, strict=True)]
-    start = errors([matrix for matrix, _ in nearest])
-    plain, before = nearest, start
-    if rounded is not _nearest:
-        plain = [rounded(w, config, t, seen, None) for w, t in zip(weights, group, strict=True)]
-        before = errors([matrix for matrix, _ in plain])
+    pairs = list(zip(weights, group, strict=True))
+    start = errors([round_to_nearest(w, config, target, mse_range=False) for w, target in pairs])
+    plain = [rounded(w, config, target, seen, None) for w, target in pairs]
+    before = errors([matrix for matrix, _ in plain])
     scales = find(weights, seen.hessian, group)
     inner = seen.scaled(1 / scales)
     results = []
-    for weight, target in zip(weights, group, strict=True):
+    for weight, target in pairs:
         scaled = weight * scales
         ranges = None if clip is None else clip(scaled, inner.hessian, target)
         matrix, note = rounded(scaled, config, target, inner, ranges)

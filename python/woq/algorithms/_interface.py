@@ -52,15 +52,17 @@ def round_to_nearest(
     target: Target,
     *,
     mse_range: bool | None = None,
+    importance: Any = None,
 ) -> _native.QuantizedMatrix:
-    """RTN of `weight` [N, K], with the target's importance if it has any; `mse_range` overrides the
-    config's. A layer that the config's importance matrix lacks gets the search by squared error."""
+    """RTN of `weight` [N, K], with `importance` [K] or the target's if there is any; `mse_range`
+    overrides the config's. A layer that the config's importance matrix lacks gets the search by
+    squared error."""
     searched = config.mse_range or config.imatrix is not None
     return _native.quantize_rtn(
         weight,
         **target.scheme,
         mse_range=bool(searched if mse_range is None else mse_range),
-        importance=target.importance,
+        importance=target.importance if importance is None else importance,
         name=target.name,
         num_threads=torch.get_num_threads(),
     )

@@ -16,13 +16,13 @@ from typing import Any
 
 import torch
 
-from .. import _native
 from .._blocks import Block
-from .._selection import linear_parameters
+from .._selection import Target, linear_parameters
 from ..config import WeightOnlyQuantConfig
 from ._hessians import moments
 from ._interface import Finished, round_to_nearest
 from ._rounding import Rounding
+from .gptq import round_columns
 
 __all__ = ["quantize_block"]
 
@@ -49,23 +49,29 @@ def quantize_block(block: Block, config: WeightOnlyQuantConfig) -> Iterator[Fini
             weight = linear_parameters(target.module)
             yield Finished(target, round_to_nearest(weight, config, target, mse_range=False))
         return
-    start = _after_gptq if options["start"] == "gptq" else _after_rtn
-    roundings = dict(start(block, config))
+    starts = _after_gptq if options["start"] == "gptq" else _after_rtn
+    roundings, notes = {}, {}
+    for target, rounding, note in starts(block, config):
+        roundings[target.name], notes[target.name] = rounding, note
     before, after = _tune(block, roundings, options)
     for target in list(block.targets):
         matrix = roundings.pop(target.name).matrix()
-        yield Finished(target, matrix, loss=after, start_loss=before)
+        yield Finished(target, matrix, loss=after, start_loss=before, note=notes[target.name])
 
 
-def _after_rtn(block: Block, config: WeightOnlyQuantConfig) -> Iterator[tuple[str, Rounding]]:
+# A layer's start, and what there is to say about it.
+_Starts = Iterator[tuple[Target, Rounding, str]]
+
+
+def _after_rtn(block: Block, config: WeightOnlyQuantConfig) -> _Starts:
     for target in block.targets:
         weight = linear_parameters(target.module)
         start = round_to_nearest(weight, config, target)
         dtype = _product_dtype(block, weight)
-        yield target.name, Rounding(weight.float(), start, target.scheme, dtype)
+        yield target, Rounding(weight.float(), start, target.scheme, dtype), ""
 
 
-def _after_gptq(block: Block, config: WeightOnlyQuantConfig) -> Iterator[tuple[str, Rounding]]:
+def _after_gptq(block: Block, config: WeightOnlyQuantConfig) -> _Starts:
     """GPTQ's result as a rounding to nearest: that of the weights as they were in flight."""
     groups = block.groups()
     found = moments(block, groups)[::-1]
@@ -74,18 +80,9 @@ def _after_gptq(block: Block, config: WeightOnlyQuantConfig) -> Iterator[tuple[s
         for target in group:
             weight = linear_parameters(target.module)
             in_flight = torch.empty(*target.shape)
-            start = _native.quantize_gptq(
-                weight,
-                moment.hessian,
-                **target.scheme,
-                act_order="group_aware",
-                mse_range=bool(config.mse_range),
-                in_flight=in_flight,
-                name=target.name,
-                num_threads=torch.get_num_threads(),
-            )
+            start, note = round_columns(weight, config, target, moment, in_flight=in_flight)
             dtype = _product_dtype(block, weight)
-            yield target.name, Rounding(in_flight, start, target.scheme, dtype)
+            yield target, Rounding(in_flight, start, target.scheme, dtype), note
 
 
 def _tune(

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """AWQ (arXiv:2306.00978): the core searches s = x^a / w^(1 - a) and the clipping of each group by
-the error of the layer's output."""
+the error of the layer's output. Where ranges are searched with weighted errors (`mse_range`), that
+takes the place of clipping."""
 
 from __future__ import annotations
 
@@ -30,7 +31,7 @@ def quantize_block(block: Block, config: WeightOnlyQuantConfig) -> Iterator[Fini
             schemes=[target.scheme for target in group],
             n_grid=options["n_grid"],
             duo_scaling=duo_scaling,
-            mse_range=bool(config.mse_range),
+            weighted_search=bool(config.mse_range),
             name=group[0].name,
             num_threads=torch.get_num_threads(),
         )
@@ -46,7 +47,5 @@ def quantize_block(block: Block, config: WeightOnlyQuantConfig) -> Iterator[Fini
         )
         return torch.from_numpy(clipped)
 
-    # GPTQ's own search of ranges looks at the weights in flight, and makes a clip superfluous.
-    searched = config.mse_range and config.algorithm.endswith("+GPTQ")
-    bounds = clip if options["apply_clip"] and not searched else None
+    bounds = clip if options["apply_clip"] and not config.mse_range else None
     return quantize_scaled(block, config, find, bounds, rounding_of(config))

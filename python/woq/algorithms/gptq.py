@@ -11,6 +11,7 @@ import torch
 
 from .. import _native
 from .._blocks import Block
+from .._options import complete_options
 from .._selection import Target, linear_parameters
 from ..config import WeightOnlyQuantConfig
 from ._hessians import Moments, act_order, in_rounds, moments, output_error
@@ -43,10 +44,12 @@ def round_columns(
     target: Target,
     seen: Moments,
     ranges: torch.Tensor | None = None,
+    in_flight: torch.Tensor | None = None,
 ) -> tuple[_native.QuantizedMatrix, str]:
     """GPTQ of `weight` [N, K], and what there is to say about it. `ranges` [N, K]: its groups give
-    the scales instead of those of the weights in flight."""
-    options = config.algorithm_args
+    the scales instead of those of the weights in flight, which are written to `in_flight` [N, K].
+    Options that the config's algorithm doesn't have are GPTQ's defaults."""
+    options = {**complete_options("GPTQ", "GPTQ", {}), **config.algorithm_args}
     facts: dict[str, float] = {}
     matrix = _native.quantize_gptq(
         weight,
@@ -60,6 +63,7 @@ def round_columns(
         cross=seen.cross,
         gptaq_alpha=options["gptaq_alpha"],
         ranges=ranges,
+        in_flight=in_flight,
         facts=facts,
         name=target.name,
         num_threads=torch.get_num_threads(),

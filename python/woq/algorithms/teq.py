@@ -19,7 +19,7 @@ from ._interface import Finished
 __all__ = ["quantize_block"]
 
 # The paper's 1e-3 is for a thousand steps on the whole model's loss.
-_LEARNING_RATE = 0.02
+_LEARNING_RATE = 0.05
 
 
 def quantize_block(block: Block, config: WeightOnlyQuantConfig) -> Iterator[Finished]:
@@ -32,6 +32,7 @@ def quantize_block(block: Block, config: WeightOnlyQuantConfig) -> Iterator[Fini
             schemes=[target.scheme for target in group],
             steps=options["iters"],
             learning_rate=options["lr"] or _LEARNING_RATE,
+            weighted_search=bool(config.mse_range),
             name=group[0].name,
             num_threads=torch.get_num_threads(),
         )

@@ -24,6 +24,14 @@ py::array_t<double> to_numpy(const Hessian& hessian) {
   return array;
 }
 
+// fp32, as quantize_rtn() takes importance.
+py::array_t<float> diagonal(const Hessian& hessian) {
+  py::array_t<float> array(hessian.cols());
+  for (int64_t k = 0; k < hessian.cols(); ++k)
+    array.mutable_data()[k] = static_cast<float>(hessian.at(k, k));
+  return array;
+}
+
 py::array_t<double> magnitudes(const Hessian& hessian) {
   py::array_t<double> array(hessian.cols());
   for (int64_t k = 0; k < hessian.cols(); ++k) array.mutable_data()[k] = hessian.mean_magnitude(k);
@@ -118,12 +126,12 @@ py::array_t<float> awq_scales(const std::vector<py::object>& weights, const Hess
                               const std::string& dtype, int64_t group_size, bool asym,
                               const std::string& scale_dtype, bool double_quant,
                               const py::object& schemes, int n_grid, const std::string& duo_scaling,
-                              bool mse_range, int64_t max_rows, const std::string& name,
+                              bool weighted_search, int64_t max_rows, const std::string& name,
                               int num_threads) {
   const SharedSchemes each =
       shared_schemes(schemes, make_scheme(dtype, group_size, asym, scale_dtype, double_quant));
   const std::vector<ConstMatrixView> views = input_matrices(weights, name);
-  const AwqOptions options{n_grid, parse_duo_scaling(duo_scaling), mse_range, max_rows, name};
+  const AwqOptions options{n_grid, parse_duo_scaling(duo_scaling), weighted_search, max_rows, name};
   AwqResult result;
   {
     const py::gil_scoped_release unlocked;
@@ -150,14 +158,15 @@ py::array_t<float> teq_scales(const std::vector<py::object>& weights, const Hess
                               const std::string& dtype, int64_t group_size, bool asym,
                               const std::string& scale_dtype, bool double_quant,
                               const py::object& schemes, int steps, double learning_rate,
-                              const py::object& start, int64_t max_rows, const std::string& name,
-                              int num_threads) {
+                              const py::object& start, bool weighted_search, int64_t max_rows,
+                              const std::string& name, int num_threads) {
   const SharedSchemes each =
       shared_schemes(schemes, make_scheme(dtype, group_size, asym, scale_dtype, double_quant));
   const std::vector<ConstMatrixView> views = input_matrices(weights, name);
   TeqOptions options;
   options.steps = steps;
   options.learning_rate = learning_rate;
+  options.weighted_search = weighted_search;
   options.max_rows = max_rows;
   options.name = name;
   if (!start.is_none()) options.start = float_vector(start, "start");
@@ -212,6 +221,7 @@ void bind_quantizers(py::module_& module) {
           },
           py::arg("multipliers"))
       .def("numpy", &to_numpy)
+      .def("diagonal", &diagonal)
       .def("mean_magnitudes", &magnitudes)
       .def_static("from_numpy", &hessian_from_numpy, py::arg("h"), py::arg("rows"),
                   py::arg("mean_magnitudes") = py::none(), py::arg("name") = "layer");
@@ -248,8 +258,8 @@ void bind_quantizers(py::module_& module) {
              py::arg("dtype") = "int4_clip", py::arg("group_size") = 32, py::arg("asym") = false,
              py::arg("scale_dtype") = "fp32", py::arg("double_quant") = false,
              py::arg("schemes") = py::none(), py::arg("n_grid") = 20,
-             py::arg("duo_scaling") = "both", py::arg("mse_range") = false,
-             py::arg("max_rows") = 1024, py::arg("name") = "layer", py::arg("num_threads") = 0);
+             py::arg("duo_scaling") = "both", py::arg("weighted_search") = false,
+             py::arg("max_rows") = 128, py::arg("name") = "layer", py::arg("num_threads") = 0);
   module.def("awq_clip", &awq_clip, py::arg("weight"), py::arg("hessian"), py::kw_only(),
              py::arg("dtype"), py::arg("group_size") = 32, py::arg("asym") = false,
              py::arg("scale_dtype") = "fp32", py::arg("double_quant") = false,
@@ -258,9 +268,10 @@ void bind_quantizers(py::module_& module) {
   module.def("teq_scales", &teq_scales, py::arg("weights"), py::arg("hessian"), py::kw_only(),
              py::arg("dtype") = "int4_clip", py::arg("group_size") = 32, py::arg("asym") = false,
              py::arg("scale_dtype") = "fp32", py::arg("double_quant") = false,
-             py::arg("schemes") = py::none(), py::arg("steps") = 150,
-             py::arg("learning_rate") = 0.02, py::arg("start") = py::none(),
-             py::arg("max_rows") = 1024, py::arg("name") = "layer", py::arg("num_threads") = 0);
+             py::arg("schemes") = py::none(), py::arg("steps") = 60,
+             py::arg("learning_rate") = 0.05, py::arg("start") = py::none(),
+             py::arg("weighted_search") = false, py::arg("max_rows") = 128,
+             py::arg("name") = "layer", py::arg("num_threads") = 0);
   module.def("quantize_hqq", &hqq, py::arg("weight"), py::kw_only(), py::arg("dtype"),
              py::arg("group_size") = 64, py::arg("scale_dtype") = "fp32",
              py::arg("double_quant") = false, py::arg("lp_norm") = 0.7, py::arg("beta") = 10.0,

@@ -3,26 +3,34 @@
 
 from __future__ import annotations
 
-from .chat import encode_chat
+from .chat import chat_template, encode_chat
 from .completion import Completion, TokenLogprob
 from .generator import Prompt, TextGenerator, run_in_thread
-from .loading import load_generator
+from .grammar import Grammar, json_fragment
+from .loading import check_device, load_generator, load_model
 from .options import check_options, options_of_pipeline
+from .steps import Flag
 from .tasks import Task, find_task
 from .text import RowText, TextStopping, normalize_stops
 
 __all__ = [
     "Completion",
+    "Flag",
+    "Grammar",
     "Prompt",
     "RowText",
     "Task",
     "TextGenerator",
     "TextStopping",
     "TokenLogprob",
+    "chat_template",
+    "check_device",
     "check_options",
     "encode_chat",
     "find_task",
+    "json_fragment",
     "load_generator",
+    "load_model",
     "normalize_stops",
     "options_of_pipeline",
     "run_in_thread",

@@ -12,16 +12,17 @@ import contextvars
 import copy
 import queue
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
-from transformers import GenerationConfig, StoppingCriteriaList
+from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 
 from .._native import InvalidArgument
 from .completion import Completion, TokenLogprob
+from .grammar import GrammarProcessor
 from .options import (
     DEFAULT_MAX_NEW_TOKENS,
     SplitOptions,
@@ -31,10 +32,11 @@ from .options import (
     split_options,
     unset_config,
 )
-from .steps import LogprobRecorder, SeededDraw, StepWatch, decode_steps
+from .steps import Flag, LogprobRecorder, SeededDraw, StepWatch, decode_steps
 from .text import RowText, TextStopping, normalize_stops
 
 _T = TypeVar("_T")
+
 
 # A text, or the ids of its tokens.
 Prompt = str | Sequence[int]
@@ -67,7 +69,8 @@ class TextGenerator:
       nor written, and answer j to a prompt depends on its tokens and `seed + j` alone, whatever
       else is in the batch. One answer is what `torch.manual_seed(seed)` and `model.generate` yield.
       Without a seed torch's global generator is used;
-    - `logprobs`: True for the log-probability of each token, n for the n likeliest tokens too.
+    - `logprobs`: True for the log-probability of each token, n for the n likeliest tokens too;
+    - `grammar`: a `woq.generation.Grammar` that the answer must follow.
 
     Without a limit on length, at most 256 tokens are generated. Nothing is sampled unless the
     options or the model's generation config say so.
@@ -128,7 +131,7 @@ class TextGenerator:
         prompts: Sequence[Prompt],
         *,
         batch_size: int = 8,
-        cancelled: threading.Event | None = None,
+        cancelled: Flag | None = None,
         **options: Any,
     ) -> list[list[Completion]]:
         """One list per prompt, with `num_return_sequences` completions each.
@@ -183,7 +186,9 @@ class TextGenerator:
             cancelled.set()
             thread.join()
 
-    async def astream(self, prompt: Prompt, **options: Any) -> AsyncIterator[str | Completion]:
+    async def astream(
+        self, prompt: Prompt, **options: Any
+    ) -> AsyncGenerator[str | Completion, None]:
         """`stream` that never blocks the event loop; closing it does not wait for the thread."""
         call = self._prepare_stream(prompt, options)
         loop = asyncio.get_running_loop()
@@ -269,7 +274,7 @@ class TextGenerator:
         call: _Call,
         *,
         on_text: Callable[[str], None] | None = None,
-        cancelled: threading.Event | None = None,
+        cancelled: Flag | None = None,
     ) -> list[list[Completion]]:
         def make_row() -> RowText:
             return RowText(self.tokenizer, call.stops, call.end_ids)
@@ -283,6 +288,11 @@ class TextGenerator:
             criteria.append(TextStopping(make_row, call.start, on_text=on_text))
         if self.model.generation_config.stop_strings:
             objects["tokenizer"] = self.tokenizer  # generate() fills unset fields from there again
+        if call.options.grammar is not None:
+            ends = sorted(_as_ids(call.config.eos_token_id))
+            constraint = GrammarProcessor(call.options.grammar, self.tokenizer, ends, call.start)
+            processors = objects.pop("logits_processor", None) or []
+            objects["logits_processor"] = LogitsProcessorList([*processors, constraint])
         recorder = self._add_decode_steps(call, objects)
         output = self.model.generate(
             **call.inputs, generation_config=call.config, stopping_criteria=criteria, **objects

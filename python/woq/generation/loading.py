@@ -77,14 +77,14 @@ def load_generator(
 def load_model(
     auto_class: str,
     model: Any,
-    tokenizer: Any,
+    tokenizer: Any = None,
     *,
-    quantization_config: Any,
-    load_in_4bit: bool,
-    load_in_8bit: bool,
+    quantization_config: Any = None,
+    load_in_4bit: bool = False,
+    load_in_8bit: bool = False,
     model_kwargs: Mapping[str, Any],
 ) -> tuple[Any, Any]:
-    """Model and tokenizer, loaded where they are given by name.
+    """Model and tokenizer, loaded where they are given by name; `auto_class` is one of woq's.
 
     Raises:
         InvalidArgument: contradicting ways to quantize, or arguments for loading together with a

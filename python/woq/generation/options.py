@@ -11,13 +11,14 @@ from typing import Any
 from transformers import GenerationConfig
 
 from .._native import InvalidArgument
+from .grammar import Grammar
 from .text import normalize_stops
 
 # As transformers' text-generation pipeline.
 DEFAULT_MAX_NEW_TOKENS = 256
 
 # Arguments of TextGenerator's own; `stop_strings` and `stop_sequence` are transformers' names.
-_OWN = frozenset({"generation_config", "logprobs", "seed", "stop", "stop_sequence"})
+_OWN = frozenset({"generation_config", "grammar", "logprobs", "seed", "stop", "stop_sequence"})
 # Arguments of generate() that are objects and no part of a generation config.
 _OBJECTS = frozenset(
     {"assistant_model", "logits_processor", "prefix_allowed_tokens_fn", "stopping_criteria"}
@@ -80,6 +81,11 @@ def check_options(options: Mapping[str, Any]) -> None:
             "logprobs must be True, or how many of the likeliest tokens to list at each step, got "
             f"{logprobs!r}"
         )
+    grammar = options.get("grammar")
+    if grammar is not None and not isinstance(grammar, Grammar):
+        raise InvalidArgument(
+            f"grammar must be a woq.generation.Grammar (Grammar.json_schema(...)), got {grammar!r}"
+        )
 
 
 def merge_options(defaults: Mapping[str, Any], call: Mapping[str, Any]) -> dict[str, Any]:
@@ -106,6 +112,7 @@ class SplitOptions:
     stops: tuple[str, ...]
     seed: int | None
     logprobs: int | None  # how many of the likeliest tokens; None: no logprobs at all
+    grammar: Grammar | None
 
 
 def split_options(options: Mapping[str, Any]) -> SplitOptions:
@@ -119,6 +126,7 @@ def split_options(options: Mapping[str, Any]) -> SplitOptions:
         stops=tuple(dict.fromkeys(_stops(options))),
         seed=options.get("seed"),
         logprobs=logprobs,
+        grammar=options.get("grammar"),
     )
 
 

@@ -4,19 +4,24 @@ seed's own, log-probabilities."""
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import torch
 from transformers import LogitsProcessor, StoppingCriteria
 
 
+class Flag(Protocol):
+    """The part of threading.Event that cancellation needs."""
+
+    def is_set(self) -> bool: ...
+
+
 class StepWatch(StoppingCriteria):
     """Notes when each step ended, and ends all rows once `cancelled` is set."""
 
-    def __init__(self, cancelled: threading.Event | None = None) -> None:
+    def __init__(self, cancelled: Flag | None = None) -> None:
         self._cancelled = cancelled
         self._start = time.perf_counter()
         self._ends: list[float] = []

@@ -1,0 +1,194 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tool calls as text: how they are described to the model, forced by a grammar, and read back.
+
+A call is written as Qwen and Hermes models do: <tool_call> and </tool_call> around JSON with a
+name and arguments.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from langchain_core.messages.tool import InvalidToolCall, ToolCall
+from langchain_core.utils.json_schema import dereference_refs
+from woq.generation import Grammar, json_fragment
+
+BEGIN, END = "<tool_call>", "</tool_call>"
+_CALL = re.compile(re.escape(BEGIN) + r"\s*(.*?)\s*(?:" + re.escape(END) + r"|\Z)", re.DOTALL)
+
+
+def describe_tools(tools: Sequence[Mapping[str, Any]]) -> str:
+    """For the system message, where the chat template does not list tools."""
+    lines = [json.dumps(tool["function"], ensure_ascii=False) for tool in tools]
+    return (
+        "You can call these tools:\n"
+        + "\n".join(lines)
+        + "\nTo call a tool, answer with its name and arguments taken from the user's message, in "
+        f'this form:\n{BEGIN}\n{{"name": <name>, "arguments": {{<arguments>}}}}\n{END}'
+    )
+
+
+def call_as_text(name: str, arguments: Mapping[str, Any]) -> str:
+    call = json.dumps({"name": name, "arguments": dict(arguments)}, ensure_ascii=False)
+    return f"{BEGIN}\n{call}\n{END}"
+
+
+def chosen_tools(
+    tools: Sequence[Mapping[str, Any]], tool_choice: Any
+) -> tuple[list[Mapping[str, Any]], bool]:
+    """The tools that may be called, and whether one must be.
+
+    `tool_choice` is None or "auto" (the model decides), "none", "any" or "required" or True (it
+    must call one), a tool's name, or {"type": "function", "function": {"name": ...}}.
+
+    Raises:
+        ValueError: a choice of another kind, or a name that no tool has.
+    """
+    if tool_choice is None or tool_choice is False or tool_choice == "auto":
+        return list(tools), False
+    if tool_choice == "none":
+        return [], False
+    if tool_choice is True or tool_choice in ("any", "required"):
+        return list(tools), True
+    name = tool_choice
+    if isinstance(tool_choice, Mapping):
+        name = (tool_choice.get("function") or tool_choice).get("name")
+    found = [tool for tool in tools if tool["function"]["name"] == name]
+    if not found:
+        names = ", ".join(repr(tool["function"]["name"]) for tool in tools)
+        raise ValueError(
+            f"tool_choice={tool_choice!r} names no tool: choose 'auto', 'none', 'any' or one of "
+            f"{names}"
+        )
+    return found, True
+
+
+def call_grammar(
+    tools: Sequence[Mapping[str, Any]], *, forced: bool, several: bool = False
+) -> Grammar:
+    """Text that may end in calls of these tools, or nothing but calls where they are forced.
+
+    A call begun is a call that the tool's schema allows.
+    """
+    call = {"anyOf": [_call_schema(tool["function"]) for tool in tools]}
+    body = f'"\\n" {json_fragment(call)} "\\n{END}"'
+    repeat = f'("\\n{BEGIN}" {body})*' if several else ""
+    if forced:
+        rules = f'start: "{BEGIN}" {body} {repeat}'
+    else:
+        rules = (
+            f'start: TEXT | begin {body} {repeat}\nbegin[lazy]: TEXT "{BEGIN}"\nTEXT: /(.|\\n)*/'
+        )
+    return Grammar.lark(f"%llguidance {{}}\n{rules}\n")
+
+
+def closed(schema: Any) -> Any:
+    """The schema without properties that it does not name, where it does not say that it has some.
+
+    JSON schema allows any others; a model would make them up.
+    """
+    if isinstance(schema, list):
+        return [closed(item) for item in schema]
+    if not isinstance(schema, Mapping):
+        return schema
+    result: dict[str, Any] = {}
+    for key, value in schema.items():
+        if key in _NAMED:
+            result[key] = {name: closed(item) for name, item in value.items()}
+        elif key in ("allOf", "enum", "const", "default", "examples"):
+            result[key] = value  # of "allOf" each part has to allow the others' properties
+        else:
+            result[key] = closed(value)
+    if "properties" in result and "allOf" not in result:
+        result.setdefault("additionalProperties", False)
+    return result
+
+
+# Keywords whose values are schemas by name.
+_NAMED = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
+
+
+def _call_schema(function: Mapping[str, Any]) -> dict[str, Any]:
+    # References would point to the root of a larger schema now.
+    arguments = closed(dereference_refs(dict(function.get("parameters") or {})))
+    arguments.pop("$defs", None)
+    return {
+        "type": "object",
+        "properties": {
+            "name": {"const": function["name"]},
+            "arguments": {
+                "type": "object",
+                "properties": {},
+                "additionalProperties": False,
+                **arguments,
+            },
+        },
+        "required": ["name", "arguments"],
+        "additionalProperties": False,
+    }
+
+
+@dataclass
+class Answer:
+    """An answer's text and the calls in it."""
+
+    text: str
+    calls: list[ToolCall] = field(default_factory=list)
+    invalid: list[InvalidToolCall] = field(default_factory=list)
+
+
+def read_calls(text: str) -> Answer:
+    """Take the calls out of an answer; what does not parse is an invalid call and says why."""
+    answer = Answer(_CALL.sub("", text).strip() if BEGIN in text else text)
+    for match in _CALL.finditer(text):
+        identity = f"call_{uuid.uuid4().hex[:24]}"
+        try:
+            call = json.loads(match[1])
+            name, arguments = call["name"], call.get("arguments", call.get("parameters", {}))
+            if not isinstance(name, str) or not isinstance(arguments, dict):
+                raise TypeError("name must be a string and arguments an object")
+        except (ValueError, KeyError, TypeError) as error:
+            answer.invalid.append(
+                InvalidToolCall(
+                    type="invalid_tool_call",
+                    name=None,
+                    args=match[1],
+                    id=identity,
+                    error=f"not a tool call in JSON: {error}",
+                )
+            )
+            continue
+        answer.calls.append(ToolCall(type="tool_call", name=name, args=arguments, id=identity))
+    return answer
+
+
+class TextBeforeCalls:
+    """Of a stream's pieces, the text that is certain to stand before the first call."""
+
+    def __init__(self) -> None:
+        self._held = ""
+        self._call_began = False
+
+    def push(self, piece: str) -> str:
+        if self._call_began:
+            return ""
+        text = self._held + piece
+        at = text.find(BEGIN)
+        if at >= 0:
+            self._call_began = True
+            return text[:at].rstrip()
+        keep = next((n for n in range(len(BEGIN) - 1, 0, -1) if text.endswith(BEGIN[:n])), 0)
+        # Blanks between the text and a call belong to neither.
+        keep += len(text[: len(text) - keep]) - len(text[: len(text) - keep].rstrip())
+        self._held = text[len(text) - keep :]
+        return text[: len(text) - keep]
+
+    def flush(self) -> str:
+        """What was held back, once it is known that no call follows."""
+        held, self._held = self._held, ""
+        return "" if self._call_began else held

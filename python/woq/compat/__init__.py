@@ -1,0 +1,7 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Other libraries' interfaces over woq, for code that was written for them. Nothing here is active
+until it is asked for."""
+
+from . import itrex
+
+__all__ = ["itrex"]
