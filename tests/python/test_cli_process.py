@@ -73,7 +73,12 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_ctrl_c_while_quantizing_leaves_only_the_work_dir(checkpoint: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["ctrl-c", "kill"]
+)
+def test_interrupted_quantize_leaves_only_the_work_dir(
+    checkpoint: Path, tmp_path: Path, number: signal.Signals, code: int
+) -> None:
     work, out = tmp_path / "work", tmp_path / "out"
     arguments = (
         *("quantize", checkpoint, out, "--algorithm", "autoround", "--option", "iters=400"),
@@ -90,17 +95,18 @@ def test_ctrl_c_while_quantizing_leaves_only_the_work_dir(checkpoint: Path, tmp_
         # In the middle: the first block is done, the second is not.
         wait_for(lambda: len(list(work.glob("*.safetensors"))) >= 7, process)
         assert [path.name for path in tmp_path.glob(".out-unfinished-*")]
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         printed, errors = process.communicate(timeout=PATIENCE)
     finally:
         process.kill()
-    assert process.returncode == 130
+    assert process.returncode == code
     assert printed == ""
     assert "Traceback" not in errors
     assert "%|" not in errors, "a bar is for terminals"
     assert "Call quantize again" not in errors, "the library's advice for a living model"
-    assert f"{out} is as it was; {work} has the finished layers" in errors
-    assert errors.splitlines()[-1] == "woq: interrupted"
+    if number == signal.SIGINT:
+        assert f"{out} was not made; {work} has the finished layers" in errors
+        assert errors.splitlines()[-1] == "woq: interrupted"
     assert [path.name for path in tmp_path.iterdir()] == ["work"]
 
 
@@ -199,7 +205,7 @@ def test_full_disk(checkpoint: Path, tmp_path: Path) -> None:
     assert done.returncode == 1
     assert done.stdout == ""
     (line,) = done.stderr.splitlines()
-    expected = f"woq: cannot save the model: File too large; {tmp_path / 'out'} is as it was"
+    expected = f"woq: cannot save the model: File too large; {tmp_path / 'out'} was not made"
     assert line == expected
     assert list(tmp_path.iterdir()) == []
 
