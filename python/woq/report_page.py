@@ -155,6 +155,12 @@ def _page(
         worst_count=min(_WORST_BARS, len(rows)),
         histograms=_histograms(plots, worst_first),
         table=_table(worst_first),
+        calibrated=(
+            " Loss is the error of the outputs that was tuned, relative to the outputs, and as a "
+            "multiple of what it was before."
+            if any(row.report.loss is not None for row in rows)
+            else ""
+        ),
         count=len(rows),
         left=_left(report),
         evaluation=_evaluation(evaluation),
@@ -299,7 +305,7 @@ def _left(report: QuantizationReport) -> str:
     )
 
 
-_COLUMNS = "Layer|Format|Shape|MiB|Bits|SQNR, dB|MSE|Algorithm|Loss|Note".split("|")
+_COLUMNS = "Layer|Format, group|Shape|MiB|Bits|SQNR, dB|MSE|Algorithm|Loss|Note".split("|")
 _NUMBERS = ("Shape", "MiB", "Bits", "MSE", "Loss")
 
 
@@ -333,8 +339,9 @@ def _cell(column: str, row: _Row, top: float) -> str:
     layer = row.report
     if column == "Layer":
         return f'<th scope="row" data-value="{_escape(layer.name)}">{_escape(layer.name)}</th>'
-    if column == "Format":
-        return _data(_format_of(row), _format_of(row))
+    if column == "Format, group":
+        short = _format_of(row).replace(" in groups of", ",").replace(" in", ",")
+        return _data(_format_of(row), short)
     if column == "Shape":
         return _data(layer.parameters, f"{layer.shape[0]}&times;{layer.shape[1]}", number=True)
     if column == "MiB":
@@ -345,6 +352,7 @@ def _cell(column: str, row: _Row, top: float) -> str:
         exact = layer.sqnr_db == math.inf
         share = 1.0 if exact else layer.sqnr_db / top if math.isfinite(layer.sqnr_db) else 0.0
         bar = f'<span class="bar" style="width: {100 * max(0.0, share):.1f}%"></span>'
+        bar = f'<span class="track">{bar}</span>'
         value = "exact" if exact else _number(layer.sqnr_db, ".2f")
         text = f'<span class="value">{value}</span>'
         return f'<td class="bars" data-value="{row.badness!r}">{text}{bar}</td>'
@@ -355,8 +363,9 @@ def _cell(column: str, row: _Row, top: float) -> str:
     if column == "Loss":
         if layer.loss is None:
             return _data(math.inf, "&ndash;", number=True)
-        start = "" if layer.start_loss is None else f"{layer.start_loss:.2e} &rarr; "
-        return _data(layer.loss, f"{start}{layer.loss:.2e}", number=True)
+        # Beside what it was before tuning.
+        beside = f" ({layer.loss / layer.start_loss:.2f}&times;)" if layer.start_loss else ""
+        return _data(layer.loss, f"{layer.loss:.2e}{beside}", number=True)
     return _data(layer.note, _escape(layer.note))
 
 

@@ -8,7 +8,9 @@ inside of functions, so that `--help` and shell completion are fast.
 from __future__ import annotations
 
 import importlib.util
+import signal
 import sys
+from typing import Any
 
 __all__ = ["main"]
 
@@ -20,4 +22,10 @@ def main() -> None:
         sys.exit(1)
     from ._app import app
 
+    signal.signal(signal.SIGTERM, _terminate)
     app(prog_name="woq")
+
+
+def _terminate(number: int, frame: Any) -> None:
+    """End as after an error, so that half-written folders go, too."""
+    sys.exit(128 + number)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The group `woq`: finds commands by name, and turns every way to end into an exit code.
 
-0: done; 1: failed; 2: the command line is wrong; 130: interrupted.
+0: done; 1: failed; 2: the command line is wrong; 130: interrupted; 143: terminated.
 """
 
 from __future__ import annotations

@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -161,8 +163,25 @@ def load_model(
     if whole:
         if config.tokenizer is None:
             config.tokenizer = tokenizer
-        woq.quantize(model, config, progress=output.progress)
+        with _without_advice():
+            woq.quantize(model, config, progress=output.progress)
     return model.eval()
+
+
+@contextlib.contextmanager
+def _without_advice() -> Iterator[None]:
+    """When it is interrupted, woq.quantize tells how to go on with the model in memory: here the
+    model ends with the process."""
+
+    def keep(record: logging.LogRecord) -> bool:
+        return record.funcName != "quantize"
+
+    logger = logging.getLogger("woq")
+    logger.addFilter(keep)
+    try:
+        yield
+    finally:
+        logger.removeFilter(keep)
 
 
 def read_config(source: Source) -> Any:

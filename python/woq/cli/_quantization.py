@@ -44,7 +44,7 @@ class Choice(click.Choice):
             known = [str(choice) for choice in self.choices]
             close = difflib.get_close_matches(str(value), known, n=1, cutoff=0.4)
             hint = f"; did you mean {close[0]}?" if close else ""
-            self.fail(f"unknown: {value}{hint} Known: {', '.join(known)}", param, ctx)
+            self.fail(f"{value} is unknown{hint or '.'} Known: {', '.join(known)}", param, ctx)
 
 
 def _apply(function: Function, options: Sequence[Callable[[Function], Function]]) -> Function:

@@ -89,7 +89,7 @@ def generator_from(
         check_float(source)
     set_threads(threads)
     from woq import InvalidArgument
-    from woq.generation import TextGenerator, check_options
+    from woq.generation import check_options, find_task, load_generator
 
     chosen = {name: value for name, value in given.items() if value is not None}
     try:
@@ -98,7 +98,9 @@ def generator_from(
         raise click.UsageError(str(error)) from error
     tokenizer = load_tokenizer(source)
     loaded = load_model(source, output, config=config, float_dtype=float_dtype, tokenizer=tokenizer)
-    return TextGenerator(loaded, tokenizer, chosen)
+    decoder = not getattr(loaded.config, "is_encoder_decoder", False)
+    task = find_task("text-generation" if decoder else "text2text-generation")
+    return load_generator(task, loaded, tokenizer, options=chosen)
 
 
 def text_of_rates(details: Mapping[str, Any]) -> str:

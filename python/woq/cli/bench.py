@@ -172,7 +172,7 @@ def _measure(
     import torch
     from tqdm import tqdm
 
-    buffer = torch.ones(max(256 << 20, _CACHES * _cache_bytes()) // 4)
+    buffer = torch.ones(max(64 << 20, _CACHES * _cache_bytes()) // 4)
     matrix = buffer[: len(buffer) // 4096 * 4096].view(-1, 4096)
     vector = torch.ones(4096)
     reads = [_Case(buffer.sum), _Case(lambda: matrix @ vector)]

@@ -103,7 +103,7 @@ def command(
             _save(loaded, words, scratch, folder, max_shard_size)
     except KeyboardInterrupt:
         kept = f"; {settings['work_dir']} has the finished layers" if settings["work_dir"] else ""
-        output.say(f"\nwoq: {folder} is as it was{kept}")
+        output.say(f"\nwoq: {_unchanged(folder)}{kept}")
         raise
     figures = None
     if protocol is not None:
@@ -168,7 +168,11 @@ def _save(model: Any, tokenizer: Any, scratch: Path, folder: Path, max_shard_siz
             tokenizer.save_pretrained(scratch)
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno else str(error)
-        raise Failure(f"cannot save the model: {reason}; {folder} is as it was") from error
+        raise Failure(f"cannot save the model: {reason}; {_unchanged(folder)}") from error
+
+
+def _unchanged(folder: Path) -> str:
+    return f"{folder} is as it was" if folder.exists() else f"{folder} was not made"
 
 
 def _text(report: Any, folder: Path, page: Path | None, figures: Any) -> str:
