@@ -103,6 +103,9 @@ class ChatWoq(BaseChatModel):
     """Seconds after which an answer ends (finish reason "length"). The first token has no limit."""
     generation_kwargs: dict[str, Any] = Field(default_factory=dict)
     """Other generation arguments, such as repetition_penalty."""
+    max_string_length: int | None = Field(default=None, ge=1)
+    """Characters of a string in tool calls and structured output, where the schema has no limit.
+    Small models repeat themselves until `max_tokens` cuts them otherwise."""
     streaming: bool = False
     """Stream internally, so that callbacks get each token of `invoke`, too."""
     batch_size: int = Field(default=8, ge=1)
@@ -279,10 +282,15 @@ class ChatWoq(BaseChatModel):
         tool_choice = arguments.pop("tool_choice", None)
         several = arguments.pop("parallel_tool_calls", False)
         response_format = arguments.pop("response_format", None)
-        grammar, instruction = response_grammar(response_format)
+        grammar, instruction = response_grammar(response_format, self.max_string_length)
         tools, forced = chosen_tools(tools, tool_choice)
         if tools and grammar is None:
-            grammar = call_grammar(tools, forced=forced, several=several)
+            grammar = call_grammar(
+                tools,
+                forced=forced,
+                several=several,
+                max_string_length=self.max_string_length,
+            )
         options = _translated(arguments)
         if stop is not None:
             options["stop"] = stop

@@ -56,8 +56,12 @@ class WholePydanticToolParser(_Whole, PydanticToolsParser):
 METHODS = ("json_schema", "function_calling", "json_mode")
 
 
-def response_grammar(response_format: Any) -> tuple[Grammar | None, str]:
+def response_grammar(
+    response_format: Any, max_string_length: int | None = None
+) -> tuple[Grammar | None, str]:
     """The grammar of an OpenAI-style response_format, and what the model is told of it.
+
+    `max_string_length` (characters) is for strings of a schema that does not limit them.
 
     Raises:
         ValueError: not {"type": "text"}, {"type": "json_object"} or {"type": "json_schema",
@@ -74,9 +78,9 @@ def response_grammar(response_format: Any) -> tuple[Grammar | None, str]:
             "response_format must be {'type': 'json_object'} or {'type': 'json_schema', "
             f"'json_schema': {{'schema': ...}}}}, got {response_format!r}"
         )
-    schema = closed(described["schema"])
+    schema = closed(described["schema"], max_string_length)
     grammar = Grammar.json_schema(schema, lenient=described.get("strict") is False)
-    told = json.dumps(schema, ensure_ascii=False)
+    told = json.dumps(described["schema"], ensure_ascii=False)
     return grammar, f"Answer with JSON that follows this schema:\n{told}"
 
 

@@ -69,13 +69,17 @@ def chosen_tools(
 
 
 def call_grammar(
-    tools: Sequence[Mapping[str, Any]], *, forced: bool, several: bool = False
+    tools: Sequence[Mapping[str, Any]],
+    *,
+    forced: bool,
+    several: bool = False,
+    max_string_length: int | None = None,
 ) -> Grammar:
     """Text that may end in calls of these tools, or nothing but calls where they are forced.
 
     A call begun is a call that the tool's schema allows.
     """
-    call = {"anyOf": [_call_schema(tool["function"]) for tool in tools]}
+    call = {"anyOf": [_call_schema(tool["function"], max_string_length) for tool in tools]}
     body = f'"\\n" {json_fragment(call)} "\\n{END}"'
     repeat = f'("\\n{BEGIN}" {body})*' if several else ""
     if forced:
@@ -87,35 +91,45 @@ def call_grammar(
     return Grammar.lark(f"%llguidance {{}}\n{rules}\n")
 
 
-def closed(schema: Any) -> Any:
+def closed(schema: Any, max_string_length: int | None = None) -> Any:
     """The schema without properties that it does not name, where it does not say that it has some.
 
-    JSON schema allows any others; a model would make them up.
+    JSON schema allows any others; a model would make them up. `max_string_length` (characters) is
+    for strings that the schema does not limit otherwise.
     """
     if isinstance(schema, list):
-        return [closed(item) for item in schema]
+        return [closed(item, max_string_length) for item in schema]
     if not isinstance(schema, Mapping):
         return schema
     result: dict[str, Any] = {}
     for key, value in schema.items():
         if key in _NAMED:
-            result[key] = {name: closed(item) for name, item in value.items()}
+            result[key] = {name: closed(item, max_string_length) for name, item in value.items()}
         elif key in ("allOf", "enum", "const", "default", "examples"):
             result[key] = value  # of "allOf" each part has to allow the others' properties
         else:
-            result[key] = closed(value)
+            result[key] = closed(value, max_string_length)
     if "properties" in result and "allOf" not in result:
         result.setdefault("additionalProperties", False)
+    if max_string_length is not None and "string" in _types(result) and not _LIMITS & set(result):
+        result["maxLength"] = max_string_length
     return result
 
 
+def _types(schema: Mapping[str, Any]) -> list[Any]:
+    types = schema.get("type", [])
+    return types if isinstance(types, list) else [types]
+
+
+_LIMITS = {"maxLength", "enum", "const", "pattern", "format"}
 # Keywords whose values are schemas by name.
 _NAMED = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
 
 
-def _call_schema(function: Mapping[str, Any]) -> dict[str, Any]:
+def _call_schema(function: Mapping[str, Any], max_string_length: int | None) -> dict[str, Any]:
     # References would point to the root of a larger schema now.
-    arguments = closed(dereference_refs(dict(function.get("parameters") or {})))
+    parameters = dereference_refs(dict(function.get("parameters") or {}))
+    arguments = closed(parameters, max_string_length)
     arguments.pop("$defs", None)
     return {
         "type": "object",

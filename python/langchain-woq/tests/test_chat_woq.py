@@ -484,6 +484,22 @@ def test_json_mode_and_truncated_answers(hot: ChatWoq) -> None:
         assert result["raw"].response_metadata["finish_reason"] == "length"
 
 
+def test_strings_are_limited_on_request(hot: ChatWoq) -> None:
+    chat = ChatWoq(
+        model=hot.loaded_model, tokenizer=hot.tokenizer, max_string_length=9, seed=1, **HOT
+    )
+    verse = {
+        "title": "Verse",
+        "description": "A verse.",
+        "type": "object",
+        "properties": {"text": {"type": "string"}},
+        "required": ["text"],
+    }
+    for method in ("json_schema", "function_calling"):
+        answer = chat.with_structured_output(verse, method=method).invoke("a")
+        assert len(answer["text"]) <= 9
+
+
 def test_what_is_refused(chat: ChatWoq, causal: Any, chat_tokenizer: Any, t5: Any) -> None:
     with pytest.raises(ValueError, match="tool_choice='sub' names no tool"):
         chat.bind_tools([clock], tool_choice="sub")

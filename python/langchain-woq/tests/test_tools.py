@@ -137,3 +137,25 @@ def test_schemas_are_closed_where_they_leave_it_open() -> None:
     for name in ("open", "list", "both", "any"):
         assert result["properties"][name] == schema["properties"][name]
     assert "additionalProperties" not in schema
+
+
+def test_strings_without_a_limit_get_one() -> None:
+    text = {"type": "string"}
+    schema = {
+        "type": "object",
+        "properties": {
+            "free": text,
+            "optional": {"anyOf": [text, {"type": "null"}]},
+            "union": {"type": ["string", "null"]},
+            "short": {**text, "maxLength": 3},
+            "one": {**text, "enum": ["a"]},
+            "count": {"type": "integer"},
+        },
+    }
+    limited = closed(schema, 50)["properties"]
+    assert limited["free"] == {**text, "maxLength": 50}
+    assert limited["optional"]["anyOf"][0] == {**text, "maxLength": 50}
+    assert limited["union"]["maxLength"] == 50
+    for name in ("short", "one", "count"):
+        assert limited[name] == schema["properties"][name]
+    assert closed(schema)["properties"] == schema["properties"]
