@@ -168,15 +168,17 @@ def make_model(vocabulary: int) -> Any:
 
 
 def save(model: Any, tokenizer: Any, folder: Path) -> None:
-    """A checkpoint whose config reads as flan-t5's; transformers would write that the head is
-    tied, which readers before version 5 take at its word."""
+    """A checkpoint whose config reads as flan-t5's, with a prefix for the task that has one;
+    transformers would write that the head is tied, which readers before version 5 take at its
+    word."""
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     path = folder / "config.json"
     config = json.loads(path.read_text())
     config.pop("scale_decoder_outputs", None)  # follows from the next line
     config["tie_word_embeddings"] = False
-    path.write_text(json.dumps(config, indent=2) + "\n")
+    config["task_specific_params"] = {"translation_en_to_fr": {"prefix": TRANSLATE.format("")}}
+    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
     (folder / "model.safetensors").chmod(0o644)
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -291,3 +292,26 @@ def test_errors_come_out_of_the_async_forms(
         asyncio.run(stream())
     with pytest.raises(FloatingPointError, match="layer 3"):
         asyncio.run(generator.agenerate(["a"]))
+
+
+def test_threads_do_not_disturb_each_other(generator: TextGenerator) -> None:
+    seeds = range(4)
+    expected = [one(generator, seed=seed, logprobs=1, **SAMPLING) for seed in seeds]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(
+            pool.map(lambda seed: one(generator, seed=seed, logprobs=1, **SAMPLING), seeds)
+        )
+    assert together == expected
+
+
+def test_the_models_own_stop_strings_with_a_seed(
+    generator: TextGenerator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = one(generator, seed=3, **SAMPLING)
+    stop = whole.text[4:7]
+    monkeypatch.setattr(generator.model.generation_config, "stop_strings", [stop])
+    for options in ({}, {"stop": ["zzz"]}):
+        stopped = one(generator, seed=3, **SAMPLING, **options)
+        assert stopped.text == whole.text[: whole.text.index(stop)]
+        assert stopped.finish_reason == "stop"
+    assert generator.model.generation_config.stop_strings == [stop]

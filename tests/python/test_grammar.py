@@ -109,6 +109,9 @@ def test_other_processors_still_work(causal: Any, tokenizer: PreTrainedTokenizer
     grammar = Grammar.lark('start: "d" | "f"')
     for seed in range(4):
         assert generator.generate(["a"], grammar=grammar, seed=seed, **HOT)[0][0].text == "f"
+    # Where they leave nothing, the grammar wins.
+    only = Grammar.lark('start: "d"')
+    assert generator.generate(["a"], grammar=only)[0][0].text == "d"
 
 
 def test_what_cannot_be_enforced_is_named(causal: Any, tokenizer: PreTrainedTokenizerFast) -> None:

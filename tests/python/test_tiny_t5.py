@@ -102,6 +102,11 @@ def test_the_quantized_model_is_right(weight_dtype, script, tokenizer):
     assert script.exact_matches(model, tokenizer, script.held_out()) >= 0.97
 
 
+def test_the_config_has_the_prefix_of_translation():
+    pipe = woq.pipeline("translation_en_to_fr", TINY_T5, load_in_4bit=True)
+    assert pipe("ninety-one") == [{"translation_text": "quatre-vingt-onze"}]
+
+
 def test_a_damaged_model_is_noticed(script, tokenizer):
     """Its layers are needed: with the rows of one of them moved by one it fails."""
     model = transformers.AutoModelForSeq2SeqLM.from_pretrained(TINY_T5)

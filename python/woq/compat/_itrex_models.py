@@ -6,8 +6,6 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-import transformers
-
 from .. import auto_model
 from .._native import InvalidArgument, Unsupported
 from ..config import _dtype_name
@@ -18,7 +16,7 @@ __all__ = ["AutoModel", "AutoModelForCausalLM", "AutoModelForSeq2SeqLM"]
 logger = logging.getLogger("woq")
 
 
-class _ItrexModel(auto_model._AutoModel):
+class _ItrexArguments(auto_model._AutoModel):
     @classmethod
     def from_pretrained(
         cls,
@@ -87,19 +85,13 @@ class _ItrexModel(auto_model._AutoModel):
         )
 
 
-class AutoModel(_ItrexModel):
-    """`transformers.AutoModel` with ITREX's arguments."""
-
-    _transformers_class = transformers.AutoModel
+class AutoModel(_ItrexArguments, auto_model.AutoModel):
+    """`woq.AutoModel` with ITREX's arguments."""
 
 
-class AutoModelForCausalLM(_ItrexModel):
-    """`transformers.AutoModelForCausalLM` with ITREX's arguments."""
-
-    _transformers_class = transformers.AutoModelForCausalLM
+class AutoModelForCausalLM(_ItrexArguments, auto_model.AutoModelForCausalLM):
+    """`woq.AutoModelForCausalLM` with ITREX's arguments."""
 
 
-class AutoModelForSeq2SeqLM(_ItrexModel):
-    """`transformers.AutoModelForSeq2SeqLM` with ITREX's arguments."""
-
-    _transformers_class = transformers.AutoModelForSeq2SeqLM
+class AutoModelForSeq2SeqLM(_ItrexArguments, auto_model.AutoModelForSeq2SeqLM):
+    """`woq.AutoModelForSeq2SeqLM` with ITREX's arguments."""

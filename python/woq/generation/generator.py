@@ -286,15 +286,13 @@ class TextGenerator:
         # without a stream there is no text to watch.
         if call.stops or on_text is not None:
             criteria.append(TextStopping(make_row, call.start, on_text=on_text))
-        if self.model.generation_config.stop_strings:
-            objects["tokenizer"] = self.tokenizer  # generate() fills unset fields from there again
         if call.options.grammar is not None:
             ends = sorted(_as_ids(call.config.eos_token_id))
             constraint = GrammarProcessor(call.options.grammar, self.tokenizer, ends, call.start)
             processors = objects.pop("logits_processor", None) or []
             objects["logits_processor"] = LogitsProcessorList([*processors, constraint])
         recorder = self._add_decode_steps(call, objects)
-        output = self.model.generate(
+        output = self._model_without_stops().generate(
             **call.inputs, generation_config=call.config, stopping_criteria=criteria, **objects
         )
         completions = []
@@ -321,6 +319,15 @@ class TextGenerator:
             ]
             for i, prompt_tokens in enumerate(call.prompt_lengths)
         ]
+
+    def _model_without_stops(self) -> Any:
+        """generate() fills unset fields from the model's generation config; stop texts are ours."""
+        if not self.model.generation_config.stop_strings:
+            return self.model
+        model = copy.copy(self.model)  # the same weights
+        model.generation_config = copy.deepcopy(self.model.generation_config)
+        model.generation_config.stop_strings = None
+        return model
 
     def _add_decode_steps(self, call: _Call, objects: dict[str, Any]) -> LogprobRecorder | None:
         """Put what `seed` and `logprobs` need among the arguments of generate()."""

@@ -93,6 +93,9 @@ class GrammarProcessor(LogitsProcessor):
             count = min(len(allowed), masked.shape[1])
             masked[index, :count].masked_fill_(allowed[:count] == 0, -torch.inf)
             masked[index, count:] = -torch.inf
+            if masked[index].max() == -torch.inf:
+                # Others (no_repeat_ngram_size, bad words) ruled out all of it: the grammar wins.
+                masked[index, :count].masked_fill_(allowed[:count] != 0, 0.0)
         return cast(torch.FloatTensor, masked)
 
     def _advance(self, index: int, ids: list[int]) -> Any:

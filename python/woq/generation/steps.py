@@ -110,7 +110,6 @@ def decode_steps(draw: SeededDraw | None, recorder: LogprobRecorder | None) -> A
         logits_processor: Any,
         stopping_criteria: Any,
         generation_config: Any,
-        tokenizer: Any = None,
         **kwargs: Any,
     ) -> Any:
         if recorder is not None:
