@@ -19,7 +19,6 @@ import os
 import re
 import statistics
 import string
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -85,22 +84,13 @@ def write_report(
         )
     page = _page(model, report, title or _name_of(model), evaluation, facts or {})
     target = Path(path)
-    handle, scratch = tempfile.mkstemp(prefix=f".{target.name}-", dir=target.parent)
+    scratch = target.with_name(f".{target.name}-{os.getpid()}")
     try:
-        with open(handle, "w", encoding="utf-8") as file:
-            file.write(page)
-        os.chmod(scratch, 0o666 & ~_umask())
+        scratch.write_text(page, encoding="utf-8")
         os.replace(scratch, target)
-    except BaseException:
-        os.unlink(scratch)
-        raise
+    finally:
+        scratch.unlink(missing_ok=True)
     return target
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def _name_of(model: nn.Module) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ import click
 from ._command import Failure, Output, one_line
 
 __all__ = [
+    "Loading",
     "Source",
     "check_float",
     "find_model",
@@ -22,7 +24,6 @@ __all__ = [
     "load_tokenizer",
     "model_options",
     "read_config",
-    "set_threads",
 ]
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -43,31 +44,73 @@ class Source:
         return "gguf_file" in self.keywords
 
 
+@dataclasses.dataclass(frozen=True)
+class Loading:
+    """What the options say of how models are found, loaded and run."""
+
+    threads: int | None
+    float_dtype: str
+    trust_remote_code: bool
+    revision: str | None
+    gguf_file: str | None
+
+    def find(self, text: str) -> Source:
+        """MODEL of the command line, with its revision."""
+        return find_model(
+            text,
+            gguf_file=self.gguf_file,
+            revision=self.revision,
+            trust_remote_code=self.trust_remote_code,
+        )
+
+    def load(
+        self, source: Source, output: Output, *, config: Any = None, tokenizer: Any = None
+    ) -> Any:
+        """`load_model` with the threads and the dtype that were asked for."""
+        if self.threads is not None:
+            import torch
+
+            torch.set_num_threads(self.threads)
+        return load_model(
+            source, output, config=config, float_dtype=self.float_dtype, tokenizer=tokenizer
+        )
+
+
+_OPTIONS = (
+    click.option(
+        "--threads",
+        type=click.IntRange(1),
+        metavar="N",
+        show_default="torch's",
+        help="Threads to compute on.",
+    ),
+    click.option(
+        "--float-dtype",
+        type=click.Choice(list(_DTYPES)),
+        default="auto",
+        show_default=True,
+        help="Dtype of what is not quantized; auto: as stored.",
+    ),
+    click.option(
+        "--trust-remote-code", is_flag=True, help="Run model code that lies beside the model."
+    ),
+    click.option("--revision", help="Branch, tag or commit of a model on the hub."),
+    click.option("--gguf-file", metavar="NAME", help="A GGUF file of a model on the hub."),
+)
+
+
 def model_options(function: Function) -> Function:
-    """The options that say how a model is loaded and run."""
-    for option in (
-        click.option(
-            "--threads",
-            type=click.IntRange(1),
-            metavar="N",
-            show_default="torch's",
-            help="Threads to compute on.",
-        ),
-        click.option(
-            "--float-dtype",
-            type=click.Choice(list(_DTYPES)),
-            default="auto",
-            show_default=True,
-            help="Dtype of what is not quantized; auto: as stored.",
-        ),
-        click.option(
-            "--trust-remote-code", is_flag=True, help="Run model code that lies beside the model."
-        ),
-        click.option("--revision", help="Branch, tag or commit of a model on the hub."),
-        click.option("--gguf-file", metavar="NAME", help="A GGUF file of a model on the hub."),
-    ):
-        function = option(function)
-    return function
+    """Add the options of `Loading`, which the command gets as `loading`."""
+    names = [field.name for field in dataclasses.fields(Loading)]
+
+    @functools.wraps(function)
+    def command(*arguments: Any, **keywords: Any) -> Any:
+        loading = Loading(**{name: keywords.pop(name) for name in names})
+        return function(*arguments, loading=loading, **keywords)
+
+    for option in reversed(_OPTIONS):
+        command = option(command)
+    return command  # type: ignore[return-value]
 
 
 def find_model(
@@ -108,13 +151,6 @@ def find_model(
     if gguf_file is not None:
         keywords["gguf_file"] = gguf_file
     return Source(text, keywords, parts[-1])
-
-
-def set_threads(count: int | None) -> None:
-    if count is not None:
-        import torch
-
-        torch.set_num_threads(count)
 
 
 def load_tokenizer(source: Source) -> Any:

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import click
 
 from ._command import Output
-from ._models import check_float, find_model, load_model, load_tokenizer, set_threads
+from ._models import Loading, check_float, load_tokenizer
 from ._quantization import config_from, name_and_value
 
 __all__ = ["generator_from", "sampling_options", "text_of_rates"]
@@ -64,11 +64,7 @@ def generator_from(
     seed: int | None,
     stop: Sequence[str],
     options: Sequence[str],
-    threads: int | None,
-    float_dtype: str,
-    trust_remote_code: bool,
-    revision: str | None,
-    gguf_file: str | None,
+    loading: Loading,
     **settings: Any,
 ) -> Any:
     """The TextGenerator for all options of a command line; `settings` are those of the format."""
@@ -82,12 +78,9 @@ def generator_from(
         "stop": list(stop) or None,
         **dict(name_and_value("--generation", text) for text in options),
     }
-    source = find_model(
-        model, gguf_file=gguf_file, revision=revision, trust_remote_code=trust_remote_code
-    )
+    source = loading.find(model)
     if config is not None:
         check_float(source)
-    set_threads(threads)
     from woq import InvalidArgument
     from woq.generation import check_options, find_task, load_generator
 
@@ -97,7 +90,7 @@ def generator_from(
     except InvalidArgument as error:
         raise click.UsageError(str(error)) from error
     tokenizer = load_tokenizer(source)
-    loaded = load_model(source, output, config=config, float_dtype=float_dtype, tokenizer=tokenizer)
+    loaded = loading.load(source, output, config=config, tokenizer=tokenizer)
     decoder = not getattr(loaded.config, "is_encoder_decoder", False)
     task = find_task("text-generation" if decoder else "text2text-generation")
     return load_generator(task, loaded, tokenizer, options=chosen)

@@ -14,7 +14,7 @@ from typing import Any
 import click
 
 from ._command import Command, Output, output_of
-from ._models import find_model, load_model, set_threads
+from ._models import find_model, load_model
 from ._quantization import COMPUTE_DTYPES, DTYPES, Choice
 from ._text import table
 
@@ -117,7 +117,10 @@ def command(
     its own for the limits, of arithmetic too.
     """
     output = output_of(ctx)
-    set_threads(threads)
+    if threads is not None:
+        import torch
+
+        torch.set_num_threads(threads)
     if model is not None:
         shapes = (*shapes, *_shapes_of(model, output))
     rows_of = _measure(

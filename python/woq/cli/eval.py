@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from ._command import Command, output_of
-from ._models import check_float, find_model, load_model, load_tokenizer, model_options, set_threads
+from ._models import Loading, check_float, find_model, load_tokenizer, model_options
 from ._quantization import config_from, format_options
 from ._scoring import Protocol, score, scoring_options, text_of
 
@@ -38,11 +38,7 @@ def command(
     text: Path | None,
     windows: int,
     length: int,
-    threads: int | None,
-    float_dtype: str,
-    trust_remote_code: bool,
-    revision: str | None,
-    gguf_file: str | None,
+    loading: Loading,
     **settings: Any,
 ) -> None:
     """Perplexity of MODEL, and how close it is to the unquantized one.
@@ -58,20 +54,17 @@ def command(
         raise click.UsageError("Missing option '--text'")
     quantizes = any(value for value in settings.values())
     config = config_from(**settings) if quantizes else None
-    source = find_model(
-        model, gguf_file=gguf_file, revision=revision, trust_remote_code=trust_remote_code
-    )
+    source = loading.find(model)
     other = None
     if reference is not None:
-        other = find_model(reference, trust_remote_code=trust_remote_code)
+        other = find_model(reference, trust_remote_code=loading.trust_remote_code)
     elif quantizes:
         other = source
     if quantizes:
         check_float(source)
-    set_threads(threads)
     tokenizer = load_tokenizer(source)
-    loaded = load_model(source, output, config=config, float_dtype=float_dtype)
-    base = None if other is None else load_model(other, output, float_dtype=float_dtype)
+    loaded = loading.load(source, output, config=config)
+    base = None if other is None else loading.load(other, output)
     figures = score(protocol, loaded, tokenizer, output, reference=base)
     values = {
         "model": model,

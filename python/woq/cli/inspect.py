@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from ._command import Command, output_of
-from ._models import find_model, load_model, model_options, set_threads
+from ._models import Loading, model_options
 from ._text import size, table
 
 
@@ -31,22 +31,14 @@ def command(
     ctx: click.Context,
     model: str,
     each: bool,
-    threads: int | None,
-    float_dtype: str,
-    trust_remote_code: bool,
-    revision: str | None,
-    gguf_file: str | None,
+    loading: Loading,
 ) -> None:
     """Show what MODEL consists of: dtype, group size, bytes and kernel of each layer.
 
     The model is loaded: bytes are those in memory, kernels those of this machine.
     """
     output = output_of(ctx)
-    source = find_model(
-        model, gguf_file=gguf_file, revision=revision, trust_remote_code=trust_remote_code
-    )
-    set_threads(threads)
-    loaded = load_model(source, output, float_dtype=float_dtype)
+    loaded = loading.load(loading.find(model), output)
     from woq._inspection import layer_facts, model_bytes
 
     facts = layer_facts(loaded)

@@ -15,15 +15,7 @@ import click
 
 from ._command import Command, Failure, Output, output_of
 from ._folders import whole_folder
-from ._models import (
-    Source,
-    check_float,
-    find_model,
-    load_model,
-    load_tokenizer,
-    model_options,
-    set_threads,
-)
+from ._models import Loading, Source, check_float, find_model, load_tokenizer, model_options
 from ._quantization import algorithm_options, config_from, format_options
 from ._scoring import Protocol, score, scoring_options
 
@@ -71,11 +63,7 @@ def command(
     tokenizer: str | None,
     max_shard_size: str,
     overwrite: bool,
-    threads: int | None,
-    float_dtype: str,
-    trust_remote_code: bool,
-    revision: str | None,
-    gguf_file: str | None,
+    loading: Loading,
     **settings: Any,
 ) -> None:
     """Quantize MODEL and save it in FOLDER.
@@ -89,17 +77,12 @@ def command(
     config = config_from(**settings)
     protocol = Protocol.from_options(text, windows, length)
     _check_report(report)
-    source = find_model(
-        model, gguf_file=gguf_file, revision=revision, trust_remote_code=trust_remote_code
-    )
+    source = loading.find(model)
     check_float(source)
-    set_threads(threads)
     try:
         with whole_folder(folder, overwrite=overwrite) as scratch:
             words = _tokenizer(source, tokenizer, output, needed=protocol is not None)
-            loaded = load_model(
-                source, output, config=config, float_dtype=float_dtype, tokenizer=words
-            )
+            loaded = loading.load(source, output, config=config, tokenizer=words)
             _save(loaded, words, scratch, folder, max_shard_size)
     except KeyboardInterrupt:
         kept = f"; {settings['work_dir']} has the finished layers" if settings["work_dir"] else ""
@@ -107,7 +90,7 @@ def command(
         raise
     figures = None
     if protocol is not None:
-        reference = load_model(source, output, float_dtype=float_dtype)
+        reference = loading.load(source, output)
         figures = score(protocol, loaded, words, output, reference=reference)
     if report is not None:
         import woq
