@@ -16,7 +16,7 @@ import subprocess
 import sys
 import termios
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,14 @@ import woq  # noqa: E402
 
 WOQ = (sys.executable, "-m", "woq")
 PATIENCE = 180  # seconds
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _ctrl_c_reaches_children() -> Iterator[None]:
+    """A shell that starts the tests in the background has SIGINT ignored, which is inherited."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 def environment(**more: str) -> dict[str, str]:
