@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every code block of the READMEs and of docs/migrating.md, generation.md and cli.md runs: Python,
-LangChain and the command line as written but for the model, C++ and CMake as an outside project
-against the installed package."""
+"""Every code block of the READMEs and of docs/ runs: Python, LangChain and the command line as
+written but for the model, C++ and CMake as an outside project against the installed package."""
 
 from __future__ import annotations
 
@@ -34,6 +33,7 @@ CLI = blocks("bash", (ROOT / "docs" / "cli.md").read_text())
 MIGRATING = blocks("python", (ROOT / "docs" / "migrating.md").read_text())
 GENERATION = blocks("python", (ROOT / "docs" / "generation.md").read_text())
 LANGCHAIN = blocks("python", (ROOT / "python" / "langchain-woq" / "README.md").read_text())
+QUANTIZATION = blocks("python", (ROOT / "docs" / "quantization.md").read_text())
 # Old code for flan-t5 goes to a T5 that writes numbers in French.
 FLAN = [block for block in MIGRATING if FLAN_ID in block]
 MIGRATING = [block for block in MIGRATING if FLAN_ID not in block]
@@ -122,11 +122,11 @@ def tiny_model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("number", range(len(MIGRATING)))
-def test_migrating_blocks(number: int, tiny_model_folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", range(len(MIGRATING + QUANTIZATION)))
+def test_quantizing_blocks(number: int, tiny_model_folder: Path, tmp_path: Path) -> None:
     text = (ROOT / "docs" / "quantization.md").read_text()
     (tmp_path / "corpus.txt").write_text(text.encode("ascii", "ignore").decode())
-    code = MIGRATING[number]
+    code = (MIGRATING + QUANTIZATION)[number]
     printed = run_block(
         code + "\nassert model.woq_report.complete and model.woq_report.layers\n",
         tiny_model_folder,
@@ -151,6 +151,7 @@ def test_flan_t5_blocks(number: int, tmp_path: Path) -> None:
 
 def test_every_library_has_a_block() -> None:
     assert len(MIGRATING) == 7
+    assert len(QUANTIZATION) == 4
     assert len(FLAN) == 3
 
 
