@@ -262,6 +262,8 @@ def test_summary_for_people(checkpoint: Path, text: Path, tmp_path: Path) -> Non
 def test_what_is_there_is_kept(checkpoint: Path, quantized: Path, tmp_path: Path) -> None:
     line = refuse(1, "quantize", checkpoint, quantized)
     assert line == f"woq: {quantized} exists: name another folder, or add --overwrite"
+    line = refuse(1, "quantize", checkpoint, checkpoint, "--overwrite")
+    assert line.endswith("is where MODEL is, and would be replaced: name another folder")
     other = tmp_path / "other"
     other.mkdir()
     (other / "thesis.txt").write_text("the only copy")
@@ -277,7 +279,11 @@ def test_what_is_there_is_kept(checkpoint: Path, quantized: Path, tmp_path: Path
     assert {path.name for path in tmp_path.iterdir()} == {"other", "empty"}
 
 
-def test_quantized_models_are_not_quantized_again(quantized: Path, tmp_path: Path) -> None:
+def test_quantized_models_are_not_quantized_again(
+    quantized: Path, text: Path, tmp_path: Path
+) -> None:
+    line = refuse(1, "eval", quantized, "--reference", quantized, "--text", text)
+    assert "is quantized already" in line
     line = refuse(1, "quantize", quantized, tmp_path / "out")
     assert "is quantized already (woq): start from the model in floating point" in line
     assert list(tmp_path.iterdir()) == []

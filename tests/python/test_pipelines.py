@@ -308,3 +308,17 @@ def test_chats_need_a_template(
     chatty.chat_template = "{{ raise_exception('only users and assistants') }}"
     with pytest.raises(InvalidArgument, match="roles system, user: only users and assistants"):
         woq.pipeline("text-generation", causal, chatty)(CHAT)
+
+
+@pytest.mark.parametrize("name", ["/nowhere/model", "./model", "a/b/c", "model.txt"])
+def test_paths_that_lead_nowhere(name: str, causal: Any, tmp_path: Path) -> None:
+    if name == "model.txt":
+        name = str(tmp_path / name)
+        Path(name).write_text("no model")
+    expected = (
+        "neither a checkpoint" if name.endswith(".txt") else f"no such folder or file: {name}"
+    )
+    with pytest.raises(InvalidArgument, match=expected):
+        woq.pipeline("text-generation", name)
+    with pytest.raises(InvalidArgument, match=expected):
+        woq.pipeline("text-generation", causal, name)

@@ -58,6 +58,7 @@ def command(
     other = None
     if reference is not None:
         other = find_model(reference, trust_remote_code=loading.trust_remote_code)
+        check_float(other)
     elif quantizes:
         other = source
     if quantizes:

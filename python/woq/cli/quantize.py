@@ -79,6 +79,8 @@ def command(
     _check_report(report)
     source = loading.find(model)
     check_float(source)
+    if folder.is_dir() and Path(source.name).is_dir() and folder.samefile(source.name):
+        raise Failure(f"{folder} is where MODEL is, and would be replaced: name another folder")
     try:
         with whole_folder(folder, overwrite=overwrite) as scratch:
             words = _tokenizer(source, tokenizer, output, needed=protocol is not None)

@@ -373,7 +373,11 @@ class TextGenerator:
         config = copy.deepcopy(self.model.generation_config)
         if options.base is not None:
             config.update(**options.base.to_diff_dict())
-        config.update(**imply_sampling(options.fields))
+        try:
+            config.update(**imply_sampling(options.fields))
+        except (TypeError, ValueError) as error:
+            given = ", ".join(f"{name}={value!r}" for name, value in options.fields.items())
+            raise InvalidArgument(f"transformers refuses {given}: {error}") from error
         config.return_dict_in_generate = False
         # transformers' default of 20 tokens, prompt included, cuts nearly every answer. Before
         # version 5 an unset max_length reads as that default.
