@@ -123,16 +123,17 @@ def find_model(
     """A checkpoint folder, a GGUF file, or (where there is neither) an id on the hub.
 
     Raises:
-        Failure: it is none of them.
+        InvalidArgument, Failure: it is none of them.
     """
+    from .._location import locate
+
     keywords: dict[str, Any] = {}
     if trust_remote_code:
         keywords["trust_remote_code"] = True
-    path = Path(text).expanduser()
-    if path.is_file():
-        if path.suffix.lower() != ".gguf":
-            raise Failure(f"{path} is neither a checkpoint folder nor a GGUF file")
-        return Source(str(path.parent), {**keywords, "gguf_file": path.name}, path.stem)
+    name, file = locate(text)
+    if file:
+        return Source(name, {**keywords, **file}, Path(file["gguf_file"]).stem)
+    path = Path(name)
     if path.is_dir():
         if gguf_file is not None:
             return find_model(str(path / gguf_file), trust_remote_code=trust_remote_code)
@@ -143,14 +144,11 @@ def find_model(
             return find_model(str(files[0]), trust_remote_code=trust_remote_code)
         found = f"; it has {len(files)} GGUF files: name one" if files else ""
         raise Failure(f"{path} is no checkpoint: it has no config.json{found}")
-    parts = text.split("/")
-    if path.is_absolute() or len(parts) > 2 or text[0] in ".~" or path.suffix == ".gguf":
-        raise Failure(f"no such folder or file: {text}")
     if revision is not None:
         keywords["revision"] = revision
     if gguf_file is not None:
         keywords["gguf_file"] = gguf_file
-    return Source(text, keywords, parts[-1])
+    return Source(text, keywords, text.rpartition("/")[2])
 
 
 def load_tokenizer(source: Source) -> Any:

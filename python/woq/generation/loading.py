@@ -6,9 +6,9 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from os import PathLike
-from pathlib import Path
 from typing import Any
 
+from .._location import locate
 from .._native import InvalidArgument
 from .generator import TextGenerator
 from .options import check_options
@@ -123,34 +123,19 @@ def load_model(
     import woq
 
     if isinstance(model, str | PathLike):
-        model, gguf_file = _located(model)
+        model, gguf_file = locate(model)
         loading.update(gguf_file)
     if tokenizer is None or isinstance(tokenizer, str | PathLike):
         files = {key: loading[key] for key in _FILE_KWARGS if key in loading}
         name = model
         if tokenizer is not None:
-            name, gguf_file = _located(tokenizer)
+            name, gguf_file = locate(tokenizer)
             files.update(gguf_file)
         tokenizer = _load_tokenizer(transformers.AutoTokenizer, name, files)
     if isinstance(model, str | PathLike):
         model = getattr(woq, auto_class).from_pretrained(model, **loading)
         model.eval()
     return model, tokenizer
-
-
-def _located(name: str | PathLike[str]) -> tuple[str, dict[str, str]]:
-    """Folder or hub id, and the GGUF file if `name` is one; what looks like a path has to exist."""
-    path = Path(name).expanduser()
-    if path.is_file():
-        if path.suffix.lower() != ".gguf":
-            raise InvalidArgument(f"{name} is neither a checkpoint folder nor a GGUF file")
-        return str(path.parent), {"gguf_file": path.name}
-    if path.is_dir():
-        return str(path), {}
-    text = str(name)
-    if path.is_absolute() or text[:1] in (".", "~") or len(path.parts) > 2:
-        raise InvalidArgument(f"no such folder or file: {text}")
-    return text, {}
 
 
 def _load_tokenizer(loader: Any, name: Any, files: Mapping[str, Any]) -> Any:
