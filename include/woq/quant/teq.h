@@ -257,7 +257,9 @@ inline TeqResult search_teq_scales(const std::vector<ConstMatrixView>& weights,
   for (size_t k = 0; k < cols; ++k) theta[k] = std::log(static_cast<double>(a[k]));
   const double warmup = std::max(1.0, options.warmup * options.steps);
   for (int step = 0;; ++step) {
-    if (options.weighted_search && step % detail::kTeqSearchEvery == 0) loss.search_ranges(a);
+    const bool moved = step > 0 || !options.start.empty();  // else searched above
+    if (options.weighted_search && moved && step % detail::kTeqSearchEvery == 0)
+      loss.search_ranges(a);
     const double error = loss(a, &gradient);
     if (error < best.error) {
       best.error = error;
