@@ -44,6 +44,7 @@ PYTHON_LAYERS = {
     "_native": "light",
     "_pages": "light",
     "_options": "light",
+    "_location": "light",
     "_units": "light",
     "_imatrix_files": "light",
     "config": "light",
