@@ -8,6 +8,7 @@ a checkpoint names its settings, and the rule finds the same modules again.
 from __future__ import annotations
 
 import dataclasses
+import logging
 import re
 import sys
 from collections.abc import Iterable, Mapping
@@ -30,7 +31,10 @@ __all__ = [
     "scheme_for",
     "select",
     "skip_patterns",
+    "warn_of_idle_patterns",
 ]
+
+logger = logging.getLogger("woq")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,6 +117,28 @@ def skip_patterns(model: nn.Module, config: WeightOnlyQuantConfig) -> list[str]:
     # layers compute in float32 and give the dtype they are given.
     patterns.extend(getattr(model, "_keep_in_fp32_modules_strict", None) or ())
     return patterns
+
+
+def warn_of_idle_patterns(model: nn.Module, config: WeightOnlyQuantConfig) -> None:
+    """Log the patterns of a config that mean no module of the model: a misspelt one would leave a
+    layer with settings that were not wanted."""
+    names = [name for name, _ in model.named_modules() if name]
+    for field in ("modules_to_not_convert", "layer_config"):
+        idle = [
+            pattern
+            for pattern in getattr(config, field) or ()
+            if not any(matches(name, [pattern]) for name in names)
+        ]
+        if idle:
+            example = next(
+                (n for n, m in model.named_modules() if is_transposed(m) is not None), ""
+            )
+            logger.warning(
+                "%s: no module matches %s; a layer of this model is called %s",
+                field,
+                ", ".join(map(repr, idle)),
+                example,
+            )
 
 
 def select(model: nn.Module, config: WeightOnlyQuantConfig) -> list[Target]:

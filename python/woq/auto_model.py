@@ -148,6 +148,11 @@ def _config(given: Any, load_in_4bit: bool, load_in_8bit: bool) -> Any:
         given = given()
     elif isinstance(given, dict) and given.get("quant_method", "woq") == "woq":
         given = WeightOnlyQuantConfig.from_dict(given)
+    if isinstance(given, str):
+        raise InvalidArgument(
+            f"quantization_config={given!r} is a string: pass "
+            f"WeightOnlyQuantConfig(weight_dtype={given!r}), or load_in_4bit=True"
+        )
     if not isinstance(given, WeightOnlyQuantConfig):
         if bits is not None:
             raise InvalidArgument(

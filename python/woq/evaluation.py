@@ -62,8 +62,8 @@ def evaluate(
         InvalidArgument: the text is too short, a window is longer than the model's positions, or
             the two models have different vocabularies.
     """
-    _check_model(model, length)
     pieces = windows_of(tokenizer, text, windows, length)
+    _check_model(model, length)
     shown = _with_bar(pieces, sys.stderr.isatty() if progress is None else progress)
     candidate = log_probabilities(model, shown)
     if reference is None:
@@ -92,6 +92,8 @@ def windows_of(tokenizer: Any, text: str, count: int, length: int) -> torch.Tens
     Raises:
         InvalidArgument: the text has fewer tokens.
     """
+    if not text.strip():
+        raise InvalidArgument("the text is empty: give one to score")
     if count < 1 or length < 2:
         raise InvalidArgument(
             f"at least 1 window of 2 tokens is needed, got {count} windows of {length}"

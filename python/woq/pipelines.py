@@ -7,7 +7,8 @@ transformers 5 has no pipeline for encoder-decoder models any more. Here all tas
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import contextlib
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from ._native import InvalidArgument
@@ -125,7 +126,7 @@ class TextPipeline:
             return_details: add "details" to each record: finish_reason, token counts, token_ids,
                 time_to_first_token and seconds, tokens_per_second, logprobs if asked for.
             batch_size: instead of the pipeline's.
-            truncation: cut texts to the tokenizer's model_max_length.
+            truncation: cut texts to the tokenizer's model_max_length, or the model's positions.
             tools, continue_final_message: for chats, see `woq.generation.encode_chat`.
             options: as `woq.generation.TextGenerator` takes them; they win over the pipeline's.
 
@@ -136,7 +137,7 @@ class TextPipeline:
             transformers 4 did.
         """
         single = isinstance(inputs, str) or _is_chat(inputs)
-        prompts = [inputs] if single else list(inputs)
+        prompts = [inputs] if single else self._listed(inputs)
         if return_full_text is not None and self._task.encoder_decoder:
             raise InvalidArgument(
                 f"return_full_text is for 'text-generation': the answers of {self.task!r} never "
@@ -165,10 +166,21 @@ class TextPipeline:
             return [records[0] for records in results]
         return results
 
+    def _listed(self, inputs: Any) -> list[Any]:
+        if isinstance(inputs, Iterable) and not isinstance(inputs, Mapping | bytes):
+            return list(inputs)
+        raise TypeError(f"{self.task!r} takes {self._kinds()}, or a list of them, got {inputs!r}")
+
+    def _kinds(self) -> str:
+        return "a string" + (
+            "" if self._task.encoder_decoder else ", or a chat: a list of messages"
+        )
+
     def stream(
         self,
         prompt: Any,
         *,
+        return_full_text: bool | None = None,
         return_details: bool = False,
         truncation: bool = False,
         tools: Sequence[Mapping[str, Any]] | None = None,
@@ -179,17 +191,16 @@ class TextPipeline:
 
         They join to the text that a call returns with return_full_text=False. With
         `return_details` the last item is the `woq.generation.Completion`. Closing the iterator ends
-        the generation; the first token may take as long as it takes.
+        the generation; the first token may take as long as it takes. `return_full_text` is there
+        for calls' sake: the prompt is never streamed, so that True is refused.
         """
+        if return_full_text:
+            raise InvalidArgument(
+                "return_full_text=True: a stream holds new text only; print the prompt before it"
+            )
         ids = self._encode(prompt, truncation, tools, continue_final_message)
-        return self._stream(ids, return_details, options)
-
-    def _stream(
-        self, ids: list[int], return_details: bool, options: Mapping[str, Any]
-    ) -> Iterator[str | Completion]:
-        for piece in self.generator.stream(ids, **options):
-            if isinstance(piece, str) or return_details:
-                yield piece
+        pieces = self.generator.stream(ids, **options)
+        return pieces if return_details else _texts(pieces)
 
     def _encode(
         self,
@@ -202,14 +213,21 @@ class TextPipeline:
             return self.generator.encode(prompt, truncation=truncation)
         if not _is_chat(prompt):
             raise TypeError(
-                f"an input of {self.task!r} is a {type(prompt).__name__}; a string is needed"
-                + ("" if self._task.encoder_decoder else ", or a chat: a list of messages")
+                f"an input of {self.task!r} is a {type(prompt).__name__}; needed is {self._kinds()}"
             )
         if self._task.encoder_decoder:
             raise TypeError(f"chats are for 'text-generation'; {self.task!r} takes strings")
         return encode_chat(
             self.tokenizer, prompt, tools=tools, continue_final_message=continue_final_message
         )
+
+
+def _texts(pieces: Generator[str | Completion, None, None]) -> Iterator[str]:
+    # Closed with this one, which ends the generation.
+    with contextlib.closing(pieces):
+        for piece in pieces:
+            if isinstance(piece, str):
+                yield piece
 
 
 def _is_chat(value: Any) -> bool:

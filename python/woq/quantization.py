@@ -28,6 +28,7 @@ from ._selection import (
     quantized_layers,
     scheme_for,
     select,
+    warn_of_idle_patterns,
 )
 from .algorithms._interface import Finished, find_zero_points, round_to_nearest
 from .config import WeightOnlyQuantConfig
@@ -81,6 +82,7 @@ def quantize(
     config.validate()
     config = config.canonical()
     _check_earlier_layers(model, config)
+    warn_of_idle_patterns(model, config)
     targets = select(model, config)
     _check_devices(targets)
     if config.needs_calibration:

@@ -23,7 +23,14 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from . import _native
 from ._pages import CheckpointPages, HeapTrimmer, release_file_pages
-from ._selection import Target, output_embeddings, quantized_layers, scheme_for, select
+from ._selection import (
+    Target,
+    output_embeddings,
+    quantized_layers,
+    scheme_for,
+    select,
+    warn_of_idle_patterns,
+)
 from ._tensors import MARKER, check_marker, from_torch, tensor_specs
 from .algorithms._interface import stored_scheme
 from .config import WeightOnlyQuantConfig
@@ -108,6 +115,7 @@ class WoqHfQuantizer(HfQuantizer):
             return model
         if config.needs_calibration:
             return model  # the whole float model comes first: calibration runs it
+        warn_of_idle_patterns(model, config)
         if config.imatrix is not None:
             targets = with_importance(model, config, targets)
         # A tied weight is loaded once, under its other name: it is there only after loading.

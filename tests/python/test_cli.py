@@ -115,9 +115,17 @@ def test_wrong_command_lines_end_with_2(checkpoint: Path, tmp_path: Path) -> Non
     assert "down_proj" in line
     assert "Missing argument 'FOLDER'" in refuse(2, "quantize", checkpoint)
     assert "--text" in refuse(2, "eval", checkpoint)
+    empty = tmp_path / "empty.txt"
+    empty.touch()
+    assert "empty.txt: the file has no text" in refuse(1, "eval", checkpoint, "--text", empty)
     assert "like 4096x4096" in refuse(2, "bench", "--shape", "64")
     line = refuse(2, "generate", checkpoint, "a", "--generation", "max_tokens=3")
     assert "max_tokens" in line
+    for option in ("num_beams=many", "cache_implementation=none_such"):
+        assert option.partition("=")[2] in refuse(
+            2, "generate", checkpoint, "a", "--generation", option
+        )
+    assert "temperature" in refuse(2, "generate", checkpoint, "a", "--temperature", "nan")
     assert not out.exists()
 
 
@@ -475,6 +483,21 @@ def test_generate_yields_the_tokens_of_the_library(
         ids, attention_mask=torch.ones_like(ids), max_new_tokens=12, **keywords
     )
     assert plain[0, ids.shape[1] :].tolist() == list(expected.token_ids)
+
+
+def test_generate_has_beams_and_several_answers(quantized: Path, generator: TextGenerator) -> None:
+    options = {"num_beams": 3, "num_return_sequences": 2, "max_new_tokens": 8, "do_sample": False}
+    (expected,) = generator.generate(["the quick"], **options)
+    command = ["generate", quantized, "the quick"]
+    for name, value in options.items():
+        command += ["--generation", f"{name}={json.dumps(value)}"]
+    values = values_of(*command)
+    assert [tuple(each["token_ids"]) for each in values["answers"]] == [
+        each.token_ids for each in expected
+    ]
+    result = succeed(*command)
+    assert result.stdout == "\n\n".join(each.text for each in expected) + "\n"
+    assert result.stderr.count("9 tokens in") == 2
 
 
 def test_generate_quantizes_on_the_way(checkpoint: Path, quantized: Path) -> None:

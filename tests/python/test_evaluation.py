@@ -79,6 +79,8 @@ def test_what_cannot_be_scored_is_refused(models: tuple[Any, Any, Any]) -> None:
         woq.evaluate(model, tokenizer, TEXT, windows=9, length=200)
     with pytest.raises(woq.InvalidArgument, match="the model has 256 positions"):
         woq.evaluate(model, tokenizer, TEXT, windows=1, length=300)
+    with pytest.raises(woq.InvalidArgument, match="the text is empty"):
+        woq.evaluate(model, tokenizer, " \n", windows=1, length=300)
     with pytest.raises(woq.InvalidArgument, match="got 0 windows of 16"):
         woq.evaluate(model, tokenizer, TEXT, windows=0, length=16)
     with pytest.raises(woq.InvalidArgument, match="encoder-decoder"):

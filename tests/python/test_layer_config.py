@@ -242,6 +242,31 @@ def test_rules_by_names_in_a_wrapper_are_stored_by_names_in_the_model(tmp_path):
     assert torch.equal(logits(again), logits(wrapper.inner))
 
 
+@pytest.mark.parametrize("way", ["quantize", "load", "reload"])
+def test_patterns_that_match_nothing_are_named(way, tmp_path, caplog):
+    rules = {"q_porj": {"bits": 8}, "k_proj": {"bits": 8}}
+    config = WeightOnlyQuantConfig(layer_config=rules, modules_to_not_convert=["o_proj", "layer.1"])
+    llama().save_pretrained(tmp_path / "float")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "float")
+    if way == "quantize":
+        woq.quantize(model, config)
+    elif way == "load":
+        AutoModelForCausalLM.from_pretrained(tmp_path / "float", quantization_config=config)
+    else:
+        woq.quantize(model, config).save_pretrained(tmp_path / "saved")
+        caplog.clear()
+        AutoModelForCausalLM.from_pretrained(tmp_path / "saved")
+    said = [record.getMessage() for record in caplog.records if record.name == "woq"]
+    if way == "reload":  # who loads a checkpoint did not write its rules
+        assert said == []
+        return
+    where = "a layer of this model is called model.layers.0.self_attn.q_proj"
+    assert said == [
+        f"modules_to_not_convert: no module matches 'layer.1'; {where}",
+        f"layer_config: no module matches 'q_porj'; {where}",
+    ]
+
+
 def test_the_report_counts_bits():
     report = woq.quantize(llama(), WeightOnlyQuantConfig(layer_config=RULES)).woq_report
     bits = 8 * report.bytes_after / report.quantized_parameters

@@ -210,6 +210,17 @@ def test_truncation(seq2seq: TextPipeline, monkeypatch: pytest.MonkeyPatch) -> N
     assert counts[0] == 4 < counts[1]
 
 
+def test_truncation_without_a_limit_of_the_tokenizer(
+    pipe: TextPipeline, seq2seq: TextPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for each in (pipe, seq2seq):
+        monkeypatch.setattr(each.tokenizer, "model_max_length", int(1e30))
+    monkeypatch.setattr(pipe.model.config, "max_position_embeddings", 5)
+    assert len(pipe.generator.encode(PROMPTS[2], truncation=True)) == 5
+    with pytest.raises(InvalidArgument, match=r"set tokenizer\.model_max_length"):  # T5 has none
+        seq2seq(PROMPTS[2], truncation=True)
+
+
 def test_languages_with_codes(t5: Any, tokenizer: PreTrainedTokenizerFast) -> None:
     """As NLLB has them: the source's code begins the input, the target's is forced as first."""
     from tokenizers.processors import TemplateProcessing
@@ -287,7 +298,34 @@ def test_refusals_before_loading(causal: Any, tokenizer: Any, tmp_path: Path) ->
         woq.pipeline("text-generation", tmp_path)
 
 
+def test_names_of_models_that_do_not_fit(
+    causal: Any, t5: Any, tokenizer: Any, tmp_path: Path
+) -> None:
+    for model, name in ((causal, "decoder"), (t5, "both")):
+        model.save_pretrained(tmp_path / name)
+        tokenizer.save_pretrained(tmp_path / name)
+    with pytest.raises(InvalidArgument, match=r"needs a decoder-only model, and .*both is an enc"):
+        woq.pipeline("text-generation", tmp_path / "both")
+    with pytest.raises(InvalidArgument, match=r"an encoder-decoder model .*decoder is a dec"):
+        woq.pipeline("summarization", tmp_path / "decoder")
+    with pytest.raises(InvalidArgument, match=r"cannot be loaded with foo: .*'foo'"):
+        woq.pipeline("text-generation", tmp_path / "decoder", model_kwargs={"foo": 1})
+    with pytest.raises(InvalidArgument, match=r"WeightOnlyQuantConfig\(weight_dtype='nf4'\)"):
+        woq.pipeline("text-generation", tmp_path / "decoder", quantization_config="nf4")
+
+
+@pytest.mark.parametrize("inputs", [None, 5, {"role": "user", "content": "a"}, b"a"])
+def test_what_is_no_input(pipe: TextPipeline, seq2seq: TextPipeline, inputs: Any) -> None:
+    with pytest.raises(TypeError, match="takes a string, or a chat: a list of messages, or a list"):
+        pipe(inputs)
+    with pytest.raises(TypeError, match="takes a string, or a list of them"):
+        seq2seq(inputs)
+
+
 def test_inputs_that_do_not_fit(pipe: TextPipeline, seq2seq: TextPipeline) -> None:
+    with pytest.raises(InvalidArgument, match="a stream holds new text only"):
+        pipe.stream("a", return_full_text=True)
+    assert "".join(pipe.stream("a", return_full_text=False, max_new_tokens=2))
     with pytest.raises(TypeError, match=r"'text-generation' is a int; .*or a chat"):
         pipe([3])
     with pytest.raises(TypeError, match="chats are for 'text-generation'"):
@@ -305,6 +343,8 @@ def test_chats_need_a_template(
 ) -> None:
     with pytest.raises(InvalidArgument, match="the tokenizer has no chat template"):
         woq.pipeline("text-generation", causal, tokenizer)(CHAT)
+    with pytest.raises(InvalidArgument, match=r"message 1 \(.*\) has no content"):
+        woq.pipeline("text-generation", causal, chatty)([*CHAT[:1], {"role": "user"}])
     chatty.chat_template = "{{ raise_exception('only users and assistants') }}"
     with pytest.raises(InvalidArgument, match="roles system, user: only users and assistants"):
         woq.pipeline("text-generation", causal, chatty)(CHAT)

@@ -206,8 +206,14 @@ def test_closing_a_stream_ends_its_thread(generator: TextGenerator) -> None:
 
 @pytest.mark.parametrize("name", ["num_beams", "num_return_sequences"])
 def test_stream_refuses_several_sequences(generator: TextGenerator, name: str) -> None:
-    with pytest.raises(ValueError, match=f"streaming needs {name}=1, got 2"):
-        next(generator.stream("a", do_sample=True, **{name: 2}))
+    options = {"do_sample": True, name: 2}
+    message = f"streaming needs {name}=1, got 2"
+    with pytest.raises(InvalidArgument, match=message):
+        generator.stream("a", **options)  # at once, not with the first piece
+    with pytest.raises(InvalidArgument, match=message):
+        generator.astream("a", **options)
+    assert generator.can_stream
+    assert not generator.with_options(options).can_stream
 
 
 def test_beams_with_a_stop_text(generator: TextGenerator) -> None:
@@ -303,6 +309,40 @@ def test_unknown_arguments_are_named_with_the_nearest(generator: TextGenerator) 
         TextGenerator(generator.model, generator.tokenizer, {"temprature": 0.5})
     with pytest.raises(ValueError, match="return_dict_in_generate"):
         generator.generate(["a"], return_dict_in_generate=True)
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"seed": 2**63}, r"seed must be an integer from 0 to 2\*\*63 - 1"),
+        ({"seed": True}, "seed must be an integer"),
+        ({"temperature": float("nan")}, "temperature must be a number, got nan"),
+        ({"temperature": "hot"}, "temperature must be a number, got 'hot'"),
+        ({"temperature": -1}, "temperature must be at least 0, got -1"),
+        ({"max_time": 0}, "max_time must be above 0, got 0"),
+        ({"num_beams": "many"}, "num_beams must be an integer of at least 1, got 'many'"),
+        ({"top_k": 2.5}, r"top_k must be an integer of at least 0, got 2\.5"),
+        ({"max_length": True}, "max_length must be an integer"),
+        ({"generation_config": {"max_new_tokens": 3}}, r"GenerationConfig\(\*\*fields\)"),
+        ({"logprobs": 10**6}, "logprobs=1000000: the model's vocabulary has [0-9]+ tokens"),
+    ],
+)
+def test_values_out_of_range(
+    generator: TextGenerator, option: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InvalidArgument, match=message):
+        generator.generate(["a"], **option)
+    with pytest.raises(InvalidArgument, match=message):
+        list(generator.stream("a", **option))
+
+
+def test_the_largest_values(generator: TextGenerator) -> None:
+    vocabulary = generator.model.config.vocab_size
+    ((answer,),) = generator.generate(
+        ["a"], do_sample=True, seed=2**63 - 1, logprobs=vocabulary, max_new_tokens=2
+    )
+    assert answer.logprobs is not None
+    assert [len(entry.top) for entry in answer.logprobs] == [vocabulary] * 2
 
 
 @pytest.mark.parametrize("value", [0, -1, "ten", 2.5])

@@ -351,7 +351,7 @@ class ChatWoq(BaseChatModel):
             return AIMessage(
                 content=completion.text, usage_metadata=usage, response_metadata=metadata
             )
-        answer = read_calls(completion.text)
+        answer = read_calls(completion.text, completion.finish_reason)
         return AIMessage(
             content=answer.text,
             tool_calls=answer.calls,
@@ -508,7 +508,7 @@ class _Chunks:
             text = self._before_calls.flush()
             if text:
                 yield ChatGenerationChunk(message=AIMessageChunk(content=text))
-            answer = read_calls(completion.text)
+            answer = read_calls(completion.text, completion.finish_reason)
             calls = [
                 tool_call_chunk(
                     name=call["name"],
@@ -545,7 +545,15 @@ _NAMES = {
 
 def _translated(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Arguments by the names that the generator knows; None leaves the field's value."""
-    options = {_NAMES.get(k, k): v for k, v in arguments.items() if v is not None}
+    options: dict[str, Any] = {}
+    for name, value in arguments.items():
+        known = _NAMES.get(name, name)
+        if value is None:
+            continue
+        if options.setdefault(known, value) != value:
+            raise ValueError(
+                f"{name}={value!r} and {known}={options[known]!r} mean the same: give one of them"
+            )
     top = options.pop("top_logprobs", None)
     if top is not None and options.get("logprobs", True):
         options["logprobs"] = top

@@ -115,6 +115,8 @@ class WoqEmbeddings(BaseModel, Embeddings):
         return (await run_in_thread(lambda cancelled: self._embed([text], prefix, cancelled)))[0]
 
     def _embed(self, texts: list[str], prefix: str, cancelled: Flag) -> list[list[float]]:
+        if isinstance(texts, str):
+            raise TypeError("texts is a string, a list of them is needed: embed_documents([text])")
         for index, text in enumerate(texts):
             if not isinstance(text, str):
                 raise TypeError(f"text {index} is a {type(text).__name__}, a string is needed")

@@ -53,6 +53,8 @@ def chosen_tools(
         return list(tools), False
     if tool_choice == "none":
         return [], False
+    if not tools:
+        raise ValueError(f"tool_choice={tool_choice!r}, but there are no tools to choose from")
     if tool_choice is True or tool_choice in ("any", "required"):
         return list(tools), True
     name = tool_choice
@@ -147,6 +149,11 @@ def _call_schema(function: Mapping[str, Any], max_string_length: int | None) -> 
     }
 
 
+def _begun(text: str, mark: str) -> int:
+    """Length of the longest end of `text` that is a proper beginning of `mark`."""
+    return next((n for n in range(len(mark) - 1, 0, -1) if text.endswith(mark[:n])), 0)
+
+
 @dataclass
 class Answer:
     """An answer's text and the calls in it."""
@@ -156,24 +163,28 @@ class Answer:
     invalid: list[InvalidToolCall] = field(default_factory=list)
 
 
-def read_calls(text: str) -> Answer:
+def read_calls(text: str, finish_reason: str = "stop") -> Answer:
     """Take the calls out of an answer; what does not parse is an invalid call and says why."""
     answer = Answer(_CALL.sub("", text).strip() if BEGIN in text else text)
     for match in _CALL.finditer(text):
         identity = f"call_{uuid.uuid4().hex[:24]}"
         try:
-            call = json.loads(match[1])
+            # The answer may have been cut within the end mark.
+            call = json.loads(match[1][: len(match[1]) - _begun(match[1], END)])
             name, arguments = call["name"], call.get("arguments", call.get("parameters", {}))
             if not isinstance(name, str) or not isinstance(arguments, dict):
                 raise TypeError("name must be a string and arguments an object")
         except (ValueError, KeyError, TypeError) as error:
+            why = f"not a tool call in JSON: {error}"
+            if finish_reason == "length" and not match[0].endswith(END):
+                why = "the call was cut before it was complete: raise max_tokens"
             answer.invalid.append(
                 InvalidToolCall(
                     type="invalid_tool_call",
                     name=None,
                     args=match[1],
                     id=identity,
-                    error=f"not a tool call in JSON: {error}",
+                    error=why,
                 )
             )
             continue
@@ -196,7 +207,7 @@ class TextBeforeCalls:
         if at >= 0:
             self._call_began = True
             return text[:at].rstrip()
-        keep = next((n for n in range(len(BEGIN) - 1, 0, -1) if text.endswith(BEGIN[:n])), 0)
+        keep = _begun(text, BEGIN)
         # Blanks between the text and a call belong to neither.
         keep += len(text[: len(text) - keep]) - len(text[: len(text) - keep].rstrip())
         self._held = text[len(text) - keep :]

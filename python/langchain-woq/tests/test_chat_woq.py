@@ -511,6 +511,12 @@ def test_what_is_refused(chat: ChatWoq, causal: Any, chat_tokenizer: Any, t5: An
         chat.invoke("a", response_format="json")
     with pytest.raises(ValueError, match="did you mean 'max_new_tokens'"):
         chat.invoke("a", max_newtokens=3)
+    with pytest.raises(ValueError, match="there are no tools to choose from"):
+        chat.bind_tools([], tool_choice="any")
+    with pytest.raises(ValueError, match="max_time must be above 0, got 0"):
+        chat.invoke("a", timeout=0)
+    with pytest.raises(ValueError, match="max_new_tokens=4 and max_new_tokens=3 mean the same"):
+        chat.invoke("a", max_tokens=3, max_new_tokens=4)
     with pytest.raises(ValueError, match="model='other' for one call"):
         chat.invoke("a", model="other")
     with pytest.raises(ValueError, match="model is missing"):

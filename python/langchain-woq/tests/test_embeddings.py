@@ -182,6 +182,8 @@ def test_what_is_refused(
         WoqEmbeddings(model=tmp_path / "nowhere")
     with pytest.raises(ValueError, match="T5ForConditionalGeneration is an encoder-decoder"):
         WoqEmbeddings(model=t5, tokenizer=tokenizer)
+    with pytest.raises(TypeError, match=r"texts is a string.*embed_documents\(\[text\]\)"):
+        WoqEmbeddings(model=encoder).embed_documents("abc")  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="text 1 is a int"):
         WoqEmbeddings(model=encoder).embed_documents(["a", 3])
 

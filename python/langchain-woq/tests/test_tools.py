@@ -45,6 +45,13 @@ def test_choices(choice: Any, names: list[str], forced: bool) -> None:
     assert must is forced
 
 
+@pytest.mark.parametrize("choice", ["any", "required", True, "add"])
+def test_nothing_to_choose_from(choice: Any) -> None:
+    with pytest.raises(ValueError, match="there are no tools to choose from"):
+        chosen_tools([], choice)
+    assert chosen_tools([], "auto") == ([], False)
+
+
 @pytest.mark.parametrize("choice", ["sub", 3, {"type": "function", "function": {"name": "sub"}}])
 def test_a_choice_of_nothing_is_refused(choice: Any) -> None:
     with pytest.raises(ValueError, match=r"names no tool: choose 'auto'.*'add', 'now'"):
@@ -76,6 +83,16 @@ def test_what_is_no_call_is_an_invalid_one(body: str) -> None:
         (invalid,) = answer.invalid
         assert invalid["args"] == body
         assert "not a tool call in JSON" in str(invalid["error"])
+
+
+def test_calls_that_were_cut() -> None:
+    whole = call_as_text("add", {"a": 1})
+    complete = whole.index("</tool_call>")
+    for end in range(complete - 1, len(whole) + 1):
+        (call,) = read_calls(whole[:end], "length").calls
+        assert (call["name"], call["args"]) == ("add", {"a": 1})
+    (invalid,) = read_calls(whole[: complete - 3], "length").invalid
+    assert "cut before it was complete: raise max_tokens" in str(invalid["error"])
 
 
 @pytest.mark.parametrize(

@@ -93,7 +93,10 @@ def generator_from(
     loaded = loading.load(source, output, config=config, tokenizer=tokenizer)
     decoder = not getattr(loaded.config, "is_encoder_decoder", False)
     task = find_task("text-generation" if decoder else "text2text-generation")
-    return load_generator(task, loaded, tokenizer, options=chosen)
+    try:
+        return load_generator(task, loaded, tokenizer, options=chosen)
+    except InvalidArgument as error:  # what transformers and this model refuse
+        raise click.UsageError(str(error)) from error
 
 
 def text_of_rates(details: Mapping[str, Any]) -> str:

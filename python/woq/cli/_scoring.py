@@ -59,16 +59,19 @@ class Protocol:
         """None without a text.
 
         Raises:
-            Failure: the file cannot be read.
+            Failure: the file cannot be read, or is empty.
         """
         if path is None:
             return None
         try:
-            return cls(path.read_text(encoding="utf-8"), windows, length)
+            text = path.read_text(encoding="utf-8")
         except UnicodeDecodeError as error:
             raise Failure(f"{path} is not UTF-8 text: {error}") from error
         except OSError as error:
             raise Failure(f"--text {path}: {error.strerror}") from error
+        if not text.strip():
+            raise Failure(f"--text {path}: the file has no text")
+        return cls(text, windows, length)
 
 
 def score(

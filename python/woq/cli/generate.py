@@ -43,7 +43,9 @@ def command(
     """Continue PROMPT with MODEL, as it comes.
 
     Without PROMPT, or with -, the text comes from standard input. The new text goes to standard
-    output, a line about tokens and times to standard error.
+    output, a line about tokens and times to standard error. Beams and several answers (--generation
+    num_beams=4, num_return_sequences=2) are printed at the end, the answers with an empty line
+    between; --json has them as "answers".
     """
     output = output_of(ctx)
     if prompt in (None, "-"):
@@ -58,13 +60,19 @@ def command(
         messages = [] if system is None else [{"role": "system", "content": system}]
         messages.append({"role": "user", "content": str(prompt)})
         asked = encode_chat(generator.tokenizer, messages)
-    if output.as_json or generator.is_encoder_decoder:
-        ((completion,),) = generator.generate([asked], num_return_sequences=1)
-        values = {"model": model, "text": completion.text, **completion.details()}
-        output.result(values, lambda: str(completion.text))
+    if output.as_json or generator.is_encoder_decoder or not generator.can_stream:
+        (completions,) = generator.generate([asked])
+        answers = [{"text": each.text, **each.details()} for each in completions]
+        values = (
+            {"model": model, **answers[0]}
+            if len(answers) == 1
+            else {"model": model, "answers": answers}
+        )
+        output.result(values, lambda: "\n\n".join(each.text for each in completions))
     else:
-        completion = _stream(output, generator, asked)
-    output.say(f"[{text_of_rates(completion.details())}]")
+        completions = [_stream(output, generator, asked)]
+    for completion in completions:
+        output.say(f"[{text_of_rates(completion.details())}]")
 
 
 def _stream(output: Output, generator: Any, prompt: Any) -> Any:

@@ -16,7 +16,8 @@ import importlib
 import importlib.util
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
@@ -77,6 +78,7 @@ def install(*, pipelines: bool = True) -> None:
     if not present:
         for suffix, names in _NAMES.items():
             _add_module(suffix, names)
+        sys.meta_path.append(_OTHER_MODULES)
         logger.info("%s is woq.compat.itrex in this process", _PACKAGE)
 
 
@@ -88,7 +90,26 @@ def uninstall() -> None:
     if _is_ours(sys.modules.get(_PACKAGE)):
         for suffix in _NAMES:
             sys.modules.pop(_PACKAGE + suffix, None)
+        sys.meta_path.remove(_OTHER_MODULES)
     _removed_tasks.remove()
+
+
+class _OtherModules(MetaPathFinder):
+    """Says of ITREX's other modules why they are not there; asked after all other finders."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if fullname.startswith(_PACKAGE + "."):
+            raise ModuleNotFoundError(
+                f"woq.compat.itrex has no {fullname}: it covers ITREX's weight-only quantization, "
+                f"in {', '.join(_PACKAGE + suffix for suffix in _NAMES if suffix)}",
+                name=fullname,
+            )
+        return None
+
+
+_OTHER_MODULES = _OtherModules()
 
 
 def is_ipex_available() -> bool:

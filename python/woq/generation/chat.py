@@ -51,6 +51,12 @@ def encode_chat(
         raise InvalidArgument(
             f'a chat is a list of at least one {{"role": ..., "content": ...}}, got {messages!r}'
         )
+    for index, message in enumerate(messages):
+        if message.get("content") is None and not message.get("tool_calls"):
+            raise InvalidArgument(
+                f"message {index} ({message!r}) has no content: a text (it may be empty), or "
+                "tool_calls, is needed"
+            )
     if continue_final_message is None:
         continue_final_message = messages[-1]["role"] == "assistant"
     from jinja2 import TemplateError

@@ -12,7 +12,7 @@ import contextvars
 import copy
 import queue
 import threading
-from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -38,6 +38,8 @@ from .text import RowText, TextStopping, normalize_stops
 _T = TypeVar("_T")
 
 
+# transformers writes 1e30 where a tokenizer has no limit.
+_NO_LIMIT = 1 << 31
 # A text, or the ids of its tokens.
 Prompt = str | Sequence[int]
 
@@ -116,10 +118,15 @@ class TextGenerator:
     def encode(self, prompt: str, *, truncation: bool = False) -> list[int]:
         """Token ids of a text prompt, as `generate` makes them.
 
-        `truncation` cuts it to the tokenizer's model_max_length.
+        `truncation` cuts it to the tokenizer's model_max_length, or to the model's positions where
+        the tokenizer has no limit.
+
+        Raises:
+            InvalidArgument: `truncation`, but neither has a limit.
         """
+        limit = {"max_length": self._limit()} if truncation else {}
         ids: list[int] = list(
-            self.tokenizer(self.prefix + prompt, truncation=truncation)["input_ids"]
+            self.tokenizer(self.prefix + prompt, truncation=truncation, **limit)["input_ids"]
         )
         bos = self.tokenizer.bos_token_id
         if bos is not None and ids[:2] == [bos, bos]:
@@ -163,14 +170,16 @@ class TextGenerator:
             lambda cancelled: self.generate(prompts, cancelled=cancelled, **options)
         )
 
-    def stream(self, prompt: Prompt, **options: Any) -> Iterator[str | Completion]:
+    def stream(self, prompt: Prompt, **options: Any) -> Generator[str | Completion, None, None]:
         """Pieces of new text as they become certain, then the `Completion`.
 
         The model runs in a thread of its own. There is no time limit on the first token, an
         exception in the thread is raised here, and closing the iterator ends the thread after the
         current token.
         """
-        call = self._prepare_stream(prompt, options)
+        return self._events(self._prepare_stream(prompt, options))
+
+    def _events(self, call: _Call) -> Generator[str | Completion, None, None]:
         events: queue.SimpleQueue[str | Completion | BaseException] = queue.SimpleQueue()
         cancelled = threading.Event()
         thread = self._start_stream(call, events.put, cancelled)
@@ -186,11 +195,11 @@ class TextGenerator:
             cancelled.set()
             thread.join()
 
-    async def astream(
-        self, prompt: Prompt, **options: Any
-    ) -> AsyncGenerator[str | Completion, None]:
+    def astream(self, prompt: Prompt, **options: Any) -> AsyncGenerator[str | Completion, None]:
         """`stream` that never blocks the event loop; closing it does not wait for the thread."""
-        call = self._prepare_stream(prompt, options)
+        return self._aevents(self._prepare_stream(prompt, options))
+
+    async def _aevents(self, call: _Call) -> AsyncGenerator[str | Completion, None]:
         loop = asyncio.get_running_loop()
         events: asyncio.Queue[str | Completion | BaseException] = asyncio.Queue()
         cancelled = threading.Event()
@@ -211,14 +220,32 @@ class TextGenerator:
         finally:
             cancelled.set()
 
+    def _limit(self) -> int:
+        """Tokens that a prompt may have. A tokenizer without a limit has a huge one."""
+        own = getattr(self.tokenizer, "model_max_length", None)
+        config = self.model.config.get_text_config()
+        positions = getattr(config, "max_position_embeddings", None)
+        limits = [n for n in (own, positions) if isinstance(n, int) and 0 < n < _NO_LIMIT]
+        if not limits:
+            raise InvalidArgument(
+                "truncation=True, but neither the tokenizer nor the model's config says how many "
+                "tokens a prompt may have: set tokenizer.model_max_length"
+            )
+        return limits[0]
+
     # Streams
+
+    @property
+    def can_stream(self) -> bool:
+        """Whether the generator's own options give one answer, token after token: no beams."""
+        return not _not_streamed(self._config(split_options(self.options)))
 
     def _prepare_stream(self, prompt: Prompt, options: Mapping[str, Any]) -> _Call:
         call = self._prepare([prompt], options)
-        for name in ("num_beams", "num_return_sequences"):
-            value = getattr(call.config, name, None)
-            if value not in (None, 1):
-                raise InvalidArgument(f"streaming needs {name}=1, got {value}")
+        if several := _not_streamed(call.config):
+            raise InvalidArgument(
+                f"streaming needs {several}=1, got {getattr(call.config, several)}"
+            )
         return call
 
     def _start_stream(
@@ -343,6 +370,11 @@ class TextGenerator:
                 f"{name} out, or pass num_beams=1 and no assistant model"
             )
         draw = None
+        vocabulary = self.model.config.get_text_config().vocab_size
+        if logprobs is not None and logprobs > vocabulary:
+            raise InvalidArgument(
+                f"logprobs={logprobs}: the model's vocabulary has {vocabulary} tokens"
+            )
         if draws:
             assert seed is not None
             answers = call.config.num_return_sequences or 1
@@ -386,12 +418,6 @@ class TextGenerator:
             unset_config().max_length,
         ):
             config.max_new_tokens = DEFAULT_MAX_NEW_TOKENS
-        if config.max_new_tokens is not None and (
-            not isinstance(config.max_new_tokens, int) or config.max_new_tokens < 1
-        ):
-            raise InvalidArgument(
-                f"max_new_tokens must be an integer of at least 1, got {config.max_new_tokens!r}"
-            )
         if config.pad_token_id is None:
             config.pad_token_id = self._pad_id(config)
         return config
@@ -465,6 +491,12 @@ async def run_in_thread(function: Callable[[threading.Event], _T]) -> _T:
     finally:
         cancelled.set()
         pool.shutdown(wait=False)
+
+
+def _not_streamed(config: GenerationConfig) -> str | None:
+    """The field by which a generation has several answers or beams under way."""
+    fields = ("num_beams", "num_return_sequences")
+    return next((name for name in fields if getattr(config, name, None) not in (None, 1)), None)
 
 
 def _as_ids(value: Any) -> list[int]:

@@ -50,6 +50,8 @@ def load_generator(
     check_device("device", device)
     check_device("device_map", device_map)
     check_options(options)  # before minutes of loading
+    if isinstance(model, str | PathLike):
+        _check_kind(task, model, model_kwargs or {})
     model, tokenizer = load_model(
         task.auto_class,
         model,
@@ -59,7 +61,7 @@ def load_generator(
         load_in_8bit=load_in_8bit,
         model_kwargs=model_kwargs or {},
     )
-    check_model(task, model)
+    check_model(task, model.config, type(model).__name__)
     prefix, defaults = task_defaults(task, model)
     source = source_language or task.source_language
     target = target_language or task.target_language
@@ -73,6 +75,21 @@ def load_generator(
         )
     generator = TextGenerator(model, tokenizer, defaults, prefix=prefix)
     return generator.with_options(options)
+
+
+def _check_kind(task: Task, name: str | PathLike[str], model_kwargs: Mapping[str, Any]) -> None:
+    """Before minutes of loading, and before the auto class lists all classes that it has."""
+    import transformers
+
+    located, gguf_file = locate(name)
+    files = {key: model_kwargs[key] for key in _FILE_KWARGS if key in model_kwargs} | gguf_file
+    if "gguf_file" in files:
+        return  # transformers reads decoder-only ones and T5's encoder; its config needs all of it
+    try:
+        config = transformers.AutoConfig.from_pretrained(located, **files)
+    except (OSError, ValueError, KeyError):
+        return  # what loads the model says why
+    check_model(task, config, str(name))
 
 
 def load_model(
@@ -133,7 +150,14 @@ def load_model(
             files.update(gguf_file)
         tokenizer = _load_tokenizer(transformers.AutoTokenizer, name, files)
     if isinstance(model, str | PathLike):
-        model = getattr(woq, auto_class).from_pretrained(model, **loading)
+        try:
+            model = getattr(woq, auto_class).from_pretrained(model, **loading)
+        except TypeError as error:
+            if not loading:
+                raise
+            raise InvalidArgument(
+                f"{model!r} cannot be loaded with {', '.join(loading)}: {error}"
+            ) from error
         model.eval()
     return model, tokenizer
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -33,6 +34,15 @@ _RESERVED = frozenset(
         "return_dict_in_generate",
         "transformers_version",
     }
+)
+_SEEDS = 1 << 63  # torch's generators take no more, and answer j draws by seed + j
+_INTEGERS = {
+    **dict.fromkeys(("max_length", "max_new_tokens", "num_beams", "num_return_sequences"), 1),
+    **dict.fromkeys(("min_length", "min_new_tokens", "no_repeat_ngram_size", "top_k"), 0),
+}
+_NUMBERS = (
+    *("temperature", "top_p", "min_p", "typical_p", "repetition_penalty", "length_penalty"),
+    "max_time",
 )
 _STOPS = ("stop", "stop_sequence", "stop_strings")
 _SAMPLING = (
@@ -73,19 +83,45 @@ def check_options(options: Mapping[str, Any]) -> None:
         )
     _stops(options)
     seed = options.get("seed")
-    if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int) or seed < 0):
-        raise InvalidArgument(f"seed must be an integer of at least 0, got {seed!r}")
+    if seed is not None and (type(seed) is not int or not 0 <= seed < _SEEDS):
+        raise InvalidArgument(f"seed must be an integer from 0 to 2**63 - 1, got {seed!r}")
     logprobs = options.get("logprobs")
     if logprobs is not None and (not isinstance(logprobs, int) or logprobs < 0):
         raise InvalidArgument(
             "logprobs must be True, or how many of the likeliest tokens to list at each step, got "
             f"{logprobs!r}"
         )
+    _check_numbers(options)
+    base = options.get("generation_config")
+    if base is not None and not isinstance(base, GenerationConfig):
+        raise InvalidArgument(
+            f"generation_config must be a transformers.GenerationConfig, got {base!r}: pass its "
+            "fields as arguments of their own, or GenerationConfig(**fields)"
+        )
     grammar = options.get("grammar")
     if grammar is not None and not isinstance(grammar, Grammar):
         raise InvalidArgument(
             f"grammar must be a woq.generation.Grammar (Grammar.json_schema(...)), got {grammar!r}"
         )
+
+
+def _check_numbers(options: Mapping[str, Any]) -> None:
+    """transformers compares these with numbers at some step of a generation."""
+    for name, least in _INTEGERS.items():
+        value = options.get(name)
+        if value is not None and (type(value) is not int or value < least):
+            raise InvalidArgument(f"{name} must be an integer of at least {least}, got {value!r}")
+    for name in _NUMBERS:
+        value = options.get(name)
+        if value is None:
+            continue
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if not number or not math.isfinite(value):
+            raise InvalidArgument(f"{name} must be a number, got {value!r}")
+        if value < 0 and name == "temperature":
+            raise InvalidArgument(f"temperature must be at least 0, got {value!r}")
+        if value <= 0 and name == "max_time":
+            raise InvalidArgument(f"max_time must be above 0, got {value!r}")
 
 
 def merge_options(defaults: Mapping[str, Any], call: Mapping[str, Any]) -> dict[str, Any]:

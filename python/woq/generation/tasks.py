@@ -50,9 +50,8 @@ def find_task(name: str) -> Task:
     return _TASKS[name]
 
 
-def check_model(task: Task, model: Any) -> None:
-    """Raises InvalidArgument where the model cannot do the task."""
-    config = getattr(model, "config", None)
+def check_model(task: Task, config: Any, name: str) -> None:
+    """Raises InvalidArgument where the model called `name`, of that config, cannot do the task."""
     if bool(getattr(config, "is_encoder_decoder", False)) == task.encoder_decoder:
         return
     needed, got, other = (
@@ -61,7 +60,7 @@ def check_model(task: Task, model: Any) -> None:
         else ("a decoder-only model", "an encoder-decoder one", "text2text-generation")
     )
     raise InvalidArgument(
-        f"task {task.name!r} needs {needed}, and {type(model).__name__} is {got}: use task "
+        f"task {task.name!r} needs {needed}, and {name} is {got}: use task "
         f"{other!r}, or another model"
     )
 
