@@ -25,14 +25,15 @@ from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.runnables.config import get_config_list, get_executor_for_config
 from langchain_core.tools import BaseTool
 from langchain_core.utils.function_calling import convert_to_openai_tool
-from pydantic import ConfigDict, Field, PrivateAttr, field_validator, model_validator
+from pydantic import Field, PrivateAttr, field_validator, model_validator
 from typing_extensions import Self
 from woq.generation import Completion, Flag, TextGenerator, run_in_thread
 
 from langchain_woq._version import __version__
 from langchain_woq.batching import BatchGroup, Seat, current_seat
+from langchain_woq.loaded_model import ModelFields
 from langchain_woq.messages import encode_messages
-from langchain_woq.serialization import plain_config, split_model
+from langchain_woq.serialization import plain_config
 from langchain_woq.structured import bind_schema, response_grammar
 from langchain_woq.tools import TextBeforeCalls, call_grammar, chosen_tools, read_calls
 
@@ -46,7 +47,7 @@ class _Request:
     reads_calls: bool
 
 
-class ChatWoq(BaseChatModel):
+class ChatWoq(BaseChatModel, ModelFields):
     """A chat model with weight-only quantized weights on a CPU.
 
     From a folder or a hub id, quantized while loading::
@@ -74,16 +75,6 @@ class ChatWoq(BaseChatModel):
     template where it has the <tool_call> form (Qwen, Hermes), otherwise in the system message.
     """
 
-    model: str = ""
-    """Folder, hub id, or (in the constructor) a loaded model."""
-    loaded_model: Any = Field(default=None, exclude=True, repr=False)
-    tokenizer: Any = Field(default=None, exclude=True, repr=False)
-    """The tokenizer of a loaded model; by default the one beside the model."""
-    quantization_config: Any = None
-    load_in_4bit: bool = False
-    load_in_8bit: bool = False
-    model_kwargs: dict[str, Any] = Field(default_factory=dict)
-    """Further arguments of from_pretrained."""
     temperature: float | None = Field(default=None, ge=0)
     """0: always the likeliest token. None: as the model's generation config says."""
     top_p: float | None = None
@@ -111,16 +102,9 @@ class ChatWoq(BaseChatModel):
     batch_size: int = Field(default=8, ge=1)
     """How many conversations of a `batch` go through the model together."""
 
-    model_config = ConfigDict(extra="forbid", protected_namespaces=(), arbitrary_types_allowed=True)
-
     _generator: TextGenerator = PrivateAttr()
 
     # Making and describing one
-
-    @model_validator(mode="before")
-    @classmethod
-    def _take_loaded_model(cls, values: Any) -> Any:
-        return split_model(values)
 
     @field_validator("stop", mode="before")
     @classmethod
@@ -129,16 +113,11 @@ class ChatWoq(BaseChatModel):
 
     @model_validator(mode="after")
     def _load(self) -> Self:
-        if self.loaded_model is None and not self.model:
-            raise ValueError("model is missing: pass a folder, a hub id or a loaded model")
         pipeline = woq.pipeline(
             "text-generation",
-            self.model if self.loaded_model is None else self.loaded_model,
+            self._model_or_name(),
             self.tokenizer,
-            quantization_config=self.quantization_config,
-            load_in_4bit=self.load_in_4bit,
-            load_in_8bit=self.load_in_8bit,
-            model_kwargs=self.model_kwargs,
+            **self._loading(),
             **self._own_options(),
         )
         self._generator = pipeline.generator

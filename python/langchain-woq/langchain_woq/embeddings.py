@@ -8,15 +8,15 @@ from typing import Any
 
 import torch
 from langchain_core.embeddings import Embeddings
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
+from pydantic import Field, PrivateAttr, model_validator
 from typing_extensions import Self
 from woq.generation import Flag, load_model, run_in_thread
 
+from langchain_woq.loaded_model import ModelFields
 from langchain_woq.sentence_files import SentenceSettings, read_settings
-from langchain_woq.serialization import split_model
 
 
-class WoqEmbeddings(BaseModel, Embeddings):
+class WoqEmbeddings(ModelFields, Embeddings):
     """Embeddings of texts by an encoder (MiniLM, BGE, E5, ...) with quantized weights on a CPU::
 
         from langchain_woq import WoqEmbeddings
@@ -32,16 +32,6 @@ class WoqEmbeddings(BaseModel, Embeddings):
     the mean of the tokens' vectors is normalised. Texts longer than the model reads are cut.
     """
 
-    model: str = ""
-    """Folder, hub id, or (in the constructor) a loaded encoder."""
-    loaded_model: Any = Field(default=None, exclude=True, repr=False)
-    tokenizer: Any = Field(default=None, exclude=True, repr=False)
-    """The tokenizer of a loaded model; by default the one beside the model."""
-    quantization_config: Any = None
-    load_in_4bit: bool = False
-    load_in_8bit: bool = False
-    model_kwargs: dict[str, Any] = Field(default_factory=dict)
-    """Further arguments of from_pretrained."""
     pooling: str | None = None
     """"mean", "cls", "max" or "last". None: as the model's files say, or the mean."""
     normalize: bool | None = None
@@ -55,29 +45,14 @@ class WoqEmbeddings(BaseModel, Embeddings):
     batch_size: int = Field(default=32, ge=1)
     """How many texts, of similar length, go through the model together."""
 
-    model_config = ConfigDict(extra="forbid", protected_namespaces=(), arbitrary_types_allowed=True)
-
     _model: Any = PrivateAttr()
     _tokenizer: Any = PrivateAttr()
     _settings: SentenceSettings = PrivateAttr()
 
-    @model_validator(mode="before")
-    @classmethod
-    def _take_loaded_model(cls, values: Any) -> Any:
-        return split_model(values)
-
     @model_validator(mode="after")
     def _load(self) -> Self:
-        if self.loaded_model is None and not self.model:
-            raise ValueError("model is missing: pass a folder, a hub id or a loaded encoder")
         self._model, self._tokenizer = load_model(
-            "AutoModel",
-            self.model if self.loaded_model is None else self.loaded_model,
-            self.tokenizer,
-            quantization_config=self.quantization_config,
-            load_in_4bit=self.load_in_4bit,
-            load_in_8bit=self.load_in_8bit,
-            model_kwargs=self.model_kwargs,
+            "AutoModel", self._model_or_name(), self.tokenizer, **self._loading()
         )
         files = SentenceSettings()
         if self.model:

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from os import PathLike
 from typing import Any
 
 
@@ -13,15 +12,3 @@ def plain_config(config: Any) -> dict[str, Any]:
         return {}
     config = config() if isinstance(config, type) else config
     return {"quantization_config": config.to_dict()}
-
-
-def split_model(values: Any) -> Any:
-    """Constructor arguments whose `model` is a path or a loaded model: a name, and the model."""
-    if not isinstance(values, dict) or isinstance(values.get("model"), str):
-        return values
-    model = values.get("model")
-    if model is None:
-        return values
-    if isinstance(model, PathLike):
-        return {**values, "model": str(model)}
-    return {**values, "model": str(getattr(model, "name_or_path", "")), "loaded_model": model}
