@@ -29,6 +29,7 @@ OWN_MODULES = (
     "common",
     "bench_peers",
     "generate",
+    "gptq_layer",
     "overhead",
     "peers",
     "permutation",
@@ -228,6 +229,21 @@ def test_overhead_compares_like_with_like(benchmarks: dict[str, ModuleType]) -> 
         ours = overhead.quantized_layer(layer, "nf4", "fp32", 32)(x)
         theirs = overhead.dequantize_then_matmul(layer, "nf4", 32)(x)
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+def test_gptq_layer_compares_the_same_algorithm(
+    benchmarks: dict[str, ModuleType], capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = "--shape 48 256 --group-size 64 --repeats 1 --json".split()
+    rows = benchmarks["gptq_layer"].main(arguments)
+    assert results(capsys)["results"] == rows
+    assert [row["case"] for row in rows] == ["torch", "woq"]
+    theirs, ours = (row["error_of_rtn"] for row in rows)
+    assert ours < 0.8
+    # Both round in float32, so that a few codes may differ.
+    assert ours == pytest.approx(theirs, rel=0.01)
+    with pytest.raises(SystemExit):
+        benchmarks["gptq_layer"].main(["--group-size", "96"])
 
 
 def test_interleave_takes_turns_and_drops_the_first(benchmarks: dict[str, ModuleType]) -> None:
