@@ -84,7 +84,8 @@ def _check_kind(task: Task, name: str | PathLike[str], model_kwargs: Mapping[str
     located, gguf_file = locate(name)
     files = {key: model_kwargs[key] for key in _FILE_KWARGS if key in model_kwargs} | gguf_file
     if "gguf_file" in files:
-        return  # transformers reads decoder-only ones and T5's encoder; its config needs all of it
+        return  # reading its config alone takes seconds; `check_model` looks at the loaded one
+    files.setdefault("trust_remote_code", False)  # None would ask at the terminal, and twice
     try:
         config = transformers.AutoConfig.from_pretrained(located, **files)
     except (OSError, ValueError, KeyError):
