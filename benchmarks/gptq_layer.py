@@ -11,12 +11,11 @@ error shown is of the layer's output, relative to rounding to nearest.
 from __future__ import annotations
 
 import argparse
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from common import interleave, machine, report
+from common import interleave, machine, report, seconds_per_call
 
 import woq
 from woq import _native
@@ -90,19 +89,11 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
     def theirs() -> None:
         results["torch"] = torch_gptq(weight, moments, args.group_size)
 
-    def seconds_of(call: Callable[[], None]) -> Callable[[], float]:
-        def timed() -> float:
-            started = time.perf_counter()
-            call()
-            return time.perf_counter() - started
-
-        return timed
-
-    timings = interleave({"torch": seconds_of(theirs), "woq": seconds_of(ours)}, args.repeats)
+    cases = {"torch": seconds_per_call(theirs, 1), "woq": seconds_per_call(ours, 1)}
+    timings = interleave(cases, args.repeats)
 
     def error(rounded: torch.Tensor) -> float:
-        difference = (rounded - weight).double()
-        return float((difference @ moments.double() * difference).sum())
+        return float(_native.layer_error(weight, rounded, hessian, torch.get_num_threads()))
 
     nearest = error(torch.from_numpy(woq.quantize_rtn(weight, **scheme).dequantize()))
     rows = [

@@ -61,7 +61,7 @@ def load_generator(
         load_in_8bit=load_in_8bit,
         model_kwargs=model_kwargs or {},
     )
-    check_model(task, model.config, type(model).__name__)
+    check_model(task, getattr(model, "config", None), type(model).__name__)
     prefix, defaults = task_defaults(task, model)
     source = source_language or task.source_language
     target = target_language or task.target_language
