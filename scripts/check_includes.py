@@ -57,6 +57,7 @@ PYTHON_LAYERS = {
     "_tensors": "heavy",
     "linear": "heavy",
     "_selection": "heavy",
+    "_attention": "heavy",
     "_blocks": "heavy",
     "algorithms": "heavy",
     "calibration": "heavy",

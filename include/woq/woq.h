@@ -7,6 +7,7 @@
 #include "woq/core/cpu.h"
 #include "woq/core/dtype.h"
 #include "woq/core/target.h"
+#include "woq/linalg/attention.h"
 #include "woq/linear.h"
 #include "woq/quant/awq.h"
 #include "woq/quant/dequantize.h"

@@ -114,8 +114,8 @@ def _segment(
                     for index in range(len(block)):
                         inputs.replace(index, references[index])
                 else:
-                    # Quantized layers multiply in their own compute dtype.
-                    block.advance(inputs, nullcontext())
+                    block.targets = mine
+                    block.advance(inputs, block.fast_products())
     finally:
         inputs.close()
         if references is not None:

@@ -47,11 +47,16 @@ def _rate() -> Option:
     )
 
 
-def _calibration(nsamples: int, seqlen: int, batch_size: int) -> dict[str, Option]:
+def _calibration(nsamples: int, seqlen: int) -> dict[str, Option]:
     return {
         "nsamples": _integer(nsamples, 1),
         "seqlen": _integer(seqlen, 2),
-        "batch_size": _integer(batch_size, 1),
+        # None: calibration.BATCH_TOKENS decides.
+        "batch_size": Option(
+            None,
+            "an integer of at least 1, or None",
+            lambda value: value is None or _integer(1, 1).allowed(value),
+        ),
         "seed": _integer(42, 0),
     }
 
@@ -68,7 +73,7 @@ ALGORITHMS: dict[str, dict[str, Option]] = {
         "kappa": Option(1.01, "a number above 0", lambda value: _number(value) and value > 0),
     },
     "GPTQ": {
-        **_calibration(128, 512, 4),
+        **_calibration(128, 512),
         "blocksize": _integer(128, 1),
         "damp_percent": Option(
             0.01, "a number between 0 and 1", lambda value: _number(value) and 0 < value < 1
@@ -88,7 +93,7 @@ ALGORITHMS: dict[str, dict[str, Option]] = {
         ),
     },
     "AWQ": {
-        **_calibration(32, 512, 4),
+        **_calibration(32, 512),
         "n_grid": _integer(20, 1),
         # Scales x^a (False), x^a / w^(1 - a) (True), or whichever is better.
         "duo_scaling": Option(
@@ -99,12 +104,12 @@ ALGORITHMS: dict[str, dict[str, Option]] = {
         "apply_clip": _boolean(True),
     },
     "TEQ": {
-        **_calibration(32, 512, 4),
+        **_calibration(32, 512),
         "iters": _integer(60, 0),
         "lr": _rate(),
     },
     "AUTOROUND": {
-        **_calibration(32, 512, 4),
+        **_calibration(32, 512),
         "start": Option("gptq", "'gptq' or 'rtn'", lambda value: value in ("gptq", "rtn")),
         "iters": _integer(10, 0),
         "lr": _rate(),

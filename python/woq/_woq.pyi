@@ -113,6 +113,19 @@ class Linear:
 
 def forward_shared(x: Array, outputs: Sequence[tuple[Any, ...]], num_threads: int = 0) -> None: ...
 def forward_gated(x: Array, gate: Linear, up: Linear, out: Array, num_threads: int = 0) -> None: ...
+def attention(
+    q: Array,
+    k: Array,
+    v: Array,
+    out: Array,
+    batch: int,
+    heads: int,
+    kv_heads: int,
+    scale: float,
+    causal: bool = False,
+    num_threads: int = 0,
+) -> None: ...
+def has_fast_attention() -> bool: ...
 
 class Hessian:
     """H = (2 / rows) X^T X of a layer's inputs X [rows, in_features], and their mean magnitudes."""

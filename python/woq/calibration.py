@@ -35,6 +35,9 @@ _KNOWN_SETS: dict[str, tuple[str, ...]] = {
     "wikitext2": ("Salesforce/wikitext", "wikitext-2-raw-v1"),
     "pile-10k": ("NeelNanda/pile-10k",),
 }
+# Tokens that go through a block at a time, unless a batch size is given: enough to fill the
+# products; with four times as many, hidden layers leave the caches and a pass takes twice as long.
+BATCH_TOKENS = 2048
 _TEXT_COLUMNS = ("text", "content", "prompt", "instruction", "question")
 
 
@@ -48,7 +51,8 @@ def calibration_batches(
     as the decoder's.
 
     Args:
-        options: nsamples, seqlen, batch_size, seed.
+        options: nsamples, seqlen, batch_size (None: as many samples as have `BATCH_TOKENS`
+            together), seed.
 
     Raises:
         InvalidArgument: no tokens, too few for one sample, or tokens outside the vocabulary.
@@ -66,7 +70,7 @@ def calibration_batches(
     else:
         ids = token_samples(dataset, lambda: _tokenizer(model, tokenizer), nsamples, seqlen, seed)
     _check_vocabulary(model, ids)
-    size = int(options["batch_size"])
+    size = options["batch_size"] or max(1, BATCH_TOKENS // ids.shape[1])
     return [_arguments(model, ids[i : i + size]) for i in range(0, len(ids), size)]
 
 

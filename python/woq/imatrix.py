@@ -203,7 +203,7 @@ def collect_imatrix(
     *,
     nsamples: int = 16,
     seqlen: int = 512,
-    batch_size: int = 4,
+    batch_size: int | None = None,
     seed: int = 42,
 ) -> ImportanceMatrix:
     """Run `model` once over calibration data and note the mean square of each input channel of the
@@ -215,7 +215,7 @@ def collect_imatrix(
         model: a float transformers model on the CPU.
         dataset, tokenizer: as in `WeightOnlyQuantConfig`.
         nsamples, seqlen, seed: so many samples of so many tokens are drawn from the data.
-        batch_size: samples that go through the model at a time.
+        batch_size: samples that go through the model at a time; None: about 2,048 tokens.
 
     Raises:
         InvalidArgument: the data is empty or too short, NaN appears, or there is nothing to
@@ -224,6 +224,8 @@ def collect_imatrix(
     """
     options = {"nsamples": nsamples, "seqlen": seqlen, "batch_size": batch_size, "seed": seed}
     for name, value in options.items():
+        if value is None and name == "batch_size":
+            continue
         if not isinstance(value, int) or isinstance(value, bool) or value < int(name != "seed"):
             raise InvalidArgument(f"collect_imatrix: {name} must be a count, got {value!r}")
     targets = select(model, WeightOnlyQuantConfig())

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import copy
+import functools
 import itertools
 import logging
 import weakref
@@ -23,7 +24,7 @@ from . import _native
 from ._stand_in import stand_in
 from ._tensors import MARKER, check_marker, from_torch, marker, tensor_specs, to_torch
 
-__all__ = ["Deferred", "WeightOnlyLinear", "deferred_state"]
+__all__ = ["Deferred", "WeightOnlyLinear", "deferred_state", "dense_products"]
 
 logger = logging.getLogger("woq")
 
@@ -313,6 +314,29 @@ class WeightOnlyLinear(nn.Module):
         # the dtype that model code reads from the stand-in weight.
         self._dtype = probe.dtype
         return self
+
+
+@contextlib.contextmanager
+def dense_products(module: nn.Module, dtype: torch.dtype) -> Iterator[None]:
+    """Within it, the layers in `module` that compute in floating point multiply by torch, with
+    their dequantized weights in `dtype`: for forward passes over so many tokens that unpacking
+    once is faster than in every product."""
+    layers = [
+        layer
+        for layer in module.modules()
+        if isinstance(layer, WeightOnlyLinear) and layer.compute_dtype != "int8"
+    ]
+    try:
+        for layer in layers:
+            weight = layer.dequantize(dtype)
+            bias = None if layer.bias is None else layer.bias.to(dtype)
+            layer.forward = functools.partial(  # type: ignore[method-assign]
+                nn.functional.linear, weight=weight, bias=bias
+            )
+        yield
+    finally:
+        for layer in layers:
+            layer.__dict__.pop("forward", None)
 
 
 def _make_core(

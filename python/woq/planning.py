@@ -121,7 +121,7 @@ def plan_layer_config(
     tokenizer: Any = None,
     nsamples: int = 32,
     seqlen: int = 512,
-    batch_size: int = 4,
+    batch_size: int | None = None,
     gradient_samples: int = 8,
     seed: int = 42,
 ) -> LayerPlan:

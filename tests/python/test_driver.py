@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import logging
@@ -17,7 +18,7 @@ pytest.importorskip("transformers")
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 import woq
-from woq import AutoRoundConfig, InvalidArgument, WeightOnlyLinear, WeightOnlyQuantConfig
+from woq import AutoRoundConfig, InvalidArgument, WeightOnlyLinear, WeightOnlyQuantConfig, _blocks
 from woq._blocks import Activations, capture, for_calibration, segments
 from woq._selection import select
 from woq.algorithms import autoround
@@ -205,10 +206,15 @@ def test_offloading_makes_no_difference(tmp_path, monkeypatch):
 # -- inputs of the quantized prefix ---------------------------------------------------------------
 
 
+@pytest.mark.parametrize("fast", [True, False], ids=["fast", "fp32"])
 @pytest.mark.parametrize("make", [llama, gemma, t5], ids=lambda make: make.__name__)
-def test_inputs_and_references(make, monkeypatch):
+def test_inputs_and_references(make, fast, monkeypatch):
     """The inputs are the quantized model's hidden states, the references the float model's."""
     seen = {}
+    # In bfloat16, where the CPU has it, some six values are rounded to 2^-8 one after the other.
+    tolerance = 6 * 2**-8 if fast else 1e-4
+    if not fast:
+        monkeypatch.setattr(_blocks, "fast_products", lambda *_: contextlib.nullcontext())
 
     def quantize_block(block, settings):
         assert [t.name.startswith(block.name + ".") for t in block.targets]
@@ -228,6 +234,7 @@ def test_inputs_and_references(make, monkeypatch):
     from woq.calibration import calibration_batches
 
     (batch,) = calibration_batches(floats, DATA, None, options)
+    apart = []
     for each, place in ((floats, 1), (model, 0)):
         with torch.no_grad():
             out = each(**batch, output_hidden_states=True)
@@ -241,10 +248,14 @@ def test_inputs_and_references(make, monkeypatch):
         for stack, hidden in states.items():
             # The last one has been through the final norm.
             for number in range(len(hidden) - 2 + (1 - place)):
+                expected = hidden[number + place]
                 got = seen[f"{stack}.{number}"][place][0]
-                tolerance = 1e-4 if place == 0 else 0.05  # bfloat16 products
-                error = (got - hidden[number + place]).norm() / hidden[number + place].norm()
-                assert error < tolerance, (stack, number)
+                assert (got - expected).norm() / expected.norm() < tolerance, (stack, number)
+                if place == 0 and number:
+                    other = seen[f"{stack}.{number - 1}"][1][0]  # the float model's
+                    apart.append(float((other - expected).norm() / expected.norm()))
+    # So it matters which of the two models they are of.
+    assert min(apart) > 2 * tolerance
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)

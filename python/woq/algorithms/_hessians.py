@@ -73,8 +73,11 @@ def moments(block: Block, groups: Sequence[Sequence[Target]]) -> list[Moments]:
 
 
 def input_rows(x: torch.Tensor) -> torch.Tensor:
-    """What a layer is given, as the core takes it: [..., K] -> [rows, K]."""
-    return x.detach().reshape(-1, x.shape[-1]).contiguous()
+    """What a layer multiplies, as the core takes it: [..., K] -> [rows, K]."""
+    x = x.detach().reshape(-1, x.shape[-1])
+    if torch.is_autocast_enabled("cpu"):
+        x = x.to(torch.get_autocast_dtype("cpu"))
+    return x.contiguous()
 
 
 def _whole(cross: Any | None, hessian: Any) -> Any | None:

@@ -94,6 +94,31 @@ void gated_forward(const py::object& x, const WeightOnlyLinear& gate, const Weig
   forward_gated(input, gate, up, output, num_threads);
 }
 
+// Rows are batch x tokens; what the arrays don't say of the shape is in the other arguments.
+void attend(const py::object& q, const py::object& k, const py::object& v, const py::object& out,
+            int64_t batch, int64_t heads, int64_t kv_heads, float scale, bool causal,
+            int num_threads) {
+  const ConstMatrixView queries = input_matrix(q, "q"), keys = input_matrix(k, "k");
+  const ConstMatrixView values = input_matrix(v, "v");
+  const MatrixView output = output_matrix(out, "the output");
+  if (batch < 1 || heads < 1) fail("attention needs a batch and heads, got ", batch, ", ", heads);
+  if (queries.cols % heads != 0)
+    fail("q has ", queries.cols, " columns, which is no multiple of ", heads, " heads");
+  if (queries.rows % batch != 0)
+    fail("q has ", queries.rows, " rows, which is no multiple of a batch of ", batch);
+  AttentionShape shape;
+  shape.batch = batch;
+  shape.queries = queries.rows / batch;
+  shape.keys = keys.rows / batch;
+  shape.heads = heads;
+  shape.kv_heads = kv_heads;
+  shape.head_dim = queries.cols / heads;
+  shape.scale = scale;
+  shape.causal = causal;
+  const py::gil_scoped_release unlocked;
+  attention(shape, queries, keys, values, output, num_threads);
+}
+
 py::dict explain(const WeightOnlyLinear& layer) {
   const PackedMatrix& weight = layer.weight();
   const KernelChoice& choice = layer.choice();
@@ -235,6 +260,10 @@ PYBIND11_MODULE(_woq, module) {
              py::arg("num_threads") = 0);
   module.def("forward_gated", &gated_forward, py::arg("x"), py::arg("gate"), py::arg("up"),
              py::arg("out"), py::arg("num_threads") = 0);
+  module.def("attention", &attend, py::arg("q"), py::arg("k"), py::arg("v"), py::arg("out"),
+             py::arg("batch"), py::arg("heads"), py::arg("kv_heads"), py::arg("scale"),
+             py::arg("causal") = false, py::arg("num_threads") = 0);
+  module.def("has_fast_attention", &has_pairs);
   module.def("cpu_info", &cpu_info);
   module.def("targets", &targets);
   module.def("build_info", &build_info);
