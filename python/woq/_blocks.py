@@ -129,6 +129,7 @@ class Block:
     inputs: Activations
     references: Activations | None = None
     original: Block | None = None  # the float block, on the float model's inputs
+    _found: list[list[Target]] | None = None  # groups() of the targets that there were first
 
     def __len__(self) -> int:
         return len(self.calls)
@@ -191,6 +192,13 @@ class Block:
     def groups(self) -> list[list[Target]]:
         """The targets that the calibration reaches, in the order of their calls; those that are
         given the very same input tensor (q, k and v; gate and up) share a group."""
+        if self._found is None:
+            self._found = self._find_groups()
+        names = {target.name for target in self.targets}
+        left = ([target for target in group if target.name in names] for group in self._found)
+        return [group for group in left if group]
+
+    def _find_groups(self) -> list[list[Target]]:
         seen: list[torch.Tensor] = []  # held, so that no address is used twice
         groups: list[list[Target]] = []
 
@@ -209,7 +217,7 @@ class Block:
             if not missing:
                 break
             before = len(seen)
-            with observed_inputs(missing, observe), torch.no_grad():
+            with observed_inputs(missing, observe), torch.no_grad(), self.fast_products():
                 self.run(index)
             reached.update(target.name for group in groups for target in group)
             del seen[before:]

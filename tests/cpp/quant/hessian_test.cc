@@ -52,19 +52,45 @@ TEST(Hessian, IsTwiceTheMeanProduct) {
   }
 }
 
+// bfloat16 has a path of its own, where the CPU has products of pairs: 1,037 rows are two whole
+// blocks and an odd number.
 TEST(Hessian, ReadsEveryTypeAndStride) {
   Random random = random_of_test();
   for (const FloatType type : kFloatTypes) {
-    FloatMatrix x(type, 9, 70, 5, 1);
-    fill_activations(random, &x);
-    std::vector<float> plain;
-    for (int64_t r = 0; r < 9; ++r) {
-      const std::vector<float> row = x.row(r);
-      plain.insert(plain.end(), row.begin(), row.end());
+    for (const int64_t rows : {1, 9, 1037}) {
+      for (const int64_t cols : {1, 16, 70}) {
+        FloatMatrix x(type, rows, cols, 5, 1);
+        fill_activations(random, &x);
+        std::vector<float> plain;
+        for (int64_t r = 0; r < rows; ++r) {
+          const std::vector<float> row = x.row(r);
+          plain.insert(plain.end(), row.begin(), row.end());
+        }
+        Hessian hessian(cols), single(cols);
+        hessian.add(x.view(), 2);
+        expect_moments(hessian, plain, rows);
+        single.add(x.view(), 1);
+        for (int64_t i = 0; i < cols; ++i) {
+          ASSERT_EQ(hessian.mean_magnitude(i), single.mean_magnitude(i));
+          for (int64_t j = 0; j < cols; ++j) ASSERT_EQ(hessian.at(i, j), single.at(i, j));
+        }
+      }
     }
-    Hessian hessian(70);
-    hessian.add(x.view(), 2);
-    expect_moments(hessian, plain, 9);
+  }
+}
+
+TEST(Hessian, RefusesBadNumbersOfEveryType) {
+  for (const FloatType type : {FloatType::kFp32, FloatType::kBf16}) {
+    for (const float bad : {std::nanf(""), -std::numeric_limits<float>::infinity(), 1e18f}) {
+      FloatMatrix x(type, 20, 40);
+      for (int64_t r = 0; r < 20; ++r) {
+        for (int64_t c = 0; c < 40; ++c) x.set(r, c, r == 17 && c == 33 ? bad : -1.5f);
+      }
+      Hessian hessian(40);
+      EXPECT_MENTIONS(error_of<InvalidArgument>([&] { hessian.add(x.view(), 2); }),
+                      "row 17, column 33");
+      EXPECT_EQ(hessian.rows(), 0);
+    }
   }
 }
 
