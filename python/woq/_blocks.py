@@ -16,7 +16,7 @@ import dataclasses
 import logging
 import os
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -25,7 +25,7 @@ from torch import nn
 from . import _native
 from ._attention import FastAttention
 from ._selection import Target
-from .linear import dense_products
+from .linear import WeightOnlyLinear, dense_products
 
 __all__ = [
     "Activations",
@@ -35,6 +35,7 @@ __all__ = [
     "capture",
     "fast_products",
     "for_calibration",
+    "product_dtype",
     "segments",
 ]
 
@@ -120,6 +121,7 @@ class Block:
     `inputs` are the hidden states [batch, seqlen, hidden] that the quantized prefix produces;
     `references` the block's float outputs on the inputs of the float model, where the algorithm
     asked for them. `original`, if that was asked for, outlives the replacement of layers.
+    `products` is what `product_dtype` gave before any layer was replaced.
     """
 
     name: str
@@ -127,6 +129,7 @@ class Block:
     targets: list[Target]
     calls: list[Call]
     inputs: Activations
+    products: torch.dtype | None = None
     references: Activations | None = None
     original: Block | None = None  # the float block, on the float model's inputs
     _found: list[list[Target]] | None = None  # groups() of the targets that there were first
@@ -143,14 +146,15 @@ class Block:
             )
             for target in self.targets
         ]
-        return Block(self.name, module, targets, self.calls, inputs)
+        return Block(self.name, module, targets, self.calls, inputs, self.products)
 
     @contextlib.contextmanager
     def fast_products(self) -> Iterator[None]:
-        """`fast_products` of the float layers and of those that are quantized already."""
-        with fast_products(self.module, self.targets), contextlib.ExitStack() as stack:
-            if torch.is_autocast_enabled("cpu"):
-                stack.enter_context(dense_products(self.module, torch.get_autocast_dtype("cpu")))
+        """`fast_products`, of the layers that are quantized already, too."""
+        if self.products is None:
+            yield
+            return
+        with fast_products(self.products), dense_products(self.module, self.products):
             yield
 
     def run(
@@ -450,20 +454,38 @@ def check_finite(hidden: torch.Tensor, what: str, batch: int) -> None:
         )
 
 
+def product_dtype(
+    module: nn.Module, weight_dtypes: Iterable[str], states: torch.dtype
+) -> torch.dtype | None:
+    """What `fast_products` multiplies in while `module` is calibrated, or None: as the module does.
+
+    bfloat16 where the CPU has products of it: 2.4 times as fast on Zen 4, and their rounding (2^-8)
+    is small beside that of 4-bit weights. It is not beside that of 8-bit ones; and float16 plus
+    bfloat16 is float32, which a float16 norm doesn't take.
+
+    Args:
+        weight_dtypes: those that the layers are to have.
+        states: dtype of the hidden states.
+    """
+    dtypes = {*weight_dtypes, *_quantized_dtypes(module)}
+    floats = {states, *(parameter.dtype for parameter in module.parameters())}
+    if not _native.has_bf16_products() or "int8" in dtypes or torch.float16 in floats:
+        return None
+    return torch.bfloat16
+
+
+def _quantized_dtypes(module: nn.Module) -> set[str]:
+    layers = (layer for layer in module.modules() if isinstance(layer, WeightOnlyLinear))
+    return {layer.scheme["dtype"] for layer in layers}
+
+
 @contextlib.contextmanager
-def fast_products(module: nn.Module, targets: Sequence[Target]) -> Iterator[None]:
-    """Within it, products in bfloat16 where the CPU has them: 2.4 times as fast on Zen 4, and their
-    rounding (2^-8) is small beside that of 4-bit weights. It is not beside that of 8-bit ones; and
-    float16 plus bfloat16 is float32, which a float16 norm doesn't take."""
-    features = _native.cpu_info()["features"]
-    if (
-        (features.get("avx512_bf16") or features.get("amx_bf16"))
-        and all(target.weight_dtype != "int8" for target in targets)
-        and all(parameter.dtype != torch.float16 for parameter in module.parameters())
-    ):
-        with torch.autocast("cpu", dtype=torch.bfloat16, cache_enabled=False), FastAttention():
-            yield
-    else:
+def fast_products(dtype: torch.dtype | None) -> Iterator[None]:
+    """Within it, float layers and attention multiply in `dtype`, which `product_dtype` gave."""
+    if dtype is None:
+        yield
+        return
+    with torch.autocast("cpu", dtype=dtype, cache_enabled=False), FastAttention():
         yield
 
 

@@ -11,8 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Generator, Iterator, Sequence
-from contextlib import nullcontext
+from collections.abc import Collection, Generator, Iterator, Sequence
 
 import torch
 from torch import nn
@@ -23,6 +22,7 @@ from ._blocks import (
     Segment,
     capture,
     for_calibration,
+    product_dtype,
     segments,
 )
 from ._selection import Target, linear_parameters
@@ -51,6 +51,7 @@ def calibrated_layers(
             belongs to another run.
     """
     pending = {target.name: target for target in targets}
+    dtypes = {target.weight_dtype for target in targets}
     if not pending:
         return
     for target in targets:
@@ -62,7 +63,7 @@ def calibrated_layers(
     with for_calibration(model):
         sample = {name: tensor[:1] for name, tensor in batches[0].items()}
         for segment in segments(model, sample, targets):
-            yield from _segment(model, config, segment, batches, pending, work)
+            yield from _segment(model, config, segment, batches, pending, dtypes, work)
     for name in list(pending):
         yield _fallback(pending.pop(name), config, "outside of the blocks that are calibrated")
 
@@ -73,6 +74,7 @@ def _segment(
     segment: Segment,
     batches: list[dict[str, torch.Tensor]],
     pending: dict[str, Target],
+    dtypes: Collection[str],
     work: WorkDir | None,
 ) -> Iterator[Finished]:
     algorithm = ALGORITHMS[config.algorithm]
@@ -91,7 +93,10 @@ def _segment(
     try:
         for number, (name, module) in enumerate(segment.blocks):
             mine = _within(name, pending)
-            block = Block(name, module, mine, calls.pop(name), inputs)
+            # A block without layers to quantize serves those of the others.
+            own = {target.weight_dtype for target in mine} or dtypes
+            products = product_dtype(module, own, inputs[0].dtype)
+            block = Block(name, module, mine, calls.pop(name), inputs, products)
             if references is not None and originals:
                 block.original = block.copy(references) if mine else block
             elif references is not None:
@@ -109,12 +114,11 @@ def _segment(
                     yield finished
             if number + 1 < len(segment.blocks):
                 if block.original is not None and references is not None:
-                    block.original.advance(references, nullcontext())
+                    block.original.advance(references, block.original.fast_products())
                 if float_inputs and references is not None:
                     for index in range(len(block)):
                         inputs.replace(index, references[index])
                 else:
-                    block.targets = mine
                     block.advance(inputs, block.fast_products())
     finally:
         inputs.close()

@@ -13,6 +13,7 @@ import importlib.util
 from pathlib import Path
 
 __all__ = [
+    "MAX_HEAD_DIM",
     "CrossMoment",
     "Hessian",
     "InvalidArgument",
@@ -31,7 +32,7 @@ __all__ = [
     "error_metrics",
     "forward_gated",
     "forward_shared",
-    "has_fast_attention",
+    "has_bf16_products",
     "layer_error",
     "quantize_gptq",
     "quantize_hqq",
@@ -69,6 +70,7 @@ except ImportError as error:
 
 # After the runtime that it needs.
 from woq._woq import (  # noqa: E402
+    MAX_HEAD_DIM,
     CrossMoment,
     Hessian,
     InvalidArgument,
@@ -87,7 +89,7 @@ from woq._woq import (  # noqa: E402
     error_metrics,
     forward_gated,
     forward_shared,
-    has_fast_attention,
+    has_bf16_products,
     layer_error,
     quantize_gptq,
     quantize_hqq,

@@ -47,13 +47,13 @@ def _rate() -> Option:
     )
 
 
-def _calibration(nsamples: int, seqlen: int) -> dict[str, Option]:
+def _calibration(nsamples: int, seqlen: int, batch_size: int | None = None) -> dict[str, Option]:
     return {
         "nsamples": _integer(nsamples, 1),
         "seqlen": _integer(seqlen, 2),
-        # None: calibration.BATCH_TOKENS decides.
+        # None: calibration.BATCH_TOKENS decides; results depend on it for AutoRound only.
         "batch_size": Option(
-            None,
+            batch_size,
             "an integer of at least 1, or None",
             lambda value: value is None or _integer(1, 1).allowed(value),
         ),
@@ -109,7 +109,7 @@ ALGORITHMS: dict[str, dict[str, Option]] = {
         "lr": _rate(),
     },
     "AUTOROUND": {
-        **_calibration(32, 512),
+        **_calibration(32, 512, 4),
         "start": Option("gptq", "'gptq' or 'rtn'", lambda value: value in ("gptq", "rtn")),
         "iters": _integer(10, 0),
         "lr": _rate(),

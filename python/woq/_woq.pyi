@@ -125,7 +125,9 @@ def attention(
     causal: bool = False,
     num_threads: int = 0,
 ) -> None: ...
-def has_fast_attention() -> bool: ...
+def has_bf16_products() -> bool: ...
+
+MAX_HEAD_DIM: int
 
 class Hessian:
     """H = (2 / rows) X^T X of a layer's inputs X [rows, in_features], and their mean magnitudes."""

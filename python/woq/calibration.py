@@ -19,7 +19,7 @@ from torch import nn
 
 from ._native import InvalidArgument, Unsupported
 
-__all__ = ["calibration_batches", "sample_from_model", "token_samples"]
+__all__ = ["calibration_batches", "check_counts", "sample_from_model", "token_samples"]
 
 logger = logging.getLogger("woq")
 
@@ -70,8 +70,20 @@ def calibration_batches(
     else:
         ids = token_samples(dataset, lambda: _tokenizer(model, tokenizer), nsamples, seqlen, seed)
     _check_vocabulary(model, ids)
-    size = options["batch_size"] or max(1, BATCH_TOKENS // ids.shape[1])
+    size = options["batch_size"]
+    if size is None:
+        size = max(1, BATCH_TOKENS // ids.shape[1])
     return [_arguments(model, ids[i : i + size]) for i in range(0, len(ids), size)]
+
+
+def check_counts(owner: str, options: Mapping[str, Any]) -> None:
+    """Raise InvalidArgument, in the name of `owner`, for options that `calibration_batches` cannot
+    use."""
+    for name, value in options.items():
+        if value is None and name == "batch_size":
+            continue
+        if not isinstance(value, int) or isinstance(value, bool) or value < int(name != "seed"):
+            raise InvalidArgument(f"{owner}: {name} must be a count, got {value!r}")
 
 
 def token_samples(

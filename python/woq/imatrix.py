@@ -19,11 +19,11 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from ._blocks import check_finite, fast_products, for_calibration, observed_inputs
+from ._blocks import check_finite, fast_products, for_calibration, observed_inputs, product_dtype
 from ._imatrix_files import Contents, Entry, decode, encode_dat, encode_gguf
 from ._native import InvalidArgument, Unsupported
 from ._selection import Target, output_embeddings, select
-from .calibration import calibration_batches
+from .calibration import calibration_batches, check_counts
 from .config import WeightOnlyQuantConfig
 
 __all__ = ["NO_IMPORTANCE", "ImportanceMatrix", "collect_imatrix", "with_importance"]
@@ -223,22 +223,20 @@ def collect_imatrix(
         Unsupported: the data set's library is not installed.
     """
     options = {"nsamples": nsamples, "seqlen": seqlen, "batch_size": batch_size, "seed": seed}
-    for name, value in options.items():
-        if value is None and name == "batch_size":
-            continue
-        if not isinstance(value, int) or isinstance(value, bool) or value < int(name != "seed"):
-            raise InvalidArgument(f"collect_imatrix: {name} must be a count, got {value!r}")
+    check_counts("collect_imatrix", options)
     targets = select(model, WeightOnlyQuantConfig())
     if not targets:
         raise InvalidArgument("the model has no layer to collect statistics of")
     batches = calibration_batches(model, dataset, tokenizer, options)
     sums = _Sums()
+    dtypes = {target.weight_dtype for target in targets}
+    products = product_dtype(model, dtypes, targets[0].module.weight.dtype)
     with (
         for_calibration(model),
         _without_head(model),
         observed_inputs(targets, sums.add),
         torch.no_grad(),
-        fast_products(model, targets),
+        fast_products(products),
     ):
         for batch in batches:
             with contextlib.suppress(_Done):

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import copy
-import functools
 import itertools
 import logging
 import weakref
@@ -24,7 +23,7 @@ from . import _native
 from ._stand_in import stand_in
 from ._tensors import MARKER, check_marker, from_torch, marker, tensor_specs, to_torch
 
-__all__ = ["Deferred", "WeightOnlyLinear", "deferred_state", "dense_products"]
+__all__ = ["Deferred", "WeightOnlyLinear", "deferred_state", "dense_products", "needs_dispatcher"]
 
 logger = logging.getLogger("woq")
 
@@ -171,7 +170,7 @@ class WeightOnlyLinear(nn.Module):
         return stand_in(shape[::-1] if self.transposed else shape, self._dtype)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if _needs_dispatcher(x):
+        if needs_dispatcher(x):
             return torch.ops.woq.linear(x, self._handle, self.out_features)
         return _forward(self._core, x, self.name)
 
@@ -324,19 +323,33 @@ def dense_products(module: nn.Module, dtype: torch.dtype) -> Iterator[None]:
     layers = [
         layer
         for layer in module.modules()
-        if isinstance(layer, WeightOnlyLinear) and layer.compute_dtype != "int8"
+        if isinstance(layer, WeightOnlyLinear)
+        and layer.compute_dtype != "int8"
+        and "forward" not in layer.__dict__  # done further out
     ]
     try:
         for layer in layers:
-            weight = layer.dequantize(dtype)
-            bias = None if layer.bias is None else layer.bias.to(dtype)
-            layer.forward = functools.partial(  # type: ignore[method-assign]
-                nn.functional.linear, weight=weight, bias=bias
-            )
+            layer.forward = _Dense(layer, dtype)  # type: ignore[method-assign]
         yield
     finally:
         for layer in layers:
             layer.__dict__.pop("forward", None)
+
+
+class _Dense:
+    """The forward of a layer by torch; the weight is unpacked when it is called first."""
+
+    def __init__(self, layer: WeightOnlyLinear, dtype: torch.dtype) -> None:
+        self._layer = layer
+        self._dtype = dtype
+        self._weight: torch.Tensor | None = None
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        if self._weight is None:
+            self._weight = self._layer.dequantize(self._dtype)
+        bias = self._layer.bias
+        bias = None if bias is None else bias.to(self._dtype)
+        return nn.functional.linear(x, self._weight, bias)
 
 
 def _make_core(
@@ -346,7 +359,7 @@ def _make_core(
     return _native.Linear(matrix, values, compute_dtype, name, torch.get_num_threads())
 
 
-def _needs_dispatcher(x: torch.Tensor) -> bool:
+def needs_dispatcher(x: torch.Tensor) -> bool:
     """Whether torch has to see this call: compilers, autograd, tracing, tensor subclasses.
 
     Everything else takes the short way, because the dispatcher costs more than a small layer.

@@ -28,13 +28,20 @@ import torch
 from torch import nn
 
 from . import _native
-from ._blocks import Block, capture, for_calibration, observed_inputs, segments
+from ._blocks import (
+    Block,
+    capture,
+    for_calibration,
+    observed_inputs,
+    product_dtype,
+    segments,
+)
 from ._selection import Target, linear_parameters, matches, overridden, select
 from ._tensors import tensor_specs
 from ._units import parse_bytes
 from .algorithms._hessians import input_rows, moments
 from .algorithms._interface import round_to_nearest
-from .calibration import calibration_batches
+from .calibration import calibration_batches, check_counts
 from .config import WeightOnlyQuantConfig
 
 __all__ = ["LayerChoice", "LayerPlan", "choose", "plan_layer_config", "stored_bits"]
@@ -168,6 +175,7 @@ def plan_layer_config(
     if not targets:
         raise _native.InvalidArgument("the model has no linear layer that the config selects")
     given = {"nsamples": nsamples, "seqlen": seqlen, "batch_size": batch_size, "seed": seed}
+    check_counts("plan_layer_config", given)
     batches = calibration_batches(
         model,
         config.dataset if dataset is None else dataset,
@@ -366,7 +374,9 @@ def _measured(
         try:
             for number, (name, module) in enumerate(segment.blocks):
                 mine = [target for target in open_ if target.name.startswith(f"{name}.")]
-                block = Block(name, module, mine, calls.pop(name), inputs)
+                own = {target.weight_dtype for target in mine or targets}
+                products = product_dtype(module, own, inputs[0].dtype)
+                block = Block(name, module, mine, calls.pop(name), inputs, products)
                 groups = block.groups() if mine else []
                 for group, seen in zip(groups, moments(block, groups), strict=True):
                     for target in group:

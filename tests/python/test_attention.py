@@ -14,7 +14,7 @@ from woq import InvalidArgument, Unsupported, _native
 from woq._attention import FastAttention
 
 fast = pytest.mark.skipif(
-    not _native.has_fast_attention(), reason="the CPU has no bfloat16 products (AVX512-BF16)"
+    not _native.has_bf16_products(), reason="the CPU has no bfloat16 products (AVX512-BF16)"
 )
 
 
@@ -71,13 +71,19 @@ def test_any_shape(batch, kv_heads, together, queries, keys, half_dim, causal, s
 
 @fast
 @pytest.mark.parametrize("tokens", [255, 256, 257, 1030])
-@pytest.mark.parametrize("layout", ["heads first", "tokens first"])
+@pytest.mark.parametrize("layout", ["heads first", "tokens first", "tokens last", "odd rows"])
 def test_long_rows_and_layouts(tokens, layout, monkeypatch):
     calls = counted(monkeypatch)
-    q, k, v = inputs(2, 4, 2, tokens, tokens, 64)
+    q, k, v = inputs(1, 4, 2, tokens, tokens, 64)
     if layout == "tokens first":
         q, k, v = (x.transpose(1, 2).contiguous().transpose(1, 2) for x in (q, k, v))
-    with FastAttention(), torch.no_grad():
+    elif layout == "tokens last":
+        q, k, v = (x.transpose(2, 3).contiguous().transpose(2, 3) for x in (q, k, v))
+    elif layout == "odd rows":
+        wide = torch.zeros(1, tokens, 2 * 64 + 1, dtype=torch.bfloat16)
+        wide[..., :128] = v.transpose(1, 2).flatten(2)
+        v = wide[..., :128].unflatten(2, (2, 64)).transpose(1, 2)
+    with FastAttention(), torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         got = functional.scaled_dot_product_attention(
             q.float(), k, v, is_causal=True, scale=0.3, enable_gqa=True
         )
@@ -121,7 +127,21 @@ def counted(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "case", ["mask", "dropout", "gradients", "odd head_dim", "causal", "value head_dim", "heads"]
+    "case",
+    [
+        "mask",
+        "dropout",
+        "gradients",
+        "odd head_dim",
+        "causal",
+        "value head_dim",
+        "heads",
+        "float32",
+        "float64 in autocast",
+        "three dimensions",
+        "no tokens",
+        "vmap",
+    ],
 )
 def test_torch_does_the_rest(case, monkeypatch):
     """What the core doesn't take has torch's result, and no other."""
@@ -140,10 +160,24 @@ def test_torch_does_the_rest(case, monkeypatch):
         options["is_causal"] = True
     elif case == "value head_dim":
         v = v[..., :6]
+    elif case == "float32":
+        q, k, v = q.float(), k.float(), v.float()
+    elif case == "float64 in autocast":
+        q, k, v = q.double(), k.double(), v.double()
+    elif case == "three dimensions":
+        q, k, v = q[0], k[0, :1].expand(4, -1, -1), v[0, :1].expand(4, -1, -1)
+        options = {}
+    elif case == "no tokens":
+        q = q[:, :, :0]
+    attend = functional.scaled_dot_product_attention
+    if case == "vmap":
+        attend = torch.func.vmap(attend)
+        q, k, v = (x.unsqueeze(0) for x in (q, k, v))
 
     def run():
         try:
-            return functional.scaled_dot_product_attention(q, k, v, **options).detach()
+            with torch.autocast("cpu", torch.bfloat16, enabled="autocast" in case):
+                return attend(q, k, v, **options).detach()
         except RuntimeError as error:
             return str(error).split("\n")[0]
 
@@ -156,7 +190,7 @@ def test_torch_does_the_rest(case, monkeypatch):
 
 def test_capped_by_the_forced_target(monkeypatch):
     monkeypatch.setenv("WOQ_FORCE_TARGET", "ref")
-    assert not _native.has_fast_attention()
+    assert not _native.has_bf16_products()
     q, k, v = inputs(1, 1, 1, 4, 4, 8)
     with FastAttention(), torch.no_grad():
         got = functional.scaled_dot_product_attention(q, k, v)

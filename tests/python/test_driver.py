@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import json
 import logging
@@ -18,8 +17,15 @@ pytest.importorskip("transformers")
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 import woq
-from woq import AutoRoundConfig, InvalidArgument, WeightOnlyLinear, WeightOnlyQuantConfig, _blocks
-from woq._blocks import Activations, capture, for_calibration, segments
+from woq import (
+    AutoRoundConfig,
+    InvalidArgument,
+    WeightOnlyLinear,
+    WeightOnlyQuantConfig,
+    _driver,
+    _native,
+)
+from woq._blocks import Activations, capture, for_calibration, product_dtype, segments
 from woq._selection import select
 from woq.algorithms import autoround
 from woq.algorithms._interface import Finished, round_to_nearest
@@ -214,7 +220,7 @@ def test_inputs_and_references(make, fast, monkeypatch):
     # In bfloat16, where the CPU has it, some six values are rounded to 2^-8 one after the other.
     tolerance = 6 * 2**-8 if fast else 1e-4
     if not fast:
-        monkeypatch.setattr(_blocks, "fast_products", lambda *_: contextlib.nullcontext())
+        monkeypatch.setattr(_driver, "product_dtype", lambda *_: None)
 
     def quantize_block(block, settings):
         assert [t.name.startswith(block.name + ".") for t in block.targets]
@@ -256,6 +262,44 @@ def test_inputs_and_references(make, fast, monkeypatch):
                     apart.append(float((other - expected).norm() / expected.norm()))
     # So it matters which of the two models they are of.
     assert min(apart) > 2 * tolerance
+
+
+def test_where_products_are_bfloat16():
+    fast = torch.bfloat16 if _native.has_bf16_products() else None
+    block = llama().model.layers[0]
+    assert product_dtype(block, ["nf4"], torch.float32) == fast
+    assert product_dtype(block, ["nf4", "int8"], torch.float32) is None
+    # Without parameters of its own.
+    assert product_dtype(nn.Identity(), ["nf4"], torch.float16) is None
+    assert product_dtype(copy.deepcopy(block).half(), ["nf4"], torch.float32) is None
+    quantized = woq.quantize(llama(), WeightOnlyQuantConfig(weight_dtype="int8"))
+    assert product_dtype(quantized.model.layers[0], ["nf4"], torch.float32) is None
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+def test_eight_bits_are_calibrated_in_full_precision(resumed, monkeypatch):
+    """Also behind blocks that have no layer to quantize, or none left."""
+    seen = []
+    original = _driver.product_dtype
+    monkeypatch.setattr(
+        _driver, "product_dtype", lambda *args: seen.append(original(*args)) or seen[-1]
+    )
+    settings = {"algorithm": "GPTQ", "weight_dtype": "int8", "group_size": 16, "dataset": DATA}
+    settings["algorithm_args"] = {"nsamples": 4, "seqlen": 16}
+    model = llama()
+    if resumed:
+        part = WeightOnlyQuantConfig(weight_dtype="int8", group_size=16)
+        for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
+            layer = woq.quantize(
+                nn.Sequential(getattr(model.model.layers[0].self_attn, name)), part
+            )
+            setattr(model.model.layers[0].self_attn, name, layer[0])
+        settings["modules_to_not_convert"] = ["model.layers.0.mlp"]
+    else:
+        settings["modules_to_not_convert"] = ["model.layers.0"]
+    woq.quantize(model, WeightOnlyQuantConfig(**settings))
+    assert len(seen) >= 2
+    assert set(seen) == {None}
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)

@@ -17,6 +17,7 @@ from torch import nn
 import woq
 from woq import InvalidArgument, Unsupported, WeightOnlyLinear, _native
 from woq._native import dtype_names
+from woq.linear import dense_products
 
 ACTIVATIONS = (torch.float32, torch.bfloat16, torch.float16)
 EPS = {torch.float32: 2.0**-23, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}
@@ -284,6 +285,32 @@ def test_load_refuses_bad_tensors(name, value):
     with pytest.raises(RuntimeError):
         layer.load_state_dict({**layer.state_dict(), name: value})
     assert torch.equal(layer(torch.ones(40)), before)
+
+
+@pytest.mark.parametrize("compute", ["fp32", "bf16"])
+def test_dense_products(compute):
+    """By torch, with the weight that the layer stands for; afterwards by the layer's kernel."""
+    layer = make(compute=compute)
+    holder, x = nn.Sequential(layer), torch.randn(5, 40)
+    kernel = layer(x)
+    expected = nn.functional.linear(x, layer.dequantize(), layer.bias)
+    with dense_products(holder, torch.float32):
+        with dense_products(holder, torch.float32):
+            assert torch.equal(holder(x), expected)
+        assert torch.equal(holder(x), expected)
+    assert torch.equal(layer(x), kernel)
+    with pytest.raises(RuntimeError, match="dtype"), dense_products(holder, torch.bfloat16):
+        holder(x)  # as torch has it, outside of autocast
+    assert torch.equal(layer(x), kernel)
+
+
+def test_dense_products_leave_int8_compute_alone():
+    layer = make(compute="int8")
+    x = torch.randn(5, 40)
+    kernel = layer(x)
+    with dense_products(layer, torch.float32):
+        assert torch.equal(layer(x), kernel)
+    assert not torch.equal(kernel, nn.functional.linear(x, layer.dequantize(), layer.bias))
 
 
 @pytest.mark.parametrize("clone", ["deepcopy", "copy", "pickle", "torch.save"])

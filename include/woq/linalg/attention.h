@@ -233,7 +233,8 @@ inline void attention(const AttentionShape& shape, const ConstMatrixView& q,
       fail("attention: ", name, " is [", x.rows, ", ", x.cols, "], expected [", shape.batch * rows,
            ", ", heads * dim, "]");
     }
-    if (x.row_stride % 2 != 0) fail("attention: rows of ", name, " must be an even number apart");
+    if (x.row_stride % 2 != 0)
+      fail("attention: rows of ", name, " must be an even number of elements apart");
   };
   check(q, "q", shape.queries, shape.heads);
   check(k, "k", shape.keys, shape.kv_heads);

@@ -6,9 +6,13 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <vector>
 
+#include "woq/core/check.h"
 #include "woq/core/cpu.h"
+#include "woq/core/parallel.h"
 #include "woq/core/target.h"
+#include "woq/core/view.h"
 
 #if WOQ_X86
 #include <immintrin.h>
@@ -105,5 +109,56 @@ WOQ_PAIRS_TARGET inline void add_sums(const float* sums, double* out) {
 #pragma GCC diagnostic pop
 #endif
 #endif
+
+// C += X^T X, its lower triangle, for X [rows, n] in bfloat16, where has_pairs(). row_of(i) points
+// to row i of C in doubles, for i up to n rounded up to 16, and may be written up to the end of the
+// 16 x 16 tile on the diagonal. magnitudes [n] get the sum of |x| of each column added. Products
+// are summed in fp32 over 512 rows; the same bit for bit for any number of threads.
+template <class RowOf>
+void add_pair_products(const ConstMatrixView& x, const RowOf& row_of, double* magnitudes,
+                       int threads) {
+#if WOQ_X86
+  constexpr int64_t kRows = 512;                // packed at once
+  constexpr int64_t kGrain = int64_t{1} << 18;  // multiplications that are worth a thread
+  const int64_t panels = (x.cols + kPairPanel - 1) / kPairPanel;
+  const int64_t panel_size = (std::min(kRows, x.rows) + 1) / 2 * kPairPanel;
+  std::vector<uint32_t> packed(static_cast<size_t>(panels * panel_size));
+  std::vector<double> sums(static_cast<size_t>(panels * kPairPanel));
+  threads = static_cast<int>(
+      std::min<int64_t>(useful_threads(threads, x.rows * x.cols * x.cols, kGrain), panels));
+  run_team(threads, [&](const TeamMember& member) {
+    int64_t begin = 0, end = 0;
+    member.share(panels, 1, &begin, &end);
+    for (int64_t first = 0; first < x.rows; first += kRows) {
+      const int64_t count = std::min(kRows, x.rows - first);
+      for (int64_t p = begin; p < end; ++p) {
+        const int64_t col = p * kPairPanel;
+        avx512_bf16::pack_pairs(static_cast<const uint16_t*>(x.row(first)) + col, count,
+                                x.cols - col, x.row_stride, packed.data() + p * panel_size,
+                                sums.data() + col);
+      }
+      member.barrier();
+      // Dealt out in turn: the rows of a triangle differ in length.
+      for (int64_t i = member.index; i < panels; i += member.size) {
+        for (int64_t j = 0; j <= i; ++j) {
+          alignas(64) float tile[kPairPanel * kPairPanel] = {};
+          avx512_bf16::multiply_pairs((count + 1) / 2, packed.data() + i * panel_size,
+                                      packed.data() + j * panel_size, tile, kPairPanel);
+          for (int64_t r = 0; r < kPairPanel; ++r) {
+            avx512_bf16::add_sums(tile + r * kPairPanel,
+                                  row_of(i * kPairPanel + r) + j * kPairPanel);
+          }
+        }
+      }
+      member.barrier();  // before the panels are packed anew
+    }
+  });
+  for (int64_t k = 0; k < x.cols; ++k) magnitudes[k] += sums[static_cast<size_t>(k)];
+#else
+  static_cast<void>(x), static_cast<void>(row_of), static_cast<void>(magnitudes);
+  static_cast<void>(threads);
+  fail<Unsupported>("products of bfloat16 pairs need AVX512-BF16");
+#endif
+}
 
 }  // namespace woq

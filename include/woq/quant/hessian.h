@@ -118,13 +118,12 @@ class Hessian {
   void add(const ConstMatrixView& x, int threads = 0) {
     const int team = useful_threads(threads, x.rows * x.cols, kElementGrain);
     detail::check_input(x, cols_, name_, team);
-#if WOQ_X86
     if (x.type == FloatType::kBf16 && has_pairs()) {
-      add_pairs(x, team);
+      static_assert(kPanel % kPairPanel == 0);  // a panel of sums_ holds whole tiles
+      add_pair_products(x, [this](int64_t i) { return row(i); }, magnitudes_.data(), threads);
       rows_ += x.rows;
       return;
     }
-#endif
     std::vector<float> block(static_cast<size_t>(std::min(x.rows, detail::kMomentRows) * cols_));
     for (int64_t first = 0; first < x.rows; first += detail::kMomentRows) {
       const int64_t count = std::min(detail::kMomentRows, x.rows - first);
@@ -202,48 +201,6 @@ class Hessian {
   }
 
  private:
-#if WOQ_X86
-  // add() by products of bfloat16 pairs, half as many instructions as fp32 takes.
-  void add_pairs(const ConstMatrixView& x, int threads) {
-    constexpr int64_t kPairs = detail::kMomentPairRows / 2;
-    const int64_t panels = (cols_ + kPairPanel - 1) / kPairPanel;
-    std::vector<uint32_t> packed(static_cast<size_t>(panels * kPairs * kPairPanel));
-    std::vector<double> magnitudes(static_cast<size_t>(panels * kPairPanel));
-    run_team(threads, [&](const TeamMember& member) {
-      int64_t begin = 0, end = 0;
-      member.share(panels, 1, &begin, &end);
-      for (int64_t first = 0; first < x.rows; first += detail::kMomentPairRows) {
-        const int64_t count = std::min(detail::kMomentPairRows, x.rows - first);
-        const int64_t pairs = (count + 1) / 2;
-        for (int64_t p = begin; p < end; ++p) {
-          const int64_t col = p * kPairPanel;
-          avx512_bf16::pack_pairs(static_cast<const uint16_t*>(x.row(first)) + col, count,
-                                  cols_ - col, x.row_stride, packed.data() + col * kPairs,
-                                  magnitudes.data() + col);
-        }
-        member.barrier();
-        // Dealt out in turn: the rows of a triangle differ in length.
-        for (int64_t i = member.index; i < panels; i += member.size) {
-          for (int64_t j = 0; j <= i; ++j) add_tile(pairs, packed.data(), i, j);
-        }
-        member.barrier();  // before the panels are packed anew
-      }
-    });
-    for (int64_t k = 0; k < cols_; ++k)
-      magnitudes_[static_cast<size_t>(k)] += magnitudes[static_cast<size_t>(k)];
-  }
-
-  // The products of two panels. A panel of sums_ holds whole tiles, those on the diagonal, too.
-  void add_tile(int64_t pairs, const uint32_t* packed, int64_t i, int64_t j) {
-    static_assert(kPanel % kPairPanel == 0);
-    constexpr int64_t kSize = kPairPanel * detail::kMomentPairRows / 2;
-    alignas(64) float sums[kPairPanel * kPairPanel] = {};
-    avx512_bf16::multiply_pairs(pairs, packed + i * kSize, packed + j * kSize, sums, kPairPanel);
-    for (int64_t r = 0; r < kPairPanel; ++r)
-      avx512_bf16::add_sums(sums + r * kPairPanel, row(i * kPairPanel + r) + j * kPairPanel);
-  }
-#endif
-
   static constexpr double kPi = 3.14159265358979323846;
   static constexpr int64_t kPanel = 64;
 

@@ -54,7 +54,8 @@ def moments(block: Block, groups: Sequence[Sequence[Target]]) -> list[Moments]:
         rows = input_rows(x)
         if not len(rows):
             return
-        sums[target.name].add(rows, threads)
+        # As the products take them.
+        sums[target.name].add(rows if block.products is None else rows.to(block.products), threads)
         held = floats.get(target.name)
         # An expert is given some of the tokens, and they may be others in the float model.
         if held and len(held[0]) == len(rows) == tokens:
@@ -73,11 +74,8 @@ def moments(block: Block, groups: Sequence[Sequence[Target]]) -> list[Moments]:
 
 
 def input_rows(x: torch.Tensor) -> torch.Tensor:
-    """What a layer multiplies, as the core takes it: [..., K] -> [rows, K]."""
-    x = x.detach().reshape(-1, x.shape[-1])
-    if torch.is_autocast_enabled("cpu"):
-        x = x.to(torch.get_autocast_dtype("cpu"))
-    return x.contiguous()
+    """What a layer is given, as the core takes it: [..., K] -> [rows, K]."""
+    return x.detach().reshape(-1, x.shape[-1]).contiguous()
 
 
 def _whole(cross: Any | None, hessian: Any) -> Any | None:

@@ -147,7 +147,6 @@ def _loss(block: Block, index: int, weights: Mapping[str, torch.Tensor]) -> torc
 
 def _product_dtype(block: Block, weight: torch.Tensor) -> torch.dtype:
     """What the block multiplies in."""
-    with block.fast_products():
-        if torch.is_autocast_enabled("cpu"):
-            return torch.bfloat16
+    if block.products is not None:
+        return block.products
     return torch.float32 if weight.dtype == torch.float16 else weight.dtype

@@ -263,7 +263,8 @@ PYBIND11_MODULE(_woq, module) {
   module.def("attention", &attend, py::arg("q"), py::arg("k"), py::arg("v"), py::arg("out"),
              py::arg("batch"), py::arg("heads"), py::arg("kv_heads"), py::arg("scale"),
              py::arg("causal") = false, py::arg("num_threads") = 0);
-  module.def("has_fast_attention", &has_pairs);
+  module.def("has_bf16_products", &has_pairs);
+  module.attr("MAX_HEAD_DIM") = kMaxHeadDim;
   module.def("cpu_info", &cpu_info);
   module.def("targets", &targets);
   module.def("build_info", &build_info);

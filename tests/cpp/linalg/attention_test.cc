@@ -148,7 +148,8 @@ TEST(Attention, RefusesWhatDoesNotFit) {
   EXPECT_MENTIONS(refused(shape_of(1, 4, 5, 2, 1, 8, false)), "k is [4, 8], expected [5, 8]");
   EXPECT_MENTIONS(refused(shape_of(2, 4, 4, 2, 1, 8, false)), "q is [4, 16], expected [8, 16]");
   Attention odd(shape_of(1, 4, 4, 2, 1, 8, false), 1);
-  EXPECT_MENTIONS(error_of<InvalidArgument>([&] { odd.run(1); }), "an even number apart");
+  EXPECT_MENTIONS(error_of<InvalidArgument>([&] { odd.run(1); }),
+                  "an even number of elements apart");
   FloatMatrix floats(FloatType::kFp32, 4, 16);
   Attention one(shape_of(1, 4, 4, 2, 1, 8, false));
   const std::string message = error_of<InvalidArgument>(
