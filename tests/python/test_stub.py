@@ -36,6 +36,7 @@ def public(owner: type | ModuleType) -> set[str]:
 
 def test_module_names() -> None:
     stub = {n.name for n in STUB.body if isinstance(n, (ast.FunctionDef, ast.ClassDef))}
+    stub |= {ast.unparse(n.target) for n in STUB.body if isinstance(n, ast.AnnAssign)}
     assert stub - TYPES_ONLY == public(_woq)
 
 
