@@ -183,11 +183,9 @@ class Block:
         return _hidden_states(torch.func.functional_call(self.module, parameters, args, kwargs))
 
     @torch.no_grad()
-    def advance(
-        self, states: Activations, products: contextlib.AbstractContextManager[Any]
-    ) -> None:
+    def advance(self, states: Activations) -> None:
         """Replace the inputs `states` of the block by its outputs, batch by batch."""
-        with products:
+        with self.fast_products():
             for index in range(len(self)):
                 output = self.run(index, states[index])
                 check_finite(output, f"the output of {self.name}", index)

@@ -101,7 +101,7 @@ def _segment(
                 block.original = block.copy(references) if mine else block
             elif references is not None:
                 block.references = references
-                block.advance(references, block.fast_products())
+                block.advance(references)
             if mine:
                 unreached = _unreached(block)
                 for target in unreached:
@@ -114,12 +114,12 @@ def _segment(
                     yield finished
             if number + 1 < len(segment.blocks):
                 if block.original is not None and references is not None:
-                    block.original.advance(references, block.original.fast_products())
+                    block.original.advance(references)
                 if float_inputs and references is not None:
                     for index in range(len(block)):
                         inputs.replace(index, references[index])
                 else:
-                    block.advance(inputs, block.fast_products())
+                    block.advance(inputs)
     finally:
         inputs.close()
         if references is not None:

@@ -384,7 +384,7 @@ def _measured(
                         yield _costs(target, config, seen.hessian, fisher[target.name], rules)
                 logger.info("planning: %s (%d layers) measured", name, len(mine))
                 if number + 1 < len(segment.blocks):
-                    block.advance(inputs, block.fast_products())
+                    block.advance(inputs)
         finally:
             inputs.close()
     for target in open_:
