@@ -267,7 +267,9 @@ inline void forward_shared(const ConstMatrixView& x, const std::vector<LinearOut
 // Both layers have N outputs.
 inline void forward_gated(const ConstMatrixView& x, const WeightOnlyLinear& gate,
                           const WeightOnlyLinear& up, const MatrixView& y, int threads = 0) {
-  // Equal shapes have equal shares of columns, so each thread multiplies what it wrote itself.
+  // The second product reads y, which the first one wrote. No barrier is needed between the two:
+  // both layers have N outputs, so a thread gets the same columns of both, and reads no element of
+  // y that another thread writes.
   forward_shared(x, {{&up, y, {}, {}}, {&gate, y, {}, y}}, threads);
 }
 

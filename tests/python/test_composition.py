@@ -165,7 +165,7 @@ def test_gptq_takes_the_scales_of_the_clipped_ranges():
     assert np.array_equal(matrix.scales(), clipped.scales())
     assert not np.array_equal(matrix.codes(), clipped.codes())
     errors = [_native.layer_error(weight, each.dequantize(), hessian) for each in (matrix, clipped)]
-    assert errors[0] < errors[1]  # what clipping took away is made good by other columns
+    assert errors[0] < errors[1]  # other columns compensate what clipping took away
     with pytest.raises(InvalidArgument, match=r"ranges of 'layer' are \[16, 63\]"):
         round_columns(weight, config, target, Moments(hessian), ranges[:, :63].contiguous())
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import importlib.util
 import platform
 import shutil
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -19,10 +20,12 @@ def load_script(name: str) -> ModuleType:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look their module up
     spec.loader.exec_module(module)
     return module
 
 
+check_comments = load_script("check_comments")
 check_includes = load_script("check_includes")
 check_symbols = load_script("check_symbols")
 
@@ -132,3 +135,94 @@ def test_leaked_instructions_are_found(tmp_path: Path) -> None:
         "woq::avx512_bf16::tile()",
         "woq::avx512_bf16::tile_state()",
     }
+
+
+# What clang-format made of three contracts when it filled up their lines.
+GARBLED = {
+    "formula": (
+        """\
+//     P = sum over k in b of t(n, k) * a(m, k)          t: the code's centred integer or table
+//     value P = P - z(n, g) * sum over k in b of a(m, k)      z: zero point minus centre; only when
+//     W has zero points C = C + P * scale                                 scale: fp32 and bf16:
+//     s(n, g); int8: s(n, g) * (s_a(m, b) * unit)
+""",
+        [2, 3, 4],
+    ),
+    "layout": (
+        """\
+//   4 bits: 64 bytes; byte 4 n + j holds W[n][k + j] in its low and W[n][k + 4 + j] in its high
+//   nibble (j = 0..3) 8 bits: two blocks of 64 bytes; byte 4 n + j of block b holds W[n][k + 4 b +
+//   j]
+""",
+        [2, 2, 3],
+    ),
+    "table": (
+        """\
+//   kF32B  : fp32 numbers that bfloat16 holds
+//   kBf16  : bfloat16, each 8 elements in the order 0 2 4 6 1 3 5 7, the pairs that one shift of
+//   packed codes yields kS8    : int8
+""",
+        [3],
+    ),
+    "formula in prose": (
+        """\
+// The objective is the output error of the layers that share the input, L = tr(D H D^T) for D
+// = W - Q(W a) / a, so that no data needs to be kept.
+""",
+        [2],
+    ),
+    "long line": ("// " + "word " * 20 + "\n", [1]),
+}
+
+
+@pytest.mark.parametrize("name", GARBLED)
+def test_garbled_comments_are_reported(name: str) -> None:
+    text, lines = GARBLED[name]
+    assert sorted(number for number, _ in check_comments.violations_in(text)) == lines
+
+
+def filled_up(display: list[str], width: int) -> list[str]:
+    """What a formatter makes of comment lines that are longer than `width`: their ends go to the
+    front of the next line."""
+    lines: list[str] = []
+    carried: list[str] = []
+    for line in display:
+        indent = " " * (len(line) - len(line.lstrip()))
+        words = carried + line.split(" ")[len(indent) :]
+        kept: list[str] = []
+        while words and len(indent) + len(" ".join([*kept, words[0]])) <= width:
+            kept.append(words.pop(0))
+        lines.append(indent + " ".join(kept))
+        carried = words
+    return [*lines, indent + " ".join(carried)] if carried else lines
+
+
+def test_filling_up_any_table_of_the_sources_is_reported() -> None:
+    tables = 0
+    for path in check_comments.sources(ROOT):
+        for comment in check_comments.comments(path.read_text()):
+            for display in check_comments.displays(comment):
+                lines = [line.text for line in display]
+                items = [
+                    line for line in lines if len(line) - len(line.lstrip()) == display[0].indent
+                ]
+                if len(items) < 2 or len(items) != len(lines):
+                    continue
+                tables += 1
+                # The last line as the only one that is too long would stay a line of its own.
+                width = max(map(len, lines[:-1])) - 1
+                text = "".join(f"// {line}\n" for line in filled_up(lines, width))
+                assert list(check_comments.violations_in(text)), f"{path}:\n{text}"
+    assert tables >= 10
+
+
+def test_a_formatter_that_fills_up_comments_is_reported(tmp_path: Path) -> None:
+    (tmp_path / ".clang-format").write_text("BasedOnStyle: Google\nReflowComments: Always\n")
+    (report,) = check_comments.violations(tmp_path)
+    assert "ReflowComments: Never" in report
+    shutil.copy(ROOT / ".clang-format", tmp_path)
+    assert check_comments.violations(tmp_path) == []
+
+
+def test_comments_of_the_sources_pass() -> None:
+    assert check_comments.violations(ROOT) == []

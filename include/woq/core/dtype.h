@@ -16,8 +16,9 @@ namespace woq {
 enum class WeightDtype : uint8_t { kInt8, kInt4Fullrange, kInt4Clip, kNf4, kFp4E2m1, kFp4E2m1Bnb };
 
 // The hub stores codes as unsigned numbers c in [0, 2^bits).
-//   integers : W = scale * (c - zero_point); symmetric matrices have the implied zero point
-//   2^(bits-1) codebooks: W = scale * codebook->values[c]
+//   integers : W = scale * (c - zero_point)
+//   codebooks: W = scale * codebook->values[c]
+// Symmetric matrices of integers store no zero points: theirs is 2^(bits - 1).
 struct DtypeTraits {
   WeightDtype dtype;
   const char* name;

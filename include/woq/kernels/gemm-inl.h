@@ -368,8 +368,9 @@ struct Gemm {
 
 // ---- Few rows: every weight is unpacked where it is used, and read once. ----
 
-// A step's lines, 1 KiB ahead, where arithmetic keeps the processor from looking that far ahead
-// itself. One row of int8 products does not, and runs faster without.
+// Prefetches the cache lines of the step that lies 1 KiB ahead of `codes`. The arithmetic of a step
+// is so long that the processor's own window does not reach the loads of later steps. One row of
+// int8 products is the exception: its arithmetic is short, and it runs faster without prefetches.
 template <class Policy, int kRows>
 WOQ_INLINE void prefetch_step(const uint8_t* codes) {
   if constexpr (kRows > 1 || !Policy::kInteger) {

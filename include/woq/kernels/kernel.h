@@ -5,23 +5,30 @@
 //     C [M, N] = silu(act(X) W^T + bias) * up [M, N] + residual
 // from prepared activations and a PackedMatrix.
 //
-// Every kernel computes, for each row m and row n of W, over the blocks b of K (see BlockGeometry;
-// g is b's group):
-//     P = sum over k in b of t(n, k) * a(m, k)          t: the code's centred integer or table
-//     value P = P - z(n, g) * sum over k in b of a(m, k)      z: zero point minus centre; only when
-//     W has zero points C = C + P * scale                                 scale: fp32 and bf16:
-//     s(n, g); int8: s(n, g) * (s_a(m, b) * unit)
-// int8: P's first line is an exact 32-bit integer: |t| <= 255, |a| <= 127 and blocks of at most 128
-// keep it, and the second line for integer zero points, below 2^24, so fp32 holds it exactly too.
-// The third line is one rounded product and one fused multiply-add, in the order of b. Hence int8
-// results are bit-identical on every target.
+// Every kernel computes, for each row m of X and each row n of W, over the blocks b of K (see
+// BlockGeometry; g is the group of b):
+//     P = sum over k in b of t(n, k) * a(m, k)
+//     P = P - z(n, g) * sum over k in b of a(m, k)
+//     C = C + P * scale
+// with
+//     a      prepared activation
+//     t      centred integer of the code, or its value in the dtype's table
+//     z      zero point minus centre; the second line is left out when W has no zero points
+//     scale  s(n, g) in fp32 and bf16, s(n, g) * (s_a(m, b) * unit) in int8
+//
+// int8 results are bit-identical on every target. The first line is an integer sum: |t| <= 255,
+// |a| <= 127 and blocks of at most 128 keep it below 2^24, and with integer zero points the second
+// line too, so that fp32 holds both exactly. The third line is one rounded product and one fused
+// multiply-add, in the order of b.
 //
 // The kernels of target onednn instead multiply dequantized weights, where C has kDequantizedRows
 // and more:
-//     C = C + sum over k of w(n, k) * a(m, k)      w = (t - z) * s, each rounded to fp32, and for
-//     bf16 then to bfloat16
-// accumulated in fp32, in an order of oneDNN's own. They keep scratch memory for each thread, which
-// the first call allocates. C's rows count, not the portion's, so that sharing rows between threads
+//     C = C + sum over k of w(n, k) * a(m, k)
+//     w = (t - z) * s
+// The difference and the product in w are each rounded to fp32, and for bf16 the result to bfloat16
+// as well. The sum is accumulated in fp32, in an order that oneDNN chooses. These kernels keep
+// scratch memory for each thread, which the first call allocates. What is compared with
+// kDequantizedRows is the number of rows of C, not of the portion, so that the number of threads
 // does not change which weights are multiplied.
 #pragma once
 
@@ -86,10 +93,11 @@ constexpr WeightKind kind_of(const DtypeTraits& dtype) {
 }
 
 // How activations are laid out for a kernel; rows start at multiples of 64 bytes and are 0 past K.
-//   kF32   : fp32
-//   kF32B  : fp32 numbers that bfloat16 holds
-//   kBf16  : bfloat16, each 8 elements in the order 0 2 4 6 1 3 5 7, the pairs that one shift of
-//   packed codes yields kS8    : int8
+//   kF32   fp32
+//   kF32B  fp32 numbers that bfloat16 holds
+//   kBf16  bfloat16, each 8 elements in the order 0 2 4 6 1 3 5 7: one shift of packed codes yields
+//          pairs in that order
+//   kS8    int8
 enum class ActFormat : uint8_t { kF32, kF32B, kBf16, kS8 };
 
 // Blocks of K: each group, cut into pieces of at most 128 elements. 128 bounds the int8 sums

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Many rows by a dense product of oneDNN: a panel of W is dequantized once, and all rows of the
-// activations are multiplied with it (kernel.h, "dequantizing kernels"). Calls of few rows are
-// avx512_bf16's code.
+// activations are multiplied with it (formula: kernel.h, "kernels of target onednn"). Calls of few
+// rows run the code of target avx512_bf16.
 //
 // A panel is 128 columns (8 tiles) x 1024 elements of K: 512 KiB in fp32, half of a second-level
 // cache of 1 MiB; the other half is for the copies of A and B that oneDNN packs for itself. Its

@@ -131,7 +131,8 @@ WOQ_INLINE void store_f32(void* p, F32 a) {
   _mm256_storeu_ps(static_cast<float*>(p), a.lo);
   _mm256_storeu_ps(static_cast<float*>(p) + 8, a.hi);
 }
-// Narrows dwords below 2^16 (kSigned: in the range of int16) to words, in order.
+// Narrows dwords to words, in order. They must be in [0, 2^16), or where is_signed in the range of
+// int16.
 WOQ_INLINE __m256i pack_words(__m256i lo, __m256i hi, bool is_signed) {
   const __m256i words = is_signed ? _mm256_packs_epi32(lo, hi) : _mm256_packus_epi32(lo, hi);
   return _mm256_permute4x64_epi64(words, 0xd8);  // packs works within 128-bit halves
@@ -257,9 +258,9 @@ WOQ_INLINE I32 dot(I32 acc, const ByteOperand& w, I32 a) {
           _mm256_dpbusd_avx_epi32(acc.hi, w.v.hi, a.hi)};
 }
 #else
-// vpmaddubsw saturates at 32767: two products of nibbles reach 2 * 15 * 127 = 3810, and those of a
-// signed byte's magnitude (at most 128) with the activation carrying its sign, 2 * 128 * 127 =
-// 32512.
+// vpmaddubsw saturates at 32767, which sums of two products do not reach: those of nibbles are at
+// most 2 * 15 * 127 = 3810, and those of a signed byte's magnitude (at most 128) with an activation
+// that carries its sign are at most 2 * 128 * 127 = 32512.
 inline constexpr int kByteExcess = 0;
 struct ByteOperand {
   I32 magnitude, value;

@@ -201,9 +201,9 @@ WOQ_INLINE I32 dot(I32 acc, const ByteOperand& w, I32 a) {
   return _mm512_dpbusd_epi32(acc, w.v, a);
 }
 #else
-// vpmaddubsw saturates at 32767: two products of nibbles reach 2 * 15 * 127 = 3810, and those of a
-// signed byte's magnitude (at most 128) with the activation carrying its sign, 2 * 128 * 127 =
-// 32512.
+// vpmaddubsw saturates at 32767, which sums of two products do not reach: those of nibbles are at
+// most 2 * 15 * 127 = 3810, and those of a signed byte's magnitude (at most 128) with an activation
+// that carries its sign are at most 2 * 128 * 127 = 32512.
 inline constexpr int kByteExcess = 0;
 struct ByteOperand {
   I32 magnitude;

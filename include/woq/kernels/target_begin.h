@@ -8,10 +8,13 @@
 //   WOQ_VECTOR_BITS  512 or 256
 //   WOQ_HAS_VNNI     1 if 8-bit dot products are one instruction
 //   WOQ_HAS_BF16     1 if bfloat16 dot products are
-//   WOQ_INT8_ROWS, WOQ_INT8_TILES, WOQ_INT8_NAME     the register tile of int8 arithmetic with many
-//   WOQ_FLOAT_ROWS, WOQ_FLOAT_TILES, WOQ_FLOAT_NAME  rows, rows x tiles of 16 columns, that of
-//                    fp32 and bf16 arithmetic, and how kernel names show them
-//   WOQ_REGISTER_SUMS  outputs (rows x tiles) whose results fit registers beside a block's sums
+//   WOQ_INT8_ROWS    rows of the register tile that int8 arithmetic has for many rows,
+//   WOQ_INT8_TILES   its tiles of 16 columns, and
+//   WOQ_INT8_NAME    how kernel names show the two
+//   WOQ_FLOAT_ROWS, WOQ_FLOAT_TILES, WOQ_FLOAT_NAME
+//                    the same for fp32 and bf16 arithmetic
+//   WOQ_REGISTER_SUMS
+//                    outputs (rows x tiles) whose results fit registers beside a block's sums
 
 #define WOQ_TARGET_ID_avx2 1
 #define WOQ_TARGET_ID_avx_vnni 2

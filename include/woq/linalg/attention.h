@@ -16,8 +16,8 @@
 
 namespace woq {
 
-// Of q [batch * queries, heads * head_dim], k and v [batch * keys, kv_heads * head_dim]; heads /
-// kv_heads neighbouring heads share one of k and v (arXiv:2305.13245).
+// q is [batch * queries, heads * head_dim], k and v are [batch * keys, kv_heads * head_dim]. Each
+// (heads / kv_heads) neighbouring heads of q share one head of k and v (arXiv:2305.13245).
 struct AttentionShape {
   int64_t batch = 1, queries = 0, keys = 0, heads = 1, kv_heads = 1, head_dim = 0;
   float scale = 1;

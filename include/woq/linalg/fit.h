@@ -10,8 +10,8 @@
 
 namespace woq {
 
-// sum weight x v and sum weight v^2: the best s is product / square, and it lowers sum weight (x -
-// s v)^2 to sum weight x^2 - product^2 / square.
+// product = sum of weight x v, square = sum of weight v^2. With the best s, product / square,
+// the sum of weight (x - s v)^2 is (the sum of weight x^2) - product^2 / square.
 struct FitSums {
   float product = 0, square = 0;
 };

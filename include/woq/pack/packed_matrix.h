@@ -2,19 +2,25 @@
 // PackedMatrix: the one layout that every kernel reads, whatever its instruction set or compute
 // type. Rebuildable from the hub and back, bit for bit; never an exchange format.
 //
-// Rows of W are taken in tiles of 16 (one lane of a 512-bit register each), K in steps of 8. A step
-// is
-//   4 bits: 64 bytes; byte 4 n + j holds W[n][k + j] in its low and W[n][k + 4 + j] in its high
-//   nibble (j = 0..3) 8 bits: two blocks of 64 bytes; byte 4 n + j of block b holds W[n][k + 4 b +
-//   j]
-// so that one 64-byte load, after at most an and and a shift, is an operand of a 4-way byte dot
-// product (vpdpbusd), its 16-bit halves index a table of bfloat16 pairs (vpermw), and its dwords a
-// table of floats (vpermps). A tile lies in one piece, group after group; a group is its 16 scales
-// in their stored encoding, its 16 zero points if there are any, and its steps of codes. A thread
-// that computes a range of tiles thus reads one stream of bytes, each once and in order, which is
-// what hardware prefetchers follow best: scales and zero points behind a tile's codes, as second
-// and third streams, cost a quarter of the bandwidth. Codes need not be aligned. Rows past N and
-// elements past K are stored as code 0 with scale 0; prepared activations are 0 past K.
+// Rows of W are taken in tiles of 16 (one 32-bit lane of a 512-bit register each), K in steps of 8.
+// docs/concepts.md has a picture. A step of codes is
+//   4 bits: 64 bytes; byte 4 n + j holds W[n][k + j] in its low nibble and W[n][k + 4 + j] in its
+//           high one (n = 0..15, j = 0..3)
+//   8 bits: two blocks of 64 bytes; byte 4 n + j of block b holds W[n][k + 4 b + j]
+// so that one 64-byte load, after at most an AND and a shift, serves every kind of product: it is
+// an operand of a 4-way byte dot product (vpdpbusd), its 16-bit halves are indices into a table of
+// bfloat16 pairs (vpermw), and its 32-bit lanes are indices into a table of floats (vpermps).
+//
+// A tile lies in one piece, group after group. A group of a tile is
+//   scales       16, in their stored encoding
+//   zero points  16, if the scheme has any
+//   codes        the steps of the group, one after the other
+// A thread that computes a range of tiles thus reads one stream of bytes, each once and in order,
+// which hardware prefetchers follow best. Keeping scales and zero points behind the codes of a
+// tile, as second and third streams, cost a quarter of the bandwidth. Codes need not be aligned.
+//
+// Rows past N and elements past K are stored as code 0 with scale 0; prepared activations are 0
+// past K.
 #pragma once
 
 #include <cstdint>

@@ -10,10 +10,9 @@
 
 namespace woq {
 
-// Writes row n of W, elements [0, K), to out.
 namespace detail {
 
-// The columns of a group are not adjacent.
+// Row n of a matrix with g_idx: the columns of a group are not adjacent.
 inline void dequantize_scattered_row(const QuantizedMatrix& matrix, int64_t n, float* out) {
   const DtypeTraits& dtype = matrix.dtype();
   for (int64_t k = 0; k < matrix.cols; ++k) {
@@ -52,7 +51,8 @@ inline void dequantize_grouped_row(const QuantizedMatrix& matrix, int64_t n, flo
 
 }  // namespace detail
 
-// Row n as the weight that the matrix stands for: act_scales are in it.
+// Writes row n of W, elements [0, K), to out. This is the weight that the matrix stands for:
+// act_scales are multiplied in.
 inline void dequantize_row(const QuantizedMatrix& matrix, int64_t n, float* out) {
   if (matrix.g_idx.size() > 0) {
     detail::dequantize_scattered_row(matrix, n, out);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// GPTQ (Frantar et al., arXiv:2210.17323, algorithm 1): columns are quantized one after the other;
-// each column's error is made up for by those that are still to come.
+// GPTQ (Frantar et al., arXiv:2210.17323, algorithm 1): columns are quantized one after the other,
+// and the columns that are still to come are changed so that they compensate each column's error.
 //
 // The paper keeps the weights in flight: with U the upper Cholesky factor of H^-1, column i's error
 // e_i = (w_i - q_i) / U_ii is subtracted from the columns j > i as e_i U_ij. Here the same numbers

@@ -21,8 +21,7 @@ namespace woq {
 
 namespace detail {
 
-inline constexpr int64_t kMomentRows = 1024;     // of x that are converted at once
-inline constexpr int64_t kMomentPairRows = 512;  // of x that are packed as pairs at once
+inline constexpr int64_t kMomentRows = 1024;  // of x that are converted at once
 // Larger inputs come from a model that has overflowed; their squares would overflow fp32 next.
 inline constexpr float kLargestInput = 1e17f;
 

@@ -3,8 +3,8 @@
 // - Symmetric integers: scale = absmax / (127 | 8 | 7). int4_fullrange negates it when the largest
 //   weight exceeds the smallest in magnitude, so that the extreme becomes code -8; when both signs
 //   reach it, or all weights are equal, the scale stays positive.
-// - Asymmetric integers: the range [min, max] is forced to contain 0; scale = (max - min) /
-//   (2^bits - 1); integer zero point.
+// - Asymmetric integers: the range [min, max] is forced to contain 0,
+//   scale = (max - min) / (2^bits - 1), and the zero point is an integer.
 // - Codebooks: scale = absmax / largest code value.
 // - A group of zeros: as if absmax were 1 (integers; asymmetric: min -1, max 1) or 0 (codebooks).
 // Rounding is half to even; these are neural-compressor 2.6's rules for the integers and

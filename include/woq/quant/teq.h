@@ -1,14 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
-// TEQ (Cheng et al., arXiv:2310.10944): a trained scale for each input channel, y = (x / a) Q(W
-// a)^T. The objective is the output error of the layers that share the input, L = tr(D H D^T) for D
-// = W - Q(W a) / a, so that no data needs to be kept; the paper's own, the model's loss, needs the
-// model.
+// TEQ (Cheng et al., arXiv:2310.10944): a trained scale a for each input channel. The layer and the
+// objective, the output error of all layers that share the input, are
+//     y = (x / a) Q(W a)^T
+//     L = tr(D H D^T)
+//     D = W - Q(W a) / a
+// so that the moments H are all that is kept of the data. The paper's own objective, the loss of
+// the model, needs the model in memory.
 //
 // Gradient, straight through the rounding (equation 5): for X = W diag(a), in a group of scale s,
 // Q = s v with v = round(X / s), whose derivative counts as that of X / s. With theta = log a and
 // G = D H:
-//     dL/dtheta_k = -2 sum_n G_nk D_nk  +  sum over (n, g) of (dL/ds_ng) (ds_ng / dtheta_k)
-//     dL/ds_ng = -2 sum over k in g of G_nk (v_nk - X_nk / s) / a_k
+//     dL/dtheta_k = -2 sum_n G_nk D_nk + sum over (n, g) of (dL/ds_ng) (ds_ng / dtheta_k)
+//     dL/ds_ng    = -2 sum over k in g of G_nk (v_nk - X_nk / s) / a_k
 // s follows the group's extremes: ds/dtheta_k is s at the weight that sets absmax, and the
 // extreme's own share of max - min where there are zero points. Without that term the gradient
 // would only ever raise scales. Where ranges are searched, each group's is a share of its full one

@@ -4,8 +4,8 @@
 // Accumulation. kernel.h's result is a sum of terms s t a, - s z a and bias. However it is ordered,
 // if at most n roundings lie between a term and the result, then the error is at most
 //     gamma(n) T,   gamma(n) = n u / (1 - n u),   u = 2^-24,   T = sum of the terms' magnitudes
-// (Higham, Accuracy and Stability of Numerical Algorithms, 2nd ed., 3.1). A term meets at most K +
-// 1 roundings of additions (its block's and those of the blocks behind it, each of which has a
+// (Higham, Accuracy and Stability of Numerical Algorithms, 2nd ed., 3.1). A term meets at most
+// K + 1 roundings of additions (its block's and those of the blocks behind it, each of which has a
 // term), and 6 others: t - z and s (t - z) in dequantize(), the zero point's and the scale's
 // multiplication, the bias, the store. Two evaluations of the same terms differ by twice that.
 // Underflow adds an absolute error to each operation: 2^-149, or 2^-126 (1 + |t|) where bfloat16
