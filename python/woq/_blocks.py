@@ -192,7 +192,7 @@ class Block:
                 states.replace(index, output)
 
     def groups(self) -> list[list[Target]]:
-        """The targets that the calibration reaches, in the order of their calls; those that are
+        """The targets that the calibration reaches, in the order of their calls. Targets that are
         given the very same input tensor (q, k and v; gate and up) share a group."""
         if self._found is None:
             self._found = self._find_groups()
@@ -212,7 +212,9 @@ class Block:
             seen.append(x)
             groups.append([target])
 
-        # An expert is reached by some batches only; what the first batch calls decides the order.
+        # A batch reaches some experts of a mixture only, so each batch is observed for the targets
+        # that no batch before it reached. Groups are in the order of the calls: first those of the
+        # first batch, then what later batches add.
         reached: set[str] = set()
         for index in range(len(self)):
             missing = [target for target in self.targets if target.name not in reached]
@@ -462,7 +464,7 @@ def product_dtype(
     bfloat16 is float32, which a float16 norm doesn't take.
 
     Args:
-        weight_dtypes: those that the layers are to have.
+        weight_dtypes: the dtypes that the layers are to have.
         states: dtype of the hidden states.
     """
     dtypes = {*weight_dtypes, *_quantized_dtypes(module)}

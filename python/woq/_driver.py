@@ -129,7 +129,7 @@ def _segment(
 def _block(
     block: Block, config: WeightOnlyQuantConfig, quantize_block: object, work: WorkDir | None
 ) -> Iterator[Finished]:
-    """The layers of one block: those that the work directory has, then the others."""
+    """The layers of one block: first the ones that the work directory holds, then the others."""
     if work is not None:
         for target in list(block.targets):
             stored = work.load(target)

@@ -224,13 +224,13 @@ class HqqConfig(_AlgorithmConfig):
 
 
 class GPTQConfig(_AlgorithmConfig):
-    """GPTQ (arXiv:2210.17323): columns are rounded one after the other, and what each rounding does
-    wrong is made good by the columns that follow, as the inputs' second moments say.
+    """GPTQ (arXiv:2210.17323): columns are rounded one after the other, and the columns that follow
+    compensate the error of each rounding, weighted by the inputs' second moments.
 
     `desc_act` takes the columns in the order of their inputs' size, which costs a permutation at
     run time; `act_group_aware` keeps every column in its group, which does not, and is on
-    unless `desc_act` is. `gptaq_alpha` above 0 also makes good what the quantized layers before did
-    to the inputs (GPTAQ, arXiv:2504.02692, whose code has 0.25).
+    unless `desc_act` is. `gptaq_alpha` above 0 also compensates the error that the quantized layers
+    before this one add to its inputs (GPTAQ, arXiv:2504.02692; its authors' code has 0.25).
     """
 
     _algorithm = "GPTQ"

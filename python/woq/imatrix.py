@@ -359,7 +359,7 @@ def _architecture(model: nn.Module) -> tuple[str, int] | None:
 
 
 def _file_names(modules: Iterable[str], architecture: tuple[str, int] | None) -> dict[str, str]:
-    """llama.cpp's names of modules; those that it has none for are left out."""
+    """llama.cpp's names of modules. A module for which it has no name is left out."""
     if architecture is None:
         raise InvalidArgument(
             "llama.cpp's importance matrices are of models that transformers knows (with a "

@@ -140,8 +140,8 @@ def plan_layer_config(
         woq.quantize(model, config)
 
     Costs are those of rounding to nearest, whatever the config's algorithm. Layers that the data
-    does not reach keep the config's settings; so do those that a rule of `config.layer_config`
-    names, which stays in force. In memory: the model, its activations for one sample with
+    does not reach keep the config's settings. Layers that a rule of `config.layer_config` names
+    keep that rule. In memory: the model, its activations for one sample with
     gradients, and one block's Hessians.
 
     Args:

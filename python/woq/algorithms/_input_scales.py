@@ -25,7 +25,7 @@ __all__ = ["FindScales", "Round", "quantize_scaled", "rounding_of"]
 FindScales = Callable[[list[torch.Tensor], Any, Sequence[Target]], torch.Tensor]
 
 # weight [N, K], config, target, moments of its input, and the weight with clipped ranges or None
-# -> the rounded weight, and what there is to say about it.
+# -> the rounded weight, and a note for the report.
 Round = Callable[
     [torch.Tensor, WeightOnlyQuantConfig, Target, Moments, "torch.Tensor | None"],
     tuple[_native.QuantizedMatrix, str],

@@ -59,7 +59,7 @@ def quantize_block(block: Block, config: WeightOnlyQuantConfig) -> Iterator[Fini
         yield Finished(target, matrix, loss=after, start_loss=before, note=notes[target.name])
 
 
-# A layer's start, and what there is to say about it.
+# For each layer: its target, the rounding that tuning starts from, and a note for the report.
 _Starts = Iterator[tuple[Target, Rounding, str]]
 
 

@@ -46,9 +46,11 @@ def round_columns(
     ranges: torch.Tensor | None = None,
     in_flight: torch.Tensor | None = None,
 ) -> tuple[_native.QuantizedMatrix, str]:
-    """GPTQ of `weight` [N, K], and what there is to say about it. `ranges` [N, K]: its groups give
-    the scales instead of those of the weights in flight, which are written to `in_flight` [N, K].
-    Options that the config's algorithm doesn't have are GPTQ's defaults."""
+    """Quantizes `weight` [N, K] by GPTQ. Returns the matrix and a note for the report.
+
+    Scales come from the groups of `ranges` [N, K] if it is given, else from the weights in flight.
+    The weights in flight are written to `in_flight` [N, K] if it is given. An option that the
+    config's algorithm doesn't have takes GPTQ's default."""
     options = {**complete_options("GPTQ", "GPTQ", {}), **config.algorithm_args}
     facts: dict[str, float] = {}
     matrix = _native.quantize_gptq(

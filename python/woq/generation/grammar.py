@@ -87,7 +87,7 @@ class GrammarProcessor(LogitsProcessor):
                     masked[index] = -torch.inf
                     masked[index, self._end_ids[0]] = 0.0
                 continue
-            # One byte per token of the tokenizer, 0 for those that are ruled out. The model may
+            # One byte per token of the tokenizer, 0 for a token that is ruled out. The model may
             # have more rows of logits than there are tokens.
             allowed = torch.frombuffer(bytearray(matcher.compute_logit_bias()), dtype=torch.uint8)
             count = min(len(allowed), masked.shape[1])

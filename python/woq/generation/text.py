@@ -42,8 +42,8 @@ class RowText:
     """The text of one sequence while its tokens arrive.
 
     `push` returns the text that is certain: a character whose bytes are incomplete and a possible
-    beginning of a stop text are held back. A stop text is literal; the one that is complete first
-    wins, the leftmost among those that one token completes.
+    beginning of a stop text are held back. A stop text is literal. The stop text that is complete
+    first wins; if one token completes several, the leftmost of them wins.
     """
 
     def __init__(self, tokenizer: Decodes, stops: Sequence[str], end_ids: frozenset[int]) -> None:
