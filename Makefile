@@ -12,7 +12,7 @@ WOQ_SOURCES := $(shell find CMakeLists.txt pyproject.toml README.md cmake includ
   -type f -not -path '*/__pycache__/*')
 LANGCHAIN_SOURCES := $(shell find python/langchain-woq -name '*.py' -o -name pyproject.toml)
 
-.PHONY: demo test test-cpp test-python test-emulated test-all check bench sanitize format clean
+.PHONY: demo test test-cpp test-python test-emulated test-all check docs bench sanitize format clean
 .DELETE_ON_ERROR:
 
 demo: $(STAMPS)/model $(BUILT)/woq $(BUILT)/langchain-woq
@@ -36,8 +36,12 @@ test-emulated: $(STAMPS)/build
 test-all: test
 	scripts/test_all.sh
 
-check: $(STAMPS)/build $(STAMPS)/check
+check: $(STAMPS)/build $(STAMPS)/check docs
 	scripts/check.sh
+
+# The reference is made from the installed package's docstrings, so the package is needed.
+docs: $(STAMPS)/docs $(STAMPS)/model $(BUILT)/woq
+	scripts/build_docs.sh
 
 # Wants a machine that does nothing else.
 bench: $(STAMPS)/build

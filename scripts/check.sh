@@ -5,7 +5,7 @@
 . "$(dirname "$0")/common.sh"
 
 mapfile -t cpp_files < <(find include src python tests benchmarks -name '*.h' -o -name '*.cc' -o -name '*.c' | sort)
-python_paths=(python scripts tests benchmarks)
+python_paths=(python scripts tests benchmarks docs/conf.py)
 
 if [ "${1:-}" = --fix ]; then
   clang-format -i "${cpp_files[@]}"

@@ -191,9 +191,11 @@ class RtnConfig(_AlgorithmConfig):
 
 class HqqConfig(_AlgorithmConfig):
     """HQQ (Badri and Shaji, 2023), data-free: the zero point of every group for the least sum of
-    |error|^lp_norm. `nbits`, `group_size`, `axis` and `skip_modules` are transformers' HqqConfig's;
-    only `axis=1` (groups along the input features) is supported. Zero points are real numbers, 32
-    bits a group."""
+    `|error|^lp_norm`.
+
+    `nbits`, `group_size`, `axis` and `skip_modules` are those of transformers' HqqConfig; only
+    `axis=1` (groups along the input features) is supported. Zero points are real numbers, 32 bits a
+    group."""
 
     _algorithm = "HQQ"
 
