@@ -22,29 +22,29 @@ from typing import Any
 import torch
 
 import woq
-from woq import _native
+from woq.core import native
 from woq.demo import find_smollm2
-from woq.evaluation import windows_of
+from woq.reports.evaluation import windows_of
 
-DTYPES = tuple(_native.dtype_names())
-COMPUTE_DTYPES = tuple(_native.compute_dtype_names())
+DTYPES = tuple(native.dtype_names())
+COMPUTE_DTYPES = tuple(native.compute_dtype_names())
 
 
 def machine(threads: int | None = None, packages: Sequence[str] = ()) -> dict[str, Any]:
     """CPU, threads, versions (also those of `packages`) and commit: what a claim must carry."""
     if threads:
         torch.set_num_threads(threads)
-    cpu = _native.cpu_info()
+    cpu = native.cpu_info()
     packages = ("torch", "transformers", "bitsandbytes", "numpy", *packages)
     return {
         "date": datetime.date.today().isoformat(),
         "cpu": cpu["brand"],
-        "targets": [target["name"] for target in _native.targets() if target["available"]],
+        "targets": [target["name"] for target in native.targets() if target["available"]],
         "forced_target": os.environ.get("WOQ_FORCE_TARGET"),
         "threads": torch.get_num_threads(),
         "python": sys.version.split()[0],
         "woq": woq.__version__,
-        "compiler": _native.build_info()["compiler"],
+        "compiler": native.build_info()["compiler"],
         "commit": _commit(),
         "versions": {name: _version(name) for name in packages},
         "command": " ".join(["python", os.path.relpath(sys.argv[0]), *sys.argv[1:]]),

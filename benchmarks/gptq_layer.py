@@ -18,7 +18,7 @@ import torch
 from common import interleave, machine, report, seconds_per_call
 
 import woq
-from woq import _native
+from woq.core import native
 
 _DAMP, _BLOCK = 0.01, 128
 
@@ -69,13 +69,13 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
     torch.manual_seed(0)
     weight, x = layer(*args.shape)
     moments = x.T @ x
-    hessian = _native.Hessian(args.shape[1])
+    hessian = native.Hessian(args.shape[1])
     hessian.add(x, num_threads=torch.get_num_threads())
     scheme = {"dtype": "int4_clip", "group_size": args.group_size}
     results: dict[str, torch.Tensor] = {}
 
     def ours() -> None:
-        matrix = _native.quantize_gptq(
+        matrix = native.quantize_gptq(
             weight,
             hessian,
             **scheme,
@@ -93,7 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
     timings = interleave(cases, args.repeats)
 
     def error(rounded: torch.Tensor) -> float:
-        return float(_native.layer_error(weight, rounded, hessian, torch.get_num_threads()))
+        return float(native.layer_error(weight, rounded, hessian, torch.get_num_threads()))
 
     nearest = error(torch.from_numpy(woq.quantize_rtn(weight, **scheme).dequantize()))
     rows = [

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Perplexity, KL divergence to fp32 and top-1 agreement of every weight and compute dtype.
 
-The protocol is woq.evaluation's, over the first `--windows` pieces of `--length` tokens.
+The protocol is woq.reports.evaluation's, over the first `--windows` pieces of `--length` tokens.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from common import (
     windows_of_file,
 )
 
-from woq.evaluation import log_probabilities, score
+from woq.reports.evaluation import log_probabilities, score
 
 
 def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:

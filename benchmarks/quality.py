@@ -5,8 +5,8 @@ agreement, with time and peak memory.
 The model is first permuted (`permutation.py`): its weights come from a 4-bit file, whose grid would
 flatter quantizers with the same one; that fp32 perplexity stays what it was is checked. Calibration
 sees `--calibration` only, the figures are over `--text`: the first `--windows` pieces of `--length`
-tokens, without special tokens, as `woq.evaluation` defines them. Peak memory is what the process
-holds at most while it quantizes, beyond what it held before (the float model and its copy).
+tokens, without special tokens, as `woq.reports.evaluation` defines them. Peak memory is what the
+process holds at most while it quantizes, beyond what it held before (the float model and its copy).
 RTN+mse is RTN with mse_range; RTN+imatrix collects an importance matrix first, in the time that is
 shown. HQQ does asymmetric formats only.
 
@@ -43,8 +43,8 @@ from quality_exchange import (
 )
 
 import woq
-from woq.calibration import token_samples
-from woq.evaluation import log_probabilities, score
+from woq.observe.samples import token_samples
+from woq.reports.evaluation import log_probabilities, score
 
 ALGORITHMS = (
     *("RTN", "RTN+mse", "RTN+imatrix", "HQQ", "GPTQ", "AWQ", "TEQ", "AUTOROUND"),
@@ -325,7 +325,7 @@ _FIGURES = ("perplexity", "kl", "top1", "seconds", "MiB")
 
 def _known(algorithm: str, options: Mapping[str, Any]) -> dict[str, Any]:
     """The options that `algorithm` has: one command line serves all."""
-    from woq._options import ALGORITHMS as TABLE
+    from woq.config.options import ALGORITHMS as TABLE
 
     names = _COUNTS if algorithm == "RTN+imatrix" else TABLE[algorithm.removesuffix("+mse")]
     return {name: value for name, value in options.items() if name in names}

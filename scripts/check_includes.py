@@ -31,59 +31,40 @@ PRIVATE_HEADER = re.compile(r"-inl\.h$|^kernels/targets/|^kernels/target_(begin|
 TARGET_HEADER = re.compile(r"^kernels/targets/(\w+)\.h$")
 INCLUDE = re.compile(r'^\s*#\s*include\s+"(?:woq/)?([^"]+)"', re.MULTILINE)
 
-# The modules that `woq` itself may import when they are imported; heavy ones load on first use.
+# What a package may not import when a light module of it is imported; light modules load these on
+# first use.
 HEAVY_IMPORTS = {
     "accelerate", "gguf", "langchain_core", "llguidance", "matplotlib", "ml_dtypes", "safetensors",
     "torch", "tqdm", "transformers",
 }  # fmt: skip
 
-# A module may import those on the lines above it, anywhere in its text; the second column says
-# whether its own import may be heavy. `__init__` resolves lazily, so it is free to name any module.
-PYTHON_LAYERS = {
-    "_woq": "light",
-    "_native": "light",
-    "_pages": "light",
-    "_options": "light",
-    "_location": "light",
-    "_units": "light",
-    "_imatrix_files": "light",
-    "config": "light",
-    "algorithm_configs": "light",
-    "report": "light",
-    "_histograms": "light",
-    "_environment": "light",
-    "_safetensors": "heavy",
-    "_stand_in": "heavy",
-    "_tensors": "heavy",
-    "linear": "heavy",
-    "_selection": "heavy",
-    "_attention": "heavy",
-    "_blocks": "heavy",
-    "algorithms": "heavy",
-    "calibration": "heavy",
-    "imatrix": "heavy",
-    "_work_dir": "heavy",
-    "_driver": "heavy",
-    "planning": "heavy",
-    "quantization": "heavy",
-    "saving": "heavy",
-    "transformers": "heavy",
-    "auto_model": "heavy",
-    "evaluation": "heavy",
-    "_inspection": "heavy",
-    "report_page": "heavy",
-    "generation": "heavy",
-    "pipelines": "heavy",
-    "compat": "heavy",
-    "_autoload": "light",
-    "demo": "light",
-    "cli": "light",
-    "__main__": "light",
+# The rooms of the two Python packages, in order: a module may import from its own room and from
+# those above it, anywhere in its text. A room is a folder of python/woq, or a module right in it.
+# The second column says whether its modules may import heavy packages when they are imported; the
+# third names those of its modules for which the opposite holds. `__init__` of woq resolves lazily,
+# so it is free to name any module.
+PYTHON_ROOMS = {
+    "core": ("light", ""),
+    "config": ("light", ""),
+    "formats": ("heavy", "__init__ imatrix_files pages"),
+    "modules": ("heavy", "__init__"),
+    "observe": ("heavy", "__init__"),
+    "algorithms": ("heavy", ""),
+    "quantizing": ("heavy", "__init__ histograms report"),
+    "reports": ("heavy", "__init__"),
+    "hf": ("heavy", "__init__ autoload location"),
+    "generation": ("heavy", ""),
+    "compat": ("heavy", ""),
+    "langchain_woq": ("heavy", ""),
+    "demo": ("light", ""),
+    "cli": ("light", ""),
+    "__main__": ("light", ""),
 }
+PYTHON_PACKAGES = {"woq": "python/woq", "langchain_woq": "python/langchain-woq/langchain_woq"}
 
 # Imports against the order, inside functions only: a model that transformers made must be told of
 # its quantizer, and quantize() takes any torch model.
-LAZY_EXCEPTIONS = {("quantization", "transformers")}
+LAZY_EXCEPTIONS = {("quantizing", "hf")}
 
 
 def layer_of(header: str) -> str:
@@ -124,17 +105,32 @@ def check_bindings(root: Path) -> Iterator[str]:
                 yield f"{path}: bindings use public headers only, not {header}"
 
 
-def imported_modules(tree: ast.AST) -> Iterator[tuple[str, ast.stmt]]:
-    """Absolute names of the imported modules; a relative import counts as woq's."""
+def python_modules(root: Path) -> dict[str, Path]:
+    """The modules of the two packages by their dotted name; a folder's is that of `__init__`."""
+    modules = {}
+    for package, folder in PYTHON_PACKAGES.items():
+        for path in sorted((root / folder).rglob("*.py")):
+            parts = path.relative_to(root / folder).with_suffix("").parts
+            modules[".".join((package, *(part for part in parts if part != "__init__")))] = path
+    return modules
+
+
+def room_of(module: str) -> str:
+    """The room of a dotted name: `woq.hf.saving` -> hf; that of the package itself is ""."""
+    package, _, rest = module.partition(".")
+    return rest.partition(".")[0] if package == "woq" else package
+
+
+def imported_modules(tree: ast.AST, package: str) -> Iterator[tuple[str, ast.stmt]]:
+    """Absolute names of what is imported by a module that lies in `package`, a dotted name; a name
+    that `from` takes out of a module is its last part."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from ((alias.name, node) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            module = ".".join(part for part in ("woq" if node.level else "", node.module) if part)
-            if module == "woq":
-                yield from ((f"woq.{alias.name}", node) for alias in node.names)
-            else:
-                yield module, node
+            base = package.split(".")[: package.count(".") + 2 - node.level] if node.level else []
+            module = ".".join([*base, *([node.module] if node.module else [])])
+            yield from ((f"{module}.{alias.name}", node) for alias in node.names)
 
 
 def is_type_checking(node: ast.AST) -> bool:
@@ -153,30 +149,65 @@ def statements_run_on_import(tree: ast.Module) -> Iterator[ast.stmt]:
             pending.append(child)
 
 
+def may_be_heavy(name: str, path: Path) -> bool:
+    weight, others = PYTHON_ROOMS.get(room_of(name), ("light", ""))
+    return (weight == "heavy") != (path.stem in others.split())
+
+
 def check_python(root: Path) -> Iterator[str]:
-    order = list(PYTHON_LAYERS)
-    for path in sorted((root / "python/woq").glob("*.py")):
-        name = path.stem
-        tree = ast.parse(path.read_text(), str(path))
-        if name != "__init__" and name not in PYTHON_LAYERS:
-            yield f"{path}: module '{name}' has no line in PYTHON_LAYERS"
+    order = list(PYTHON_ROOMS)
+    modules = python_modules(root)
+    edges: dict[str, set[str]] = {name: set() for name in modules}
+    for name, path in modules.items():
+        room = room_of(name)
+        if room and room not in PYTHON_ROOMS:
+            yield f"{path}: room '{room}' has no line in PYTHON_ROOMS"
             continue
+        tree = ast.parse(path.read_text(), str(path))
         on_import = set(statements_run_on_import(tree))
-        may_be_heavy = PYTHON_LAYERS.get(name, "light") == "heavy"
-        for module, node in imported_modules(tree):
+        package = name if path.stem == "__init__" else name.rpartition(".")[0]
+        for imported, node in imported_modules(tree, package):
             where = f"{path}:{node.lineno}"
-            package, _, rest = module.partition(".")
-            imported = rest.partition(".")[0]
-            if package in HEAVY_IMPORTS and node in on_import and not may_be_heavy:
-                yield f"{where}: '{name}' must import {package} inside the function that needs it"
-            if package != "woq" or imported not in PYTHON_LAYERS:
+            heavy = node in on_import and not may_be_heavy(name, path)
+            if imported.partition(".")[0] in HEAVY_IMPORTS and heavy:
+                yield f"{where}: '{name}' must import {imported} inside the function that needs it"
+            if imported.partition(".")[0] not in PYTHON_PACKAGES:
                 continue
-            if (name, imported) in LAZY_EXCEPTIONS and node not in on_import:
+            module = imported if imported in modules else imported.rpartition(".")[0]
+            other = room_of(imported)
+            exception = (room, other) in LAZY_EXCEPTIONS and node not in on_import
+            if module in modules and not exception and "woq" not in (name, module):
+                edges[name].add(module)
+            if other == "_woq" and room != "core":
+                yield f"{where}: '{name}' must not import {imported}: woq.core.native loads it"
+            if other not in PYTHON_ROOMS:
+                continue  # a name that the package itself offers
+            if heavy and module in modules and may_be_heavy(module, modules[module]):
+                yield f"{where}: '{name}' must import '{module}' lazily, for it imports torch"
+            if not room or other == room:
                 continue
-            if name != "__init__" and order.index(imported) >= order.index(name):
-                yield f"{where}: '{name}' must not import '{imported}', a layer above it"
-            elif PYTHON_LAYERS[imported] == "heavy" and node in on_import and not may_be_heavy:
-                yield f"{where}: '{name}' must import '{imported}' lazily, for it imports torch"
+            private = [part for part in imported.split(".")[2:] if part.startswith("_")]
+            if private:
+                yield f"{where}: '{name}' must not import {imported}, which is private to '{other}'"
+            if order.index(other) > order.index(room) and not exception:
+                yield f"{where}: '{name}' must not import '{imported}': '{other}' is above '{room}'"
+    yield from circles(edges)
+
+
+def circles(edges: dict[str, set[str]]) -> Iterator[str]:
+    """One message for each circle that a depth-first walk closes."""
+    done: set[str] = set()
+
+    def walk(name: str, path: list[str]) -> Iterator[str]:
+        if name in path:
+            yield "circle of imports: " + " -> ".join([*path[path.index(name) :], name])
+        elif name not in done:
+            for imported in sorted(edges[name]):
+                yield from walk(imported, [*path, name])
+            done.add(name)
+
+    for name in edges:
+        yield from walk(name, [])
 
 
 def violations(root: Path) -> list[str]:

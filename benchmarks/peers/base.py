@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from woq import _native
+from woq.core import native
 
 # Root mean square of the output's error, as a share of the output's. What the arithmetic costs:
 # fp32 rounds at 2^-24 and sums some thousand products; bfloat16 rounds operands, scales and outputs
@@ -77,7 +77,7 @@ class Weight:
     def __init__(self, work: Work, seed: int = 0) -> None:
         self.work = work
         values = np.random.default_rng(seed).standard_normal((work.n, work.k), dtype=np.float32)
-        self.matrix = _native.quantize_rtn(
+        self.matrix = native.quantize_rtn(
             values,
             dtype=work.dtype,
             group_size=work.group_size,

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from woq import _native
+from woq.core import native
 
 from .base import Peer, Weight, Work
 
@@ -27,7 +27,7 @@ class Woq(Peer):
         return None
 
     def build_one(self, weight: Weight, threads: int) -> Callable[[Any], Any]:
-        layer = _native.Linear(weight.matrix, None, self.activations, "", threads)
+        layer = native.Linear(weight.matrix, None, self.activations, "", threads)
 
         def call(x: torch.Tensor) -> torch.Tensor:
             y = torch.empty(x.shape[0], layer.out_features, dtype=x.dtype)
@@ -46,4 +46,4 @@ class Woq(Peer):
         return y.float().numpy()
 
 
-CANDIDATES = [Woq(name) for name in _native.compute_dtype_names()]
+CANDIDATES = [Woq(name) for name in native.compute_dtype_names()]

@@ -11,10 +11,20 @@ import importlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from woq import _autoload
+from woq.core import moved
+from woq.hf import autoload
 
 if TYPE_CHECKING:
-    from woq._native import (
+    from woq.config.algorithm_configs import (
+        AutoRoundConfig,
+        AwqConfig,
+        GPTQConfig,
+        HqqConfig,
+        RtnConfig,
+        TeqConfig,
+    )
+    from woq.config.quant_config import WeightOnlyQuantConfig
+    from woq.core.native import (
         InvalidArgument,
         Linear,
         QuantizedMatrix,
@@ -26,25 +36,16 @@ if TYPE_CHECKING:
         quantize_rtn,
         targets,
     )
-    from woq.algorithm_configs import (
-        AutoRoundConfig,
-        AwqConfig,
-        GPTQConfig,
-        HqqConfig,
-        RtnConfig,
-        TeqConfig,
-    )
-    from woq.auto_model import AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM
-    from woq.config import WeightOnlyQuantConfig
-    from woq.evaluation import Evaluation, evaluate
-    from woq.imatrix import ImportanceMatrix, collect_imatrix
-    from woq.linear import WeightOnlyLinear
-    from woq.pipelines import pipeline
-    from woq.planning import LayerPlan, plan_layer_config
-    from woq.quantization import quantize
-    from woq.report import QuantizationReport
-    from woq.report_page import write_report
-    from woq.saving import save_pretrained
+    from woq.generation.pipeline import pipeline
+    from woq.hf.auto_model import AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM
+    from woq.hf.saving import save_pretrained
+    from woq.modules.layer import WeightOnlyLinear
+    from woq.quantizing.imatrix import ImportanceMatrix, collect_imatrix
+    from woq.quantizing.planning import LayerPlan, plan_layer_config
+    from woq.quantizing.quantize import quantize
+    from woq.quantizing.report import QuantizationReport
+    from woq.reports.evaluation import Evaluation, evaluate
+    from woq.reports.page import write_report
 
     __version__: str
 
@@ -64,28 +65,28 @@ _LAZY = {
             "quantize_rtn",
             "targets",
         ),
-        "woq._native",
+        "woq.core.native",
     ),
-    "AutoModel": "woq.auto_model",
-    "AutoModelForCausalLM": "woq.auto_model",
-    "AutoModelForSeq2SeqLM": "woq.auto_model",
-    "Evaluation": "woq.evaluation",
-    "LayerPlan": "woq.planning",
-    "QuantizationReport": "woq.report",
+    "AutoModel": "woq.hf.auto_model",
+    "AutoModelForCausalLM": "woq.hf.auto_model",
+    "AutoModelForSeq2SeqLM": "woq.hf.auto_model",
+    "Evaluation": "woq.reports.evaluation",
+    "LayerPlan": "woq.quantizing.planning",
+    "QuantizationReport": "woq.quantizing.report",
     **dict.fromkeys(
         ("AutoRoundConfig", "AwqConfig", "GPTQConfig", "HqqConfig", "RtnConfig", "TeqConfig"),
-        "woq.algorithm_configs",
+        "woq.config.algorithm_configs",
     ),
-    "ImportanceMatrix": "woq.imatrix",
-    "WeightOnlyLinear": "woq.linear",
-    "WeightOnlyQuantConfig": "woq.config",
-    "collect_imatrix": "woq.imatrix",
-    "evaluate": "woq.evaluation",
-    "pipeline": "woq.pipelines",
-    "plan_layer_config": "woq.planning",
-    "quantize": "woq.quantization",
-    "save_pretrained": "woq.saving",
-    "write_report": "woq.report_page",
+    "ImportanceMatrix": "woq.quantizing.imatrix",
+    "WeightOnlyLinear": "woq.modules.layer",
+    "WeightOnlyQuantConfig": "woq.config.quant_config",
+    "collect_imatrix": "woq.quantizing.imatrix",
+    "evaluate": "woq.reports.evaluation",
+    "pipeline": "woq.generation.pipeline",
+    "plan_layer_config": "woq.quantizing.planning",
+    "quantize": "woq.quantizing.quantize",
+    "save_pretrained": "woq.hf.saving",
+    "write_report": "woq.reports.page",
 }
 
 __all__ = [
@@ -126,14 +127,15 @@ __all__ = [
 ]
 
 # transformers learns of woq the moment it loads its quantizers, whichever is imported first.
-_autoload.install()
+autoload.install()
+moved.install()
 
 
 def __getattr__(name: str) -> Any:
     if name == "__version__":
-        value = importlib.import_module("woq._native").build_info()["version"]
-    elif name == "compat":
-        value = importlib.import_module("woq.compat")
+        value = importlib.import_module("woq.core.native").build_info()["version"]
+    elif name == "compat" or name in moved.MOVED:
+        value = importlib.import_module(f"woq.{name}")
     elif name in _LAZY:
         value = getattr(importlib.import_module(_LAZY[name]), name)
     else:

@@ -134,7 +134,7 @@ def _compare_logits(model: Any, reference: Any, input_ids: Any) -> dict[str, flo
 
 
 def _quantized_layers(model: Any) -> list[Any]:
-    from woq.linear import WeightOnlyLinear
+    from woq.modules.layer import WeightOnlyLinear
 
     return [module for module in model.modules() if isinstance(module, WeightOnlyLinear)]
 
@@ -155,7 +155,7 @@ def _load_float(gguf: Path) -> tuple[Any, Any]:
 
 
 def _summary(model: Any) -> dict[str, Any]:
-    from woq._inspection import model_bytes
+    from woq.reports.inspection import model_bytes
 
     report = model.woq_report
     kernels = Counter(layer.explain()["kernel"] for layer in _quantized_layers(model))
@@ -184,7 +184,7 @@ def _chat_prompt(tokenizer: Any, question: str) -> str:
 
 def _build(gguf: Path, say: Callable[[str], None]) -> tuple[dict[str, Any], Any, dict[str, Any]]:
     """Quantized models by dtype, the tokenizer, and all figures that the demo prints."""
-    from woq._inspection import model_bytes
+    from woq.reports.inspection import model_bytes
 
     start = time.perf_counter()
     say(f"Loading {gguf.name} as fp32 ...")

@@ -10,11 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from woq import InvalidArgument, Unsupported, _native
-from woq._attention import FastAttention
+from woq import InvalidArgument, Unsupported
+from woq.core import native
+from woq.observe.attention import FastAttention
 
 fast = pytest.mark.skipif(
-    not _native.has_bf16_products(), reason="the CPU has no bfloat16 products (AVX512-BF16)"
+    not native.has_bf16_products(), reason="the CPU has no bfloat16 products (AVX512-BF16)"
 )
 
 
@@ -109,7 +110,7 @@ def test_same_for_any_number_of_threads():
     results = []
     for threads in (1, 2, 3):
         out = torch.empty_like(q)
-        _native.attention(q, k, v, out, 1, 4, 2, 0.125, True, threads)
+        native.attention(q, k, v, out, 1, 4, 2, 0.125, True, threads)
         results.append(out)
     assert torch.equal(results[0], results[1])
     assert torch.equal(results[0], results[2])
@@ -117,9 +118,9 @@ def test_same_for_any_number_of_threads():
 
 def counted(monkeypatch):
     calls = []
-    original = _native.attention
+    original = native.attention
     monkeypatch.setattr(
-        _native,
+        native,
         "attention",
         lambda *args, **kwargs: (calls.append(True), original(*args, **kwargs)),
     )
@@ -190,7 +191,7 @@ def test_torch_does_the_rest(case, monkeypatch):
 
 def test_capped_by_the_forced_target(monkeypatch):
     monkeypatch.setenv("WOQ_FORCE_TARGET", "ref")
-    assert not _native.has_bf16_products()
+    assert not native.has_bf16_products()
     q, k, v = inputs(1, 1, 1, 4, 4, 8)
     with FastAttention(), torch.no_grad():
         got = functional.scaled_dot_product_attention(q, k, v)
@@ -224,11 +225,11 @@ def test_wrong_arguments(wrong, message):
         **wrong,
     }
     with pytest.raises(InvalidArgument, match=message):
-        _native.attention(**arguments)
+        native.attention(**arguments)
 
 
 def test_unsupported_where_the_cpu_lacks_it(monkeypatch):
     monkeypatch.setenv("WOQ_FORCE_TARGET", "ref")
     x = torch.zeros(2, 8, dtype=torch.bfloat16)
     with pytest.raises(Unsupported, match="AVX512-BF16"):
-        _native.attention(x, x, x, x.clone(), 1, 1, 1, 1.0)
+        native.attention(x, x, x, x.clone(), 1, 1, 1, 1.0)

@@ -20,7 +20,7 @@ import importlib.metadata
 _real = importlib.metadata.entry_points
 def entry_points(**kwargs):
     if kwargs.get("group") == "torch.backends":
-        return [importlib.metadata.EntryPoint("woq", "woq._autoload:install", "torch.backends")]
+        return [importlib.metadata.EntryPoint("woq", "woq.hf.autoload:install", "torch.backends")]
     return _real(**kwargs)
 importlib.metadata.entry_points = entry_points
 """
@@ -99,10 +99,11 @@ def test_the_hook_costs_nothing_and_never_raises():
         ENTRY_POINT
         + """
 import sys
-sys.modules["woq._native"] = None  # importing it fails, as a broken installation would
+sys.modules["woq.core.native"] = None  # importing it fails, as a broken installation would
 import torch
-assert "woq._autoload" in sys.modules
-assert not [m for m in ("woq._woq", "woq.config", "woq.linear", "transformers") if m in sys.modules]
+assert "woq.hf.autoload" in sys.modules
+absent = ("woq._woq", "woq.config", "woq.modules", "transformers")
+assert not [name for name in absent if name in sys.modules]
 import transformers.quantizers
 from transformers import LlamaForCausalLM
 print('"alive"')
@@ -117,12 +118,12 @@ def test_registering_is_idempotent():
     from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
     from transformers.utils.quantization_config import QuantizationConfigMixin
 
-    from woq import _autoload
-    from woq.transformers import register
+    from woq.hf import autoload
+    from woq.hf.quantizer import register
 
     for _ in range(2):
         register()
-        _autoload.install()
+        autoload.install()
     assert AUTO_QUANTIZATION_CONFIG_MAPPING["woq"] is woq.WeightOnlyQuantConfig
     assert issubclass(woq.WeightOnlyQuantConfig, QuantizationConfigMixin)
     config = woq.RtnConfig()

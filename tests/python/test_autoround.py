@@ -11,8 +11,8 @@ from model_support import llama, seed
 
 import woq
 from woq import AutoRoundConfig
-from woq._native import code_values, dtype_names
-from woq.algorithms._rounding import Rounding
+from woq.algorithms.tuned_rounding import Rounding
+from woq.core.native import code_values, dtype_names
 
 SCHEMES = [(dtype, False) for dtype in dtype_names()] + [("int4_clip", True), ("int8", True)]
 
@@ -181,14 +181,14 @@ def test_the_core_refuses_other_shapes():
     tuned = Rounding(weight, woq.quantize_rtn(weight, **settings), settings)
     arguments = list(tuned.arguments(*tuned._range()))
     out = torch.empty(4, 32)
-    woq._native.rounded_weight(*arguments, **tuned.sizes(), out=out)
+    woq.core.native.rounded_weight(*arguments, **tuned.sizes(), out=out)
     for place, wrong in ((1, torch.zeros(4, 31)), (2, torch.ones(4, 3)), (3, torch.ones(2, 4))):
         broken = [*arguments]
         broken[place] = wrong
         with pytest.raises(woq.InvalidArgument, match="must be a contiguous float32 array"):
-            woq._native.rounded_weight(*broken, **tuned.sizes(), out=out)
+            woq.core.native.rounded_weight(*broken, **tuned.sizes(), out=out)
     with pytest.raises(woq.InvalidArgument, match="4 x 32"):
-        woq._native.rounded_weight(*arguments, **tuned.sizes(), out=torch.empty(3, 32))
+        woq.core.native.rounded_weight(*arguments, **tuned.sizes(), out=torch.empty(3, 32))
 
 
 # -- tuning ---------------------------------------------------------------------------------------

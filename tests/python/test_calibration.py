@@ -17,7 +17,7 @@ from torch import nn
 pytest.importorskip("transformers")
 
 from woq import InvalidArgument, Unsupported
-from woq.calibration import calibration_batches, sample_from_model, token_samples
+from woq.observe.samples import calibration_batches, sample_from_model, token_samples
 
 OPTIONS = {"nsamples": 6, "seqlen": 8, "batch_size": 4, "seed": 3}
 

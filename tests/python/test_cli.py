@@ -162,7 +162,7 @@ def test_debug_shows_the_traceback(checkpoint: Path, monkeypatch: pytest.MonkeyP
     def fail() -> Any:
         raise RuntimeError("two\nlines")
 
-    monkeypatch.setattr("woq._environment.environment", fail)
+    monkeypatch.setattr("woq.core.environment.environment", fail)
     assert refuse(1, "info") == "woq: RuntimeError: two lines (--debug shows where)"
     result = run("info", "--debug")
     assert result.exit_code == 1
@@ -174,7 +174,7 @@ def test_interrupted_ends_with_130(monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt() -> Any:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("woq._environment.environment", interrupt)
+    monkeypatch.setattr("woq.core.environment.environment", interrupt)
     result = run("info")
     assert result.exit_code == 130
     assert result.stderr.splitlines()[-1] == "woq: interrupted"
@@ -432,7 +432,7 @@ def test_info_has_what_a_bug_report_needs() -> None:
     assert values["threads"] == torch.get_num_threads()
     available = [target["name"] for target in woq.targets() if target["available"]]
     assert values["targets"] == available
-    assert {row["weights"] for row in values["kernels"]} == set(woq._native.dtype_names())
+    assert {row["weights"] for row in values["kernels"]} == set(woq.core.native.dtype_names())
     shown = succeed("info").stdout
     for expected in (woq.cpu_info()["brand"], torch.__version__, values["kernels"][0]["int8"]):
         assert expected in shown

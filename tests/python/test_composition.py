@@ -13,13 +13,14 @@ from model_support import llama, logits, mixtral, seed
 pytest.importorskip("transformers")
 
 import woq
-from woq import AwqConfig, GPTQConfig, InvalidArgument, TeqConfig, WeightOnlyQuantConfig, _native
-from woq._blocks import Block, capture, for_calibration, segments
-from woq._selection import Target, select
-from woq.algorithms._hessians import Moments, moments
-from woq.algorithms._input_scales import _group, rounding_of
+from woq import AwqConfig, GPTQConfig, InvalidArgument, TeqConfig, WeightOnlyQuantConfig
 from woq.algorithms.awq import quantize_block as awq_block
 from woq.algorithms.gptq import round_columns
+from woq.algorithms.scaled import _group, rounding_of
+from woq.core import native
+from woq.modules.targets import Target, select
+from woq.observe.block import Block, capture, for_calibration, segments
+from woq.observe.moments import Moments, moments
 
 DATA = torch.randint(0, 128, (24, 32), generator=torch.Generator().manual_seed(5))
 COMMON = {"dataset": DATA, "nsamples": 16, "seqlen": 32, "batch_size": 4, "group_size": 16}
@@ -40,7 +41,7 @@ def planted_hessian(cols, samples=256):
     """Correlated inputs, a few channels 20 times as large as the others."""
     x = torch.randn(samples, cols) + 0.5 * torch.randn(samples, 1)
     x[:, ::12] *= 20
-    hessian = _native.Hessian(cols)
+    hessian = native.Hessian(cols)
     hessian.add(x)
     return hessian
 
@@ -97,11 +98,11 @@ def test_identity_hessian_and_alpha_zero_are_plain_gptq():
     plain = WeightOnlyQuantConfig("int4_clip", algorithm="GPTQ", mse_range=False)
     target = linear_target(24, 64)
     weight = target.module.weight.detach()
-    for hessian in (_native.Hessian.from_numpy(np.eye(64), 1), planted_hessian(64)):
+    for hessian in (native.Hessian.from_numpy(np.eye(64), 1), planted_hessian(64)):
         (finished,) = one_group([target], Moments(hessian), config)
         expected, _ = round_columns(weight, plain, target, Moments(hessian))
         assert identical(finished.matrix, expected)
-        nearest = _native.quantize_rtn(weight, **target.scheme)
+        nearest = native.quantize_rtn(weight, **target.scheme)
         assert identical(finished.matrix, nearest) == (hessian.rows == 1)
 
 
@@ -149,7 +150,7 @@ def test_the_error_is_below_both_parts(dtype, clip, search):
             target,
             Moments(hessian),
         )
-        total["GPTQ"] += _native.layer_error(weight, matrix.dequantize(), hessian)
+        total["GPTQ"] += native.layer_error(weight, matrix.dequantize(), hessian)
     assert total["AWQ+GPTQ"] < 0.95 * total["AWQ"]
     assert total["AWQ+GPTQ"] <= (1 if search else 0.95) * total["GPTQ"]
 
@@ -161,10 +162,10 @@ def test_gptq_takes_the_scales_of_the_clipped_ranges():
     config = WeightOnlyQuantConfig("int4_clip", algorithm="AWQ+GPTQ", mse_range=False)
     ranges = weight.clamp(-0.06, 0.06)
     matrix, _ = round_columns(weight, config, target, Moments(hessian), ranges)
-    clipped = _native.quantize_rtn(ranges, **target.scheme)
+    clipped = native.quantize_rtn(ranges, **target.scheme)
     assert np.array_equal(matrix.scales(), clipped.scales())
     assert not np.array_equal(matrix.codes(), clipped.codes())
-    errors = [_native.layer_error(weight, each.dequantize(), hessian) for each in (matrix, clipped)]
+    errors = [native.layer_error(weight, each.dequantize(), hessian) for each in (matrix, clipped)]
     assert errors[0] < errors[1]  # other columns compensate what clipping took away
     with pytest.raises(InvalidArgument, match=r"ranges of 'layer' are \[16, 63\]"):
         round_columns(weight, config, target, Moments(hessian), ranges[:, :63].contiguous())
@@ -181,7 +182,7 @@ def test_layers_of_other_schemes_share_the_scales(first):
     ]
     weights = [target.module.weight.detach() for target in targets]
     schemes = [target.scheme for target in targets]
-    search = {"AWQ": _native.awq_scales, "TEQ": _native.teq_scales}[first]
+    search = {"AWQ": native.awq_scales, "TEQ": native.teq_scales}[first]
     scales = search(weights, hessian, schemes=schemes)
     assert not np.array_equal(scales, np.ones(64, np.float32))
     # Several weights of one scheme are the old call; other schemes lead elsewhere.
@@ -197,7 +198,7 @@ def test_layers_of_other_schemes_share_the_scales(first):
             for weight, scheme in zip(weights, schemes, strict=True)
             for d in [
                 weight.numpy().astype(np.float64)
-                - _native.quantize_rtn((weight.numpy() * s).astype(np.float32), **scheme)
+                - native.quantize_rtn((weight.numpy() * s).astype(np.float32), **scheme)
                 .dequantize()
                 .astype(np.float64)
                 / s
@@ -243,12 +244,12 @@ def test_cross_moments_are_of_the_same_tokens():
     flat = [tuple(x.reshape(-1, 64).double() for x in pair) for pair in pairs]
     expected = sum((f - q).T @ q for f, q in flat) * 2 / sum(len(q) for _, q in flat)
     # The core shows no elements of it: what it does to a weight is compared instead.
-    cross = _native.CrossMoment(64)
+    cross = native.CrossMoment(64)
     for f, q in flat:
         cross.add(f.float(), q.float())
     weight = q_proj.module.weight.detach()
     results = [
-        _native.quantize_gptq(
+        native.quantize_gptq(
             weight, found[0].hessian, dtype="int4_clip", cross=each, gptaq_alpha=0.25
         )
         for each in (found[0].cross, cross, None)
@@ -335,16 +336,16 @@ def test_scaled_cross_moments():
     """GPTQ with scaled moments on a scaled weight moves the same as on the weight itself would."""
     x, y = torch.randn(200, 32), torch.randn(200, 32)
     s = torch.rand(32) + 0.5
-    hessian, cross = _native.Hessian(32), _native.CrossMoment(32)
+    hessian, cross = native.Hessian(32), native.CrossMoment(32)
     hessian.add(y)
     cross.add(x, y)
-    direct_h, direct_c = _native.Hessian(32), _native.CrossMoment(32)
+    direct_h, direct_c = native.Hessian(32), native.CrossMoment(32)
     direct_h.add(y / s)
     direct_c.add(x / s, y / s)
     scaled = Moments(hessian, cross).scaled(1 / s)
     weight = torch.randn(16, 32)
     one, other = (
-        _native.quantize_gptq(weight, h, dtype="int4_clip", cross=c, fp64=True)
+        native.quantize_gptq(weight, h, dtype="int4_clip", cross=c, fp64=True)
         for h, c in ((scaled.hessian, scaled.cross), (direct_h, direct_c))
     )
     assert (one.codes() == other.codes()).mean() > 0.99

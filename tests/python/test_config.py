@@ -16,7 +16,7 @@ from model_support import last_json, run_python
 
 import woq
 from woq import InvalidArgument, RtnConfig, WeightOnlyQuantConfig
-from woq._native import dtype_aliases, dtype_names
+from woq.core.native import dtype_aliases, dtype_names
 
 INTEGERS = [name for name in dtype_names() if name.startswith("int")]
 

@@ -17,7 +17,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers  # noqa: E402
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast  # noqa: E402
 
 from woq import demo  # noqa: E402
-from woq._inspection import model_bytes  # noqa: E402
+from woq.reports.inspection import model_bytes  # noqa: E402
 
 
 def tiny_model(gguf: Path) -> tuple[Any, Any]:

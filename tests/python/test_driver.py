@@ -17,18 +17,13 @@ pytest.importorskip("transformers")
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 import woq
-from woq import (
-    AutoRoundConfig,
-    InvalidArgument,
-    WeightOnlyLinear,
-    WeightOnlyQuantConfig,
-    _driver,
-    _native,
-)
-from woq._blocks import Activations, capture, for_calibration, product_dtype, segments
-from woq._selection import select
+from woq import AutoRoundConfig, InvalidArgument, WeightOnlyLinear, WeightOnlyQuantConfig
 from woq.algorithms import autoround
-from woq.algorithms._interface import Finished, round_to_nearest
+from woq.algorithms.interface import Finished, round_to_nearest
+from woq.core import native
+from woq.modules.targets import select
+from woq.observe.block import Activations, capture, for_calibration, product_dtype, segments
+from woq.quantizing import driver
 
 DATA = torch.randint(0, 128, (24, 16), generator=torch.Generator().manual_seed(5))
 MODELS = {"llama": llama, "gpt2": gpt2, "t5": t5, "mixtral": mixtral}
@@ -220,7 +215,7 @@ def test_inputs_and_references(make, fast, monkeypatch):
     # In bfloat16, where the CPU has it, some six values are rounded to 2^-8 one after the other.
     tolerance = 6 * 2**-8 if fast else 1e-4
     if not fast:
-        monkeypatch.setattr(_driver, "product_dtype", lambda *_: None)
+        monkeypatch.setattr(driver, "product_dtype", lambda *_: None)
 
     def quantize_block(block, settings):
         assert [t.name.startswith(block.name + ".") for t in block.targets]
@@ -237,7 +232,7 @@ def test_inputs_and_references(make, fast, monkeypatch):
     floats = copy.deepcopy(model)
     woq.quantize(model, config(nsamples=4, batch_size=4))
     options = config(nsamples=4, batch_size=4).algorithm_args
-    from woq.calibration import calibration_batches
+    from woq.observe.samples import calibration_batches
 
     (batch,) = calibration_batches(floats, DATA, None, options)
     apart = []
@@ -265,7 +260,7 @@ def test_inputs_and_references(make, fast, monkeypatch):
 
 
 def test_where_products_are_bfloat16():
-    fast = torch.bfloat16 if _native.has_bf16_products() else None
+    fast = torch.bfloat16 if native.has_bf16_products() else None
     block = llama().model.layers[0]
     assert product_dtype(block, ["nf4"], torch.float32) == fast
     assert product_dtype(block, ["nf4", "int8"], torch.float32) is None
@@ -280,9 +275,9 @@ def test_where_products_are_bfloat16():
 def test_eight_bits_are_calibrated_in_full_precision(resumed, monkeypatch):
     """Also behind blocks that have no layer to quantize, or none left."""
     seen = []
-    original = _driver.product_dtype
+    original = driver.product_dtype
     monkeypatch.setattr(
-        _driver, "product_dtype", lambda *args: seen.append(original(*args)) or seen[-1]
+        driver, "product_dtype", lambda *args: seen.append(original(*args)) or seen[-1]
     )
     settings = {"algorithm": "GPTQ", "weight_dtype": "int8", "group_size": 16, "dataset": DATA}
     settings["algorithm_args"] = {"nsamples": 4, "seqlen": 16}

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 import woq
-from woq import HqqConfig, InvalidArgument, WeightOnlyQuantConfig, _native
+from woq import HqqConfig, InvalidArgument, WeightOnlyQuantConfig
+from woq.core import native
 
 
 @pytest.mark.parametrize("bits", [4, 8])
@@ -21,7 +22,7 @@ def test_layers_are_those_of_the_core(bits: int) -> None:
     weight = model.get_submodule(name).weight.detach().clone()
     config = HqqConfig(nbits=bits, group_size=32, iters=7, beta=5.0)
     woq.quantize(model, config)
-    expected = _native.quantize_hqq(
+    expected = native.quantize_hqq(
         weight,
         dtype="int8" if bits == 8 else "int4_clip",
         group_size=32,

@@ -16,9 +16,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import woq
-from woq import ImportanceMatrix, InvalidArgument, RtnConfig, WeightOnlyQuantConfig, _native
-from woq._imatrix_files import decode
-from woq.imatrix import collect_imatrix
+from woq import ImportanceMatrix, InvalidArgument, RtnConfig, WeightOnlyQuantConfig
+from woq.core import native
+from woq.formats.imatrix_files import decode
+from woq.quantizing.imatrix import collect_imatrix
 
 gguf = pytest.importorskip("gguf")
 
@@ -57,7 +58,7 @@ def inputs_of(model: torch.nn.Module, name: str, batches: list[torch.Tensor]) ->
 
 
 def test_means_are_those_of_the_inputs() -> None:
-    from woq.calibration import token_samples
+    from woq.observe.samples import token_samples
 
     model = support.llama()
     matrix = collect(model)
@@ -364,9 +365,9 @@ def test_layers_are_those_of_the_core(tmp_path: Path, as_file: bool) -> None:
     else:
         importance, given = matrix.mean(name), matrix
     quantized(model, weight_dtype="nf4", imatrix=given)
-    expected = _native.quantize_rtn(weight, dtype="nf4", group_size=32, importance=importance)
+    expected = native.quantize_rtn(weight, dtype="nf4", group_size=32, importance=importance)
     np.testing.assert_array_equal(model.get_submodule(name).dequantize(), expected.dequantize())
-    plain = _native.quantize_rtn(weight, dtype="nf4", group_size=32, mse_range=True)
+    plain = native.quantize_rtn(weight, dtype="nf4", group_size=32, mse_range=True)
     assert (expected.dequantize() != plain.dequantize()).any()
     assert all(layer.algorithm == "RTN" and not layer.note for layer in model.woq_report.layers)
 
@@ -382,7 +383,7 @@ def test_a_layer_without_an_entry_is_searched_by_squared_error(
     with caplog.at_level("WARNING", "woq"):
         quantized(model, imatrix=ImportanceMatrix(entries))
     assert f"no entry for {name}:" in caplog.text
-    expected = _native.quantize_rtn(weight, dtype="int4_fullrange", group_size=32, mse_range=True)
+    expected = native.quantize_rtn(weight, dtype="int4_fullrange", group_size=32, mse_range=True)
     np.testing.assert_array_equal(model.get_submodule(name).dequantize(), expected.dequantize())
     assert [layer.name for layer in model.woq_report.fallbacks] == [name]
     assert "has no entry" in str(model.woq_report)

@@ -15,9 +15,10 @@ from model_support import seed
 from torch import nn
 
 import woq
-from woq import InvalidArgument, Unsupported, WeightOnlyLinear, _native
-from woq._native import dtype_names
-from woq.linear import dense_products
+from woq import InvalidArgument, Unsupported, WeightOnlyLinear
+from woq.core import native
+from woq.core.native import dtype_names
+from woq.modules.layer import dense_products
 
 ACTIVATIONS = (torch.float32, torch.bfloat16, torch.float16)
 EPS = {torch.float32: 2.0**-23, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}
@@ -162,7 +163,7 @@ def test_bias_in_half_precision():
 )
 def test_input_gradient(dtype, scheme, activations, monkeypatch):
     # Small panels, so that their seams are exercised.
-    monkeypatch.setattr("woq.linear._PANEL_ELEMENTS", 5 * 40)
+    monkeypatch.setattr("woq.modules.layer._PANEL_ELEMENTS", 5 * 40)
     layer = make(dtype=dtype, **scheme)
     x = torch.randn(2, 3, 40).to(activations).requires_grad_()
     y = layer(x)
@@ -519,13 +520,13 @@ def changed_inputs(n=24, k=40, dtype="int4_clip"):
 def test_scattered_groups_and_multiplied_inputs(dtype):
     tensors, arguments = changed_inputs(dtype=dtype)
     layer = WeightOnlyLinear.from_quantized(
-        _native.QuantizedMatrix.from_tensors(tensors, **arguments)
+        native.QuantizedMatrix.from_tensors(tensors, **arguments)
     )
     for rows in (1, 3, 20):
         assert_close(layer, torch.randn(rows, 40))
     # By hand: the group of each column decides its scale, and the multiplier belongs to W.
     codes = layer.quantized().codes()
-    values = _native.code_values(dtype)[codes] * layer.quantized().scales()[:, tensors["g_idx"]]
+    values = native.code_values(dtype)[codes] * layer.quantized().scales()[:, tensors["g_idx"]]
     expected = torch.from_numpy(values) * tensors["act_scales"]
     torch.testing.assert_close(layer.dequantize(), expected, rtol=1e-6, atol=0)
 
@@ -533,7 +534,7 @@ def test_scattered_groups_and_multiplied_inputs(dtype):
 def test_scattered_groups_and_multiplied_inputs_are_kept():
     tensors, arguments = changed_inputs()
     layer = WeightOnlyLinear.from_quantized(
-        _native.QuantizedMatrix.from_tensors(tensors, **arguments)
+        native.QuantizedMatrix.from_tensors(tensors, **arguments)
     )
     assert layer.scheme["act_order"]
     assert layer.scheme["scales_input"]
@@ -543,7 +544,7 @@ def test_scattered_groups_and_multiplied_inputs_are_kept():
         assert torch.equal(state[key], value), key
     other_tensors, _ = changed_inputs()
     other = WeightOnlyLinear.from_quantized(
-        _native.QuantizedMatrix.from_tensors(other_tensors, **arguments)
+        native.QuantizedMatrix.from_tensors(other_tensors, **arguments)
     )
     other.load_state_dict(state)
     assert torch.equal(other(x), layer(x))
@@ -566,7 +567,7 @@ def test_scattered_groups_and_multiplied_inputs_are_kept():
 def test_wrong_groups_and_multipliers_are_named(change, message):
     tensors, arguments = changed_inputs()
     with pytest.raises(InvalidArgument, match=message):
-        _native.QuantizedMatrix.from_tensors({**tensors, **change}, **arguments)
+        native.QuantizedMatrix.from_tensors({**tensors, **change}, **arguments)
 
 
 # -- several layers over one input ----------------------------------------------------------------
@@ -577,18 +578,18 @@ def test_shared_and_gated_calls_give_what_single_calls_give():
     gate, up = make(24, 40, compute="int8"), make(24, 40, compute="int8", dtype="int4_clip")
     x, residual = torch.randn(5, 40), torch.randn(5, 24)
     outs = [torch.empty(5, 24), torch.empty(5, 8), torch.empty(5, 24)]
-    _native.forward_shared(x, [(q._core, outs[0], residual), (k._core, outs[1])])
+    native.forward_shared(x, [(q._core, outs[0], residual), (k._core, outs[1])])
     assert torch.equal(outs[0], q(x) + residual)
     assert torch.equal(outs[1], k(x))
-    _native.forward_gated(x, gate._core, up._core, outs[2])
+    native.forward_gated(x, gate._core, up._core, outs[2])
     torch.testing.assert_close(outs[2], nn.functional.silu(gate(x)) * up(x))
 
 
 def test_shared_calls_say_what_is_wrong():
     layer, x = make(24, 40), torch.randn(5, 40)
     with pytest.raises(InvalidArgument, match="the residual is 5 x 23, expected 5 x 24"):
-        _native.forward_shared(x, [(layer._core, torch.empty(5, 24), torch.empty(5, 23))])
+        native.forward_shared(x, [(layer._core, torch.empty(5, 24), torch.empty(5, 23))])
     with pytest.raises(InvalidArgument, match="got 1 items"):
-        _native.forward_shared(x, [(layer._core,)])
+        native.forward_shared(x, [(layer._core,)])
     with pytest.raises(InvalidArgument, match="the output is 5 x 24, expected 5 x 16"):
-        _native.forward_gated(x, make(16, 40)._core, layer._core, torch.empty(5, 24))
+        native.forward_gated(x, make(16, 40)._core, layer._core, torch.empty(5, 24))

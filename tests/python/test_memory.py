@@ -19,9 +19,9 @@ MIB = 1 << 20
 
 MEASURE = """
 import json, os, sys
-import torch, transformers, woq, woq.transformers
+import torch, transformers, woq, woq.hf.quantizer
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
-from woq._selection import quantized_layers
+from woq.modules.targets import quantized_layers
 
 def rss(field):
     with open("/proc/self/status") as status:
@@ -101,7 +101,7 @@ def test_only_checkpoint_files_are_released(tmp_path):
     from safetensors import safe_open
     from safetensors.torch import save_file
 
-    from woq._pages import CheckpointPages, release_file_pages
+    from woq.formats.pages import CheckpointPages, release_file_pages
 
     anonymous = torch.randn(1 << 18)
     expected = anonymous.clone()

@@ -87,11 +87,12 @@ def test_wheel_carries_package_headers_library_and_cmake_files(wheel: Path) -> N
     names = names_in(wheel)
     headers = {f"woq/include/{path.relative_to(ROOT / 'include')}" for path in
                (ROOT / "include").rglob("*.h")}  # fmt: skip
-    modules = {f"woq/{path.name}" for path in (ROOT / "python/woq").glob("*.py*")}
+    sources = (ROOT / "python").glob("woq/**/*.py*")
+    modules = {str(path.relative_to(ROOT / "python")) for path in sources if path.suffix != ".pyc"}
     expected = {
         "woq/_woq.pyi",
         "woq/cli/__init__.py",
-        "woq/report_page.html",
+        "woq/reports/page.html",
         "woq/py.typed",
         f"woq/_woq{sysconfig.get_config_var('EXT_SUFFIX')}",
         "woq/lib/libwoq.a",
@@ -114,7 +115,7 @@ def test_wheel_metadata(wheel: Path) -> None:
     always = [r for r in metadata.get_all("Requires-Dist", []) if "extra ==" not in r]
     assert [requirement.partition(">")[0] for requirement in always] == ["numpy"]
     assert metadata["License-Expression"] == "Apache-2.0"
-    assert "woq = woq._autoload:install" in entry_points
+    assert "woq = woq.hf.autoload:install" in entry_points
     assert "woq = woq.cli:main" in entry_points
 
 

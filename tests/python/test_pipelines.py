@@ -16,7 +16,7 @@ from transformers import pipeline as transformers_pipeline
 import woq
 from woq import InvalidArgument
 from woq.generation import Completion
-from woq.pipelines import TextPipeline
+from woq.generation.pipeline import TextPipeline
 
 pytest_plugins = ["tiny_models"]
 

@@ -18,8 +18,8 @@ pytest.importorskip("transformers")
 
 import woq
 from woq import InvalidArgument, LayerPlan, WeightOnlyQuantConfig
-from woq._selection import select
-from woq.planning import _fisher, choose, stored_bits
+from woq.modules.targets import select
+from woq.quantizing.planning import _fisher, choose, stored_bits
 
 DATA = torch.randint(0, 128, (24, 32), generator=torch.Generator().manual_seed(5))
 COMMON = {"dataset": DATA, "nsamples": 16, "seqlen": 32, "batch_size": 4}
@@ -209,7 +209,7 @@ def test_costs_are_the_formula():
 
 
 def used_samples(model):
-    from woq.calibration import calibration_batches
+    from woq.observe.samples import calibration_batches
 
     options = {"nsamples": 16, "seqlen": 32, "batch_size": 4, "seed": 42}
     return [batch["input_ids"] for batch in calibration_batches(model, DATA, None, options)]

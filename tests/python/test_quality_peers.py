@@ -22,7 +22,7 @@ from model_support import benchmark_modules, letters_checkpoint  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
 from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: E402
 
-from woq.calibration import token_samples  # noqa: E402
+from woq.observe.samples import token_samples  # noqa: E402
 
 MODULES = ("common", "permutation", "quality", "quality_exchange", "quality_peers", "quantizers")
 

@@ -208,14 +208,14 @@ def test_float_weights_are_released_one_by_one(monkeypatch):
     model = nn.Sequential(*(nn.Linear(16, 16) for _ in range(4)))
     weights = [weakref.ref(layer.weight) for layer in model]
     alive = []
-    real = woq._native.quantize_rtn
+    real = woq.core.native.quantize_rtn
 
     def quantize_rtn(*args, **kwargs):
         gc.collect()
         alive.append(sum(ref() is not None for ref in weights))
         return real(*args, **kwargs)
 
-    monkeypatch.setattr("woq._native.quantize_rtn", quantize_rtn)
+    monkeypatch.setattr("woq.core.native.quantize_rtn", quantize_rtn)
     woq.quantize(model)
     assert alive == [4, 3, 2, 1]
 
@@ -238,7 +238,7 @@ def test_nan_is_named(bad, dtype):
 
 def interrupt_after(monkeypatch, count, error=KeyboardInterrupt):
     """Let woq.quantize quantize `count` layers, then be interrupted in the middle of the next."""
-    real = woq._native.quantize_rtn
+    real = woq.core.native.quantize_rtn
     calls = []
 
     def quantize_rtn(*args, **kwargs):
@@ -248,7 +248,7 @@ def interrupt_after(monkeypatch, count, error=KeyboardInterrupt):
             raise error
         return result
 
-    monkeypatch.setattr("woq._native.quantize_rtn", quantize_rtn)
+    monkeypatch.setattr("woq.core.native.quantize_rtn", quantize_rtn)
 
 
 def test_ctrl_c_leaves_a_working_model_that_can_be_finished(monkeypatch, caplog, tmp_path):

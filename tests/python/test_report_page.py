@@ -24,8 +24,8 @@ pytest.importorskip("matplotlib")
 from model_support import gpt2, llama, seed  # noqa: E402
 
 import woq  # noqa: E402
-from woq._histograms import _in_units, weight_histogram  # noqa: E402
-from woq.evaluation import Evaluation  # noqa: E402
+from woq.quantizing.histograms import _in_units, weight_histogram  # noqa: E402
+from woq.reports.evaluation import Evaluation  # noqa: E402
 
 VOID = {"meta", "input", "br", "link", "img", "hr"}
 
@@ -187,7 +187,7 @@ def test_script_is_valid(quantized: Any, tmp_path: Path) -> None:
 # Histograms
 
 SCHEMES = [
-    *({"dtype": name} for name in woq._native.dtype_names()),
+    *({"dtype": name} for name in woq.core.native.dtype_names()),
     {"dtype": "int4_clip", "asym": True},
     {"dtype": "int8", "asym": True},
     {"dtype": "nf4", "group_size": -1},

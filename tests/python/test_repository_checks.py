@@ -52,22 +52,52 @@ FORBIDDEN = {
         "bindings use public headers only",
     ),
     "upward import": (
-        "python/woq/config.py",
-        "def f():\n    from woq.quantization import quantize\n",
-        "'config' must not import 'quantization'",
+        "python/woq/config/a.py",
+        "def f():\n    from woq.quantizing.quantize import quantize\n",
+        "'quantizing' is above 'config'",
     ),
     "upward relative import": (
-        "python/woq/config.py",
-        "from . import quantization\n",
-        "'config' must not import 'quantization'",
+        "python/woq/config/a.py",
+        "from .. import quantizing\n",
+        "'quantizing' is above 'config'",
     ),
-    "eager heavy import": ("python/woq/config.py", "import torch.nn\n", "must import torch inside"),
+    "upward import of the other package": (
+        "python/woq/generation/a.py",
+        "from langchain_woq import ChatWoq\n",
+        "'langchain_woq' is above 'generation'",
+    ),
+    "private module of another room": (
+        "python/woq/cli/a.py",
+        "from woq.compat import _itrex_models\n",
+        "woq.compat._itrex_models, which is private to 'compat'",
+    ),
+    "private name of another room": (
+        "python/langchain-woq/langchain_woq/a.py",
+        "from woq.generation.text import _hidden\n",
+        "woq.generation.text._hidden, which is private to 'generation'",
+    ),
+    "extension module": (
+        "python/woq/formats/a.py",
+        "from woq import _woq\n",
+        "woq.core.native loads it",
+    ),
+    "eager heavy import": (
+        "python/woq/config/a.py",
+        "import torch.nn\n",
+        "must import torch.nn inside",
+    ),
+    "eager heavy import of a file that is an exception": (
+        "python/woq/hf/location.py",
+        "from transformers import AutoConfig\n",
+        "must import transformers.AutoConfig inside",
+    ),
     "eager heavy import of the package": (
         "python/woq/__init__.py",
-        "from .linear import WeightOnlyLinear\n",
-        "must import 'linear' lazily",
+        "from torch import nn\n",
+        "'woq' must import torch.nn inside",
     ),
-    "unknown module": ("python/woq/magic.py", "", "module 'magic' has no line"),
+    "unknown room": ("python/woq/magic/a.py", "", "room 'magic' has no line"),
+    "unknown module": ("python/woq/magic.py", "", "room 'magic' has no line"),
 }
 
 
@@ -83,8 +113,55 @@ def test_include_rules_report(rule: str, tmp_path: Path) -> None:
     assert message in found[0]
 
 
+def write(root: Path, files: dict[str, str]) -> None:
+    for name, text in files.items():
+        file = root / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+
+
+def test_light_modules_import_heavy_ones_lazily(tmp_path: Path) -> None:
+    write(
+        tmp_path,
+        {
+            "python/woq/modules/layer.py": "import torch\n",
+            "python/woq/hf/autoload.py": "from ..modules.layer import WeightOnlyLinear\n",
+            "python/woq/__init__.py": "from .modules import layer\n",
+        },
+    )
+    assert [message.partition(" must ")[2] for message in check_includes.violations(tmp_path)] == [
+        "import 'woq.modules.layer' lazily, for it imports torch"
+    ] * 2
+
+
+def test_circles_of_several_modules_are_reported(tmp_path: Path) -> None:
+    write(
+        tmp_path,
+        {
+            "python/woq/modules/a.py": "from .b import name\n",
+            "python/woq/modules/b.py": "def f():\n    import woq.modules.c\n",
+            "python/woq/modules/c.py": "from woq.modules import a, d\n",
+            "python/woq/modules/d.py": "",
+        },
+    )
+    (message,) = check_includes.violations(tmp_path)
+    assert message.endswith("woq.modules.a -> woq.modules.b -> woq.modules.c -> woq.modules.a")
+
+
+def test_rooms_cover_every_module_of_both_packages() -> None:
+    modules = check_includes.python_modules(ROOT)
+    files = [
+        *(ROOT / "python/woq").rglob("*.py"),
+        *(ROOT / "python/langchain-woq/langchain_woq").rglob("*.py"),
+    ]
+    assert sorted(modules.values()) == sorted(files)
+    rooms = {check_includes.room_of(module) for module in modules} - {""}
+    assert rooms == set(check_includes.PYTHON_ROOMS)
+    assert check_includes.violations(ROOT) == []
+
+
 def test_lazy_and_type_checking_imports_are_allowed(tmp_path: Path) -> None:
-    file = tmp_path / "python/woq/config.py"
+    file = tmp_path / "python/woq/config/a.py"
     file.parent.mkdir(parents=True)
     file.write_text(
         "from typing import TYPE_CHECKING\n"

@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM
 
 import woq
 from woq import InvalidArgument
-from woq._safetensors import Entry, write_safetensors
+from woq.formats.safetensors import Entry, write_safetensors
 
 
 @pytest.fixture(autouse=True)

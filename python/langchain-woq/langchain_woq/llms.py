@@ -13,7 +13,7 @@ from langchain_core.outputs import Generation, GenerationChunk, LLMResult
 from pydantic import ConfigDict, Field, PrivateAttr, model_validator
 from typing_extensions import Self
 from woq.generation import Completion, TextGenerator, check_device, options_of_pipeline
-from woq.pipelines import TextPipeline
+from woq.generation.pipeline import TextPipeline
 
 from langchain_woq._version import __version__
 from langchain_woq.serialization import plain_config

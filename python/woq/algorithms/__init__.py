@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The algorithms that look at what a model computes: a table of name -> implementation.
 
-One file each. An implementation takes a block (`woq._blocks.Block`) and the config and yields each
-layer as it is finished. RTN looks at nothing, and is done by `woq.quantization` itself.
+One file each. An implementation takes a block (`woq.observe.block.Block`) and the config and
+yields each layer as it is finished. RTN looks at nothing, and is done by `woq.quantizing.quantize`
+itself.
 """
 
 from __future__ import annotations
@@ -11,9 +12,9 @@ import importlib
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from .._blocks import Block
-from ..config import WeightOnlyQuantConfig
-from ._interface import Finished
+from ..config.quant_config import WeightOnlyQuantConfig
+from ..observe.block import Block
+from .interface import Finished
 
 __all__ = ["ALGORITHMS", "Algorithm", "Finished", "QuantizeBlock"]
 

@@ -16,13 +16,13 @@ from typing import Any
 
 import torch
 
-from .._blocks import Block
-from .._selection import Target, linear_parameters
-from ..config import WeightOnlyQuantConfig
-from ._hessians import moments
-from ._interface import Finished, round_to_nearest
-from ._rounding import Rounding
+from ..config.quant_config import WeightOnlyQuantConfig
+from ..modules.targets import Target, linear_parameters
+from ..observe.block import Block
+from ..observe.moments import moments
 from .gptq import round_columns
+from .interface import Finished, round_to_nearest
+from .tuned_rounding import Rounding
 
 __all__ = ["quantize_block"]
 

@@ -10,12 +10,12 @@ from typing import Any
 
 import torch
 
-from .. import _native
-from .._blocks import Block
-from .._selection import Target
-from ..config import WeightOnlyQuantConfig
-from ._input_scales import quantize_scaled, rounding_of
-from ._interface import Finished
+from ..config.quant_config import WeightOnlyQuantConfig
+from ..core import native
+from ..modules.targets import Target
+from ..observe.block import Block
+from .interface import Finished
+from .scaled import quantize_scaled, rounding_of
 
 __all__ = ["quantize_block"]
 
@@ -25,7 +25,7 @@ def quantize_block(block: Block, config: WeightOnlyQuantConfig) -> Iterator[Fini
     duo_scaling = {True: "on", False: "off"}.get(options["duo_scaling"], "both")
 
     def find(weights: list[torch.Tensor], hessian: Any, group: Sequence[Target]) -> torch.Tensor:
-        scales = _native.awq_scales(
+        scales = native.awq_scales(
             weights,
             hessian,
             schemes=[target.scheme for target in group],
@@ -38,7 +38,7 @@ def quantize_block(block: Block, config: WeightOnlyQuantConfig) -> Iterator[Fini
         return torch.from_numpy(scales).float()
 
     def clip(weight: torch.Tensor, hessian: Any, target: Target) -> torch.Tensor:
-        clipped = _native.awq_clip(
+        clipped = native.awq_clip(
             weight,
             hessian,
             **target.scheme,

@@ -9,13 +9,13 @@ from collections.abc import Iterator
 
 import torch
 
-from .. import _native
-from .._blocks import Block
-from .._options import complete_options
-from .._selection import Target, linear_parameters
-from ..config import WeightOnlyQuantConfig
-from ._hessians import Moments, act_order, in_rounds, moments, output_error
-from ._interface import Finished, round_to_nearest
+from ..config.options import complete_options
+from ..config.quant_config import WeightOnlyQuantConfig
+from ..core import native
+from ..modules.targets import Target, linear_parameters
+from ..observe.block import Block
+from ..observe.moments import Moments, act_order, in_rounds, moments, output_error
+from .interface import Finished, round_to_nearest
 
 __all__ = ["quantize_block", "round_columns"]
 
@@ -45,7 +45,7 @@ def round_columns(
     seen: Moments,
     ranges: torch.Tensor | None = None,
     in_flight: torch.Tensor | None = None,
-) -> tuple[_native.QuantizedMatrix, str]:
+) -> tuple[native.QuantizedMatrix, str]:
     """Quantizes `weight` [N, K] by GPTQ. Returns the matrix and a note for the report.
 
     Scales come from the groups of `ranges` [N, K] if it is given, else from the weights in flight.
@@ -53,7 +53,7 @@ def round_columns(
     config's algorithm doesn't have takes GPTQ's default."""
     options = {**complete_options("GPTQ", "GPTQ", {}), **config.algorithm_args}
     facts: dict[str, float] = {}
-    matrix = _native.quantize_gptq(
+    matrix = native.quantize_gptq(
         weight,
         seen.hessian,
         **target.scheme,

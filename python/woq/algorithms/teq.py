@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 
-from .. import _native
-from .._blocks import Block
-from .._selection import Target
-from ..config import WeightOnlyQuantConfig
-from ._input_scales import quantize_scaled, rounding_of
-from ._interface import Finished
+from ..config.quant_config import WeightOnlyQuantConfig
+from ..core import native
+from ..modules.targets import Target
+from ..observe.block import Block
+from .interface import Finished
+from .scaled import quantize_scaled, rounding_of
 
 __all__ = ["quantize_block"]
 
@@ -26,7 +26,7 @@ def quantize_block(block: Block, config: WeightOnlyQuantConfig) -> Iterator[Fini
     options = config.algorithm_args
 
     def find(weights: list[torch.Tensor], hessian: Any, group: Sequence[Target]) -> torch.Tensor:
-        scales = _native.teq_scales(
+        scales = native.teq_scales(
             weights,
             hessian,
             schemes=[target.scheme for target in group],

@@ -125,7 +125,7 @@ def find_model(
     Raises:
         InvalidArgument, Failure: it is none of them.
     """
-    from .._location import locate
+    from ..hf.location import locate
 
     keywords: dict[str, Any] = {}
     if trust_remote_code:

@@ -11,9 +11,9 @@ from typing import Any, TypeVar
 
 import click
 
-from woq import _native
-from woq._options import ALGORITHMS
-from woq.config import WeightOnlyQuantConfig
+from woq.config.options import ALGORITHMS
+from woq.config.quant_config import WeightOnlyQuantConfig
+from woq.core import native
 
 __all__ = [
     "COMPUTE_DTYPES",
@@ -27,8 +27,8 @@ __all__ = [
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
-DTYPES = (*_native.dtype_names(), *_native.dtype_aliases())
-COMPUTE_DTYPES = (*_native.compute_dtype_names(), "auto")
+DTYPES = (*native.dtype_names(), *native.dtype_aliases())
+COMPUTE_DTYPES = (*native.compute_dtype_names(), "auto")
 _DEFAULT = WeightOnlyQuantConfig()
 # Options of the algorithms that have an option of the command line.
 _COUNTS = ("nsamples", "seqlen", "batch_size", "seed")
@@ -85,7 +85,7 @@ def format_options(function: Function) -> Function:
             ),
             click.option(
                 "--scale-dtype",
-                type=Choice(_native.scale_dtype_names()),
+                type=Choice(native.scale_dtype_names()),
                 show_default=_DEFAULT.scale_dtype,
                 help="Scales are stored as this.",
             ),

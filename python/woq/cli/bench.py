@@ -126,7 +126,7 @@ def command(
     rows_of = _measure(
         shapes or _SHAPES, rows, dtypes, computes, group_size, seconds, output.progress
     )
-    from woq._environment import environment
+    from woq.core.environment import environment
 
     values = {"environment": environment(), **rows_of}
     output.result(values, lambda: _text(values))
@@ -134,7 +134,7 @@ def command(
 
 def _shapes_of(model: str, output: Output) -> list[tuple[int, int]]:
     loaded = load_model(find_model(model), output)
-    from woq._inspection import layer_facts
+    from woq.reports.inspection import layer_facts
 
     found = {layer.shape for layer in layer_facts(loaded) if layer.is_linear}
     return sorted(found)
@@ -219,14 +219,14 @@ def _lines(
 ) -> Iterator[tuple[dict[str, Any], _Case]]:
     import torch
 
-    from woq import _native
+    from woq.core import native
 
     threads = torch.get_num_threads()
-    quantized = _native.quantize_rtn(weight, dtype=dtype, group_size=group_size)
+    quantized = native.quantize_rtn(weight, dtype=dtype, group_size=group_size)
     for compute in computes:
-        first = _native.Linear(quantized, None, compute, "", threads)
+        first = native.Linear(quantized, None, compute, "", threads)
         others = [
-            _native.Linear(quantized, None, compute, "", threads)
+            native.Linear(quantized, None, compute, "", threads)
             for _ in range(_copies(first.nbytes) - 1)
         ]
         for count in rows:

@@ -21,7 +21,7 @@ def command(ctx: click.Context) -> None:
     """
     if importlib.util.find_spec("torch") is not None:
         import torch  # noqa: F401  (its number of threads is the one that counts)
-    from woq._environment import environment
+    from woq.core.environment import environment
 
     facts = environment()
     facts["kernels"] = _kernels()
@@ -32,15 +32,15 @@ def _kernels() -> list[dict[str, str]]:
     """The kernel that this machine chooses for every pair of weight and compute dtype."""
     import numpy as np
 
-    from woq import _native
+    from woq.core import native
 
     rows = []
     weight = np.ones((64, 64), dtype=np.float32)
-    for dtype in _native.dtype_names():
-        matrix = _native.quantize_rtn(weight, dtype=dtype)
+    for dtype in native.dtype_names():
+        matrix = native.quantize_rtn(weight, dtype=dtype)
         row = {"weights": dtype}
-        for compute in _native.compute_dtype_names():
-            row[compute] = str(_native.Linear(matrix, None, compute).explain()["kernel"])
+        for compute in native.compute_dtype_names():
+            row[compute] = str(native.Linear(matrix, None, compute).explain()["kernel"])
         rows.append(row)
     return rows
 

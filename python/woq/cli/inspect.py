@@ -39,7 +39,7 @@ def command(
     """
     output = output_of(ctx)
     loaded = loading.load(loading.find(model), output)
-    from woq._inspection import layer_facts, model_bytes
+    from woq.reports.inspection import layer_facts, model_bytes
 
     facts = layer_facts(loaded)
     values = {

@@ -14,10 +14,10 @@ import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from .. import algorithm_configs as woq_configs
-from .._native import InvalidArgument
-from .._options import ALGORITHMS, needs_calibration
-from ..config import WeightOnlyQuantConfig as _Config
+from ..config import algorithm_configs as woq_configs
+from ..config.options import ALGORITHMS, needs_calibration
+from ..config.quant_config import WeightOnlyQuantConfig as _Config
+from ..core.native import InvalidArgument
 
 __all__ = ["AutoRoundConfig", "AwqConfig", "GPTQConfig", "RtnConfig", "TeqConfig",
            "WeightOnlyQuantConfig"]  # fmt: skip

@@ -6,9 +6,9 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from .. import auto_model
-from .._native import InvalidArgument, Unsupported
-from ..config import _dtype_name
+from ..config.quant_config import dtype_name
+from ..core.native import InvalidArgument, Unsupported
+from ..hf import auto_model
 from ._itrex_configs import RtnConfig
 
 __all__ = ["AutoModel", "AutoModelForCausalLM", "AutoModelForSeq2SeqLM"]
@@ -69,7 +69,7 @@ class _ItrexArguments(auto_model._AutoModel):
         if model_type is not None:
             logger.info("model_type=%r is not needed: the model's files say it", model_type)
         if quantization_config is None and load_in_4bit != load_in_8bit:
-            dtype = _dtype_name(kwargs.get("torch_dtype") or kwargs.get("dtype"))
+            dtype = dtype_name(kwargs.get("torch_dtype") or kwargs.get("dtype"))
             quantization_config = RtnConfig(
                 bits=4 if load_in_4bit else 8,
                 weight_dtype="nf4" if load_in_4bit else "int8",

@@ -34,7 +34,7 @@ class _WoqTask:
     _load_tokenizer = True
 
     def __new__(cls, model: Any, task: str, tokenizer: Any = None, **kwargs: Any) -> Any:
-        from ..pipelines import pipeline
+        from ..generation.pipeline import pipeline
 
         for name in ("dtype", "torch_dtype"):  # transformers has loaded the model with it
             kwargs.pop(name, None)

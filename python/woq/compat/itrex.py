@@ -22,7 +22,7 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
-from .._native import Unsupported
+from ..core.native import Unsupported
 from . import _removed_tasks
 
 __all__ = ["install", "uninstall"]

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .._native import InvalidArgument
+from ..core.native import InvalidArgument
 
 
 def chat_template(tokenizer: Any) -> str:

@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 import torch
 from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 
-from .._native import InvalidArgument
+from ..core.native import InvalidArgument
 from .completion import Completion, TokenLogprob
 from .grammar import GrammarProcessor
 from .options import (

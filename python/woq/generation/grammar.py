@@ -18,7 +18,7 @@ from typing import Any, cast
 import torch
 from transformers import LogitsProcessor
 
-from .._native import InvalidArgument
+from ..core.native import InvalidArgument
 
 # Spaces as people and models write JSON, and no others: a model must not fill lines with blanks.
 _JSON_STYLE = {"item_separator": ", ", "key_separator": ": ", "whitespace_flexible": False}

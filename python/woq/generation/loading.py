@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from os import PathLike
 from typing import Any
 
-from .._location import locate
-from .._native import InvalidArgument
+from ..core.native import InvalidArgument
+from ..hf.location import locate
 from .generator import TextGenerator
 from .options import check_options
 from .tasks import Task, check_model, task_defaults

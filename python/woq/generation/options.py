@@ -11,7 +11,7 @@ from typing import Any
 
 from transformers import GenerationConfig
 
-from .._native import InvalidArgument
+from ..core.native import InvalidArgument
 from .grammar import Grammar
 from .text import normalize_stops
 

@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from .._native import InvalidArgument
+from ..core.native import InvalidArgument
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from typing import Any, Protocol, cast
 import torch
 from transformers import StoppingCriteria
 
-from .._native import InvalidArgument
+from ..core.native import InvalidArgument
 
 # What a decoder puts where bytes don't make a character (yet).
 _REPLACEMENT = "\ufffd"

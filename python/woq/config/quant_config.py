@@ -1,0 +1,496 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What to quantize to, and how: `WeightOnlyQuantConfig`, the one description that is saved. The
+classes with ITREX's field names in `algorithm_configs.py` are other ways to write it.
+
+Neither torch nor transformers is needed here. transformers' base class is added to the class when
+woq registers itself there (`woq.hf.quantizer.register`), so `import woq` stays light.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import difflib
+import inspect
+import json
+import logging
+import os
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any, ClassVar
+
+from ..core import native
+from ..core.units import parse_bytes
+from .options import ALGORITHMS, complete_options, needs_calibration, searches_ranges
+
+__all__ = ["FORMAT_VERSION", "WeightOnlyQuantConfig"]
+
+logger = logging.getLogger("woq")
+
+# Version of the stored tensors (names, shapes, code order). A reader refuses what is newer.
+FORMAT_VERSION = 1
+
+_SCHEMES = ("sym", "asym")
+
+# What a rule of layer_config may set; bits and sym are other ways to write the first and the last.
+_LAYER_FIELDS = ("weight_dtype", "group_size", "scheme", "bits", "sym")
+_DTYPE_OF_BITS = {4: "int4_clip", 8: "int8"}
+
+# Names that users of other libraries try; difflib would not find the right one.
+_OTHER_NAMES = {
+    "asym": "scheme",
+    "bits": "weight_dtype",
+    "bnb_4bit_compute_dtype": "compute_dtype",
+    "bnb_4bit_quant_type": "weight_dtype",
+    "bnb_4bit_use_double_quant": "use_double_quant",
+    "double_quant": "use_double_quant",
+    "llm_int8_skip_modules": "modules_to_not_convert",
+    "sym": "scheme",
+}
+
+# torch's and numpy's spellings of the dtypes that the core knows by a short name.
+_SHORT_DTYPES = {"float32": "fp32", "float": "fp32", "bfloat16": "bf16", "float16": "fp16"}
+
+
+def _unknown_field(owner: str, name: str, known: Iterable[str]) -> native.InvalidArgument:
+    """The error for a field that `owner` lacks, with the field that was probably meant."""
+    names = sorted(known)
+    meant = _OTHER_NAMES.get(name)
+    if meant not in names:
+        close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+        meant = close[0] if close else None
+    hint = f"; did you mean {meant!r}?" if meant else "."
+    return native.InvalidArgument(f"{owner} has no field {name!r}{hint} Known: {', '.join(names)}")
+
+
+def pattern_of_names(pattern: str) -> re.Pattern[str]:
+    """The pattern as it is matched to a module's name from its start: up to the end of a component
+    of the path, as transformers matches `modules_to_not_convert`. Raises re.error."""
+    return re.compile(rf"(?:{pattern})(?:(?<=\.)|(?=\.|$))")
+
+
+def _check_pattern(where: str, pattern: str) -> None:
+    try:
+        pattern_of_names(pattern)
+    except re.error as error:
+        raise native.InvalidArgument(
+            f"{where} is no regular expression: {error}; escape it with re.escape"
+        ) from error
+
+
+def dtype_name(value: Any) -> Any:
+    """'fp32', 'float32', torch.float32 and numpy.float32 all name the same dtype."""
+    if isinstance(value, str):
+        return _SHORT_DTYPES.get(value, value)
+    text = getattr(value, "__name__", None) or str(value)
+    return _SHORT_DTYPES.get(text.rpartition(".")[2], value)
+
+
+def _require(owner: str, field: str, value: Any, kind: type, what: str) -> None:
+    # bool is an int in Python: group_size=True must not pass for 1.
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        raise native.InvalidArgument(f"{owner}.{field} must be {what}, got {value!r}")
+
+
+def _bits_of(weight_dtype: str) -> int:
+    return 8 if weight_dtype == "int8" else 4
+
+
+# Marks fields that are not part of what a checkpoint says of itself.
+_ONE_RUN = {"stored": False}
+
+
+class _TransformersConfig:
+    """What transformers calls on a quantization config besides `to_dict` and `from_dict`.
+
+    Stands between the config and `object` so that transformers' own mixin can be appended to
+    `WeightOnlyQuantConfig.__bases__` later: Python refuses that for a class whose only base is
+    `object`.
+    """
+
+    quant_method: ClassVar[str] = "woq"
+
+    def get_loading_attributes(self) -> dict[str, Any]:
+        """Fields that may differ between a stored checkpoint and a call that loads it: none."""
+        return {}
+
+
+@dataclasses.dataclass(eq=False, repr=False)
+class WeightOnlyQuantConfig(_TransformersConfig):
+    """How the weights of a model are quantized. Every combination is validated by the core.
+
+    Args:
+        weight_dtype: int8, int4_fullrange, int4_clip (alias int4), nf4, fp4_e2m1 or
+            fp4_e2m1_bnb (alias fp4).
+        compute_dtype: dtype of the products: fp32, bf16 or int8 (activations quantized on the fly);
+            "auto" for the fastest on this machine whose error is small beside the weights'.
+        scale_dtype: dtype of the stored scales: fp32, fp16 or bf16.
+        group_size: weights that share a scale, along the input features; -1 for a whole row.
+        scheme: "sym", or "asym" (a zero point per group; integers only).
+        use_double_quant: store the scales themselves in 8 bits.
+        mse_range: search the scale of every group that gives the least squared error, by GPTQ and
+            AUTOROUND weighted as calibration says; None: for these, and what ends in GPTQ.
+        algorithm: "RTN" (round to nearest); "HQQ", which finds zero points; "GPTQ", "AWQ", "TEQ" or
+            "AUTOROUND", which look at what the model does with calibration data; "AWQ+GPTQ" or
+            "TEQ+GPTQ", one after the other.
+        algorithm_args: options of the algorithm by name; those left out get their defaults.
+        modules_to_not_convert: names, suffixes or regular expressions of modules to leave alone,
+            matched as transformers matches them.
+        layer_config: {pattern: settings} for modules with settings of their own; patterns match as
+            those of `modules_to_not_convert` do, and the first one that matches counts. Settings:
+            any of weight_dtype (or bits: 4, 8), group_size and scheme (or sym); None, or 16 bits,
+            leaves the module in floating point. Kept and saved in order (in JSON as pairs).
+        quantize_lm_head: also quantize the output embedding; a dtype name gives it a dtype of its
+            own ("int8"). An output embedding tied to the input embedding is untied in memory: the
+            input embedding keeps its values.
+        dataset: calibration data: a list (or another iterable) of strings or of token tensors, the
+            path of a text file, a `datasets` dataset or the name of one, or "self" for text sampled
+            from the model itself, which None stands for too.
+        tokenizer: tokenizes `dataset`; default: the one saved beside the model.
+        work_dir: folder that keeps finished layers: a run that was interrupted goes on from there.
+        activation_memory: bytes (or a text like "2GB") of activations to hold in memory; what is
+            beyond goes to a temporary file.
+        imatrix: for RTN an importance matrix (`woq.ImportanceMatrix`, or the path of llama.cpp's):
+            scales are searched for the least error weighted by it. Layers that it lacks are
+            rounded as with `mse_range`.
+
+    The last five belong to one run: they are not saved, and make no difference to equality.
+    """
+
+    weight_dtype: str = "int4_fullrange"
+    compute_dtype: str = "fp32"
+    scale_dtype: str = "fp32"
+    group_size: int = 32
+    scheme: str = "sym"
+    use_double_quant: bool = False
+    mse_range: bool | None = None
+    algorithm: str = "RTN"
+    modules_to_not_convert: list[str] | None = None
+    quantize_lm_head: bool | str = False
+    algorithm_args: dict[str, Any] = dataclasses.field(default_factory=dict)
+    layer_config: dict[str, dict[str, Any] | None] = dataclasses.field(default_factory=dict)
+    dataset: Any = dataclasses.field(default=None, metadata=_ONE_RUN)
+    tokenizer: Any = dataclasses.field(default=None, metadata=_ONE_RUN)
+    work_dir: Any = dataclasses.field(default=None, metadata=_ONE_RUN)
+    activation_memory: int | str = dataclasses.field(default="2GB", metadata=_ONE_RUN)
+    imatrix: Any = dataclasses.field(default=None, metadata=_ONE_RUN)
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> WeightOnlyQuantConfig:
+        # Before __init__, so that a misspelt field gets a suggestion and not Python's TypeError.
+        known = tuple(inspect.signature(cls.__init__).parameters)[1:]
+        for name in kwargs:
+            if name not in known:
+                raise _unknown_field(cls.__name__, name, known)
+        return super().__new__(cls)
+
+    def __post_init__(self) -> None:
+        self.validate()
+
+    @property
+    def asym(self) -> bool:
+        return self.scheme == "asym"
+
+    @property
+    def sym(self) -> bool:
+        return self.scheme == "sym"
+
+    @property
+    def bits(self) -> int:
+        return _bits_of(self.weight_dtype)
+
+    @property
+    def needs_calibration(self) -> bool:
+        """Whether the algorithm looks at data."""
+        return needs_calibration(self.algorithm)
+
+    @property
+    def stores_g_idx(self) -> bool:
+        """Whether layers store the group of each column (act-order)."""
+        options = self.algorithm_args
+        return bool(options.get("desc_act")) and not options.get("static_groups")
+
+    @property
+    def stores_act_scales(self) -> bool:
+        """Whether layers store multipliers of their input."""
+        return self.algorithm.partition("+")[0] in ("AWQ", "TEQ")
+
+    @property
+    def stores_float_zeros(self) -> bool:
+        """Whether zero points are real numbers."""
+        return self.algorithm == "HQQ"
+
+    @property
+    def lm_head_dtype(self) -> str | None:
+        """Dtype of the output embedding, None when it is left alone."""
+        if isinstance(self.quantize_lm_head, str):
+            return self.quantize_lm_head
+        return self.weight_dtype if self.quantize_lm_head else None
+
+    def validate(self) -> None:
+        """Check every field, and bring names to their canonical form.
+
+        Raises:
+            InvalidArgument: names the field, its value and what is allowed.
+        """
+        owner = type(self).__name__
+        self.compute_dtype = dtype_name(self.compute_dtype)
+        self.scale_dtype = dtype_name(self.scale_dtype)
+        for field in ("weight_dtype", "compute_dtype", "scale_dtype", "scheme", "algorithm"):
+            _require(owner, field, getattr(self, field), str, "a string")
+        _require(owner, "group_size", self.group_size, int, "an integer")
+        _require(owner, "use_double_quant", self.use_double_quant, bool, "True or False")
+        if self.mse_range is not None:
+            _require(owner, "mse_range", self.mse_range, bool, "True, False or None")
+        if self.scheme not in _SCHEMES:
+            raise native.InvalidArgument(
+                f"{owner}.scheme must be 'sym' or 'asym', got {self.scheme!r}"
+            )
+        if self.algorithm.upper() not in ALGORITHMS:
+            raise native.InvalidArgument(
+                f"{owner}.algorithm {self.algorithm!r} is unknown; known: {', '.join(ALGORITHMS)}"
+            )
+        self.algorithm = self.algorithm.upper()
+        if self.algorithm == "HQQ" and self.mse_range:
+            raise native.InvalidArgument(
+                f"{owner}.mse_range: HQQ has a search of its own; leave it out"
+            )
+        if self.mse_range is None:
+            self.mse_range = searches_ranges(self.algorithm)
+        _require(owner, "algorithm_args", self.algorithm_args, dict, "a dict of options")
+        self.algorithm_args = complete_options(owner, self.algorithm, self.algorithm_args)
+        parse_bytes(self.activation_memory, f"{owner}.activation_memory")
+        self._check_imatrix(owner)
+        skip = self.modules_to_not_convert
+        if skip is not None:
+            # A lone string would be taken apart into letters, each a pattern.
+            if isinstance(skip, str) or not all(isinstance(name, str) for name in skip):
+                raise native.InvalidArgument(
+                    f"{owner}.modules_to_not_convert must be a list of strings, got {skip!r}"
+                )
+            for pattern in skip:
+                _check_pattern(f"{owner}.modules_to_not_convert: {pattern!r}", pattern)
+            self.modules_to_not_convert = list(skip)
+        self.weight_dtype = self.validate_scheme(self.weight_dtype)
+        if self.algorithm == "HQQ" and not self.asym:
+            raise native.InvalidArgument(
+                f"{owner}: HQQ finds zero points: it needs scheme='asym' and an integer "
+                f"weight_dtype, got {self.scheme!r} and {self.weight_dtype!r}"
+            )
+        if not isinstance(self.quantize_lm_head, bool):
+            _require(owner, "quantize_lm_head", self.quantize_lm_head, str, "a bool or a dtype")
+            self.quantize_lm_head = self.validate_scheme(self.quantize_lm_head)
+        self.layer_config = self._validate_layer_config(self.layer_config)
+
+    def _check_imatrix(self, owner: str) -> None:
+        if self.imatrix is None:
+            return
+        if not isinstance(self.imatrix, (str, os.PathLike)) and not hasattr(
+            self.imatrix, "of_model"
+        ):
+            raise native.InvalidArgument(
+                f"{owner}.imatrix must be a path or a woq.ImportanceMatrix, "
+                f"got {type(self.imatrix).__name__}"
+            )
+        if self.algorithm != "RTN":
+            raise native.InvalidArgument(
+                f"{owner}.imatrix is for algorithm RTN; {self.algorithm} makes no use of it"
+            )
+
+    def validate_scheme(
+        self, weight_dtype: str, group_size: int | None = None, asym: bool | None = None
+    ) -> str:
+        """The canonical name of `weight_dtype`; the core checks it with the config's other fields,
+        of which `group_size` and `asym` may be replaced. Raises InvalidArgument."""
+        return native.validate_scheme(
+            weight_dtype,
+            self.group_size if group_size is None else group_size,
+            self.asym if asym is None else asym,
+            self.scale_dtype,
+            self.use_double_quant,
+            self.compute_dtype,
+        )
+
+    def _validate_layer_config(self, rules: Any) -> dict[str, dict[str, Any] | None]:
+        """The rules in their canonical form: the first three of `_LAYER_FIELDS` only."""
+        path = f"{type(self).__name__}.layer_config"
+        if isinstance(rules, (list, tuple)) and all(
+            isinstance(pair, (list, tuple)) and len(pair) == 2 for pair in rules
+        ):
+            rules = dict(rules)  # pairs, as JSON has them
+        _require(type(self).__name__, "layer_config", rules, Mapping, "a dict of settings")  # type: ignore[type-abstract]
+        canonical = {}
+        for pattern, settings in rules.items():
+            _require(type(self).__name__, "layer_config", pattern, str, "a dict with string keys")
+            where = f"{path}[{pattern!r}]"
+            _check_pattern(where, pattern)
+            if settings is not None and not isinstance(settings, Mapping):
+                raise native.InvalidArgument(
+                    f"{where} must be a dict of settings, or None, got {settings!r}"
+                )
+            canonical[pattern] = None if settings is None else self._layer_settings(where, settings)
+        return canonical
+
+    def _layer_settings(self, where: str, given: Mapping[str, Any]) -> dict[str, Any] | None:
+        for name in given:
+            if name not in _LAYER_FIELDS:
+                raise _unknown_field(where, str(name), _LAYER_FIELDS)
+        bits = given.get("bits")
+        if bits is not None and (isinstance(bits, bool) or bits not in (4, 8, 16)):
+            raise native.InvalidArgument(f"{where}.bits must be 4, 8 or 16, got {bits!r}")
+        if bits == 16:
+            if len(given) > 1:
+                raise native.InvalidArgument(
+                    f"{where}: 16 bits leave a module in floating point, which has no "
+                    f"{', '.join(name for name in given if name != 'bits')}"
+                )
+            return None
+        settings: dict[str, Any] = {}
+        if self.algorithm == "HQQ" and (given.get("scheme") == "sym" or given.get("sym")):
+            raise native.InvalidArgument(
+                f"{where}: HQQ finds zero points, so that no layer is symmetric; None leaves a "
+                "module in floating point"
+            )
+        if "group_size" in given:
+            _require(where, "group_size", given["group_size"], int, "an integer")
+            settings["group_size"] = given["group_size"]
+        if "sym" in given:
+            _require(where, "sym", given["sym"], bool, "True or False")
+            settings["scheme"] = "sym" if given["sym"] else "asym"
+        if "scheme" in given:
+            if given["scheme"] not in _SCHEMES or given["scheme"] != settings.get(
+                "scheme", given["scheme"]
+            ):
+                raise native.InvalidArgument(
+                    f"{where}.scheme must be 'sym' or 'asym', and agree with sym; "
+                    f"got {given['scheme']!r}"
+                )
+            settings["scheme"] = given["scheme"]
+        dtype = given.get("weight_dtype")
+        if dtype is None and bits is not None:
+            own = self.weight_dtype if self.bits == bits else None
+            dtype = own or _DTYPE_OF_BITS[bits]
+        _require(where, "weight_dtype", dtype or "", str, "a string")
+        try:
+            canonical = self.validate_scheme(
+                dtype or self.weight_dtype,
+                settings.get("group_size"),
+                settings["scheme"] == "asym" if "scheme" in settings else None,
+            )
+        except native.InvalidArgument as error:
+            raise native.InvalidArgument(f"{where}: {error}") from error
+        if bits is not None and _bits_of(canonical) != bits:
+            raise native.InvalidArgument(
+                f"{where}: weight_dtype {dtype!r} has {_bits_of(canonical)} bits, bits is {bits}"
+            )
+        # The order of fields is that of the table: equal rules are written alike.
+        if dtype is not None:
+            settings["weight_dtype"] = canonical
+        return {name: settings[name] for name in _LAYER_FIELDS if name in settings}
+
+    def update(self, **kwargs: Any) -> dict[str, Any]:
+        """Set the given fields, validate, and return what is not a field of this config."""
+        known = {field.name for field in dataclasses.fields(self)}
+        trial = copy.deepcopy(self)
+        if str(kwargs.get("algorithm", self.algorithm)).upper() != self.algorithm:
+            # Another algorithm's defaults and options.
+            trial.mse_range, trial.algorithm_args = None, {}
+        for name in known & kwargs.keys():
+            setattr(trial, name, kwargs[name])
+        trial.validate()
+        self.__dict__.update(trial.__dict__)
+        return {name: value for name, value in kwargs.items() if name not in known}
+
+    def to_dict(self) -> dict[str, Any]:
+        """The canonical fields as plain values: what a checkpoint's config.json holds."""
+        values = {name: copy.deepcopy(getattr(self, name)) for name in _stored_fields()}
+        # Pairs: writers of JSON sort the keys of objects, and the order of rules counts.
+        values["layer_config"] = [[pattern, rule] for pattern, rule in self.layer_config.items()]
+        return {"quant_method": self.quant_method, "format_version": FORMAT_VERSION, **values}
+
+    def to_diff_dict(self) -> dict[str, Any]:
+        """All fields: a checkpoint must not depend on the defaults of the version that reads it."""
+        return self.to_dict()
+
+    def to_json_string(self, use_diff: bool = True) -> str:
+        return json.dumps(self.to_dict(), indent=2, sort_keys=True) + "\n"
+
+    def to_json_file(self, json_file_path: str | os.PathLike[str]) -> None:
+        with open(json_file_path, "w", encoding="utf-8") as file:
+            file.write(self.to_json_string())
+
+    @classmethod
+    def from_dict(
+        cls, config_dict: Mapping[str, Any], return_unused_kwargs: bool = False, **kwargs: Any
+    ) -> Any:
+        """The config that `to_dict` wrote. `kwargs` overrides fields; the rest of it is handed back
+        with `return_unused_kwargs` (as transformers wants it) and ignored otherwise.
+
+        Raises:
+            InvalidArgument: unknown field, another method's config, or a newer format.
+        """
+        values = dict(config_dict)
+        method = values.pop("quant_method", cls.quant_method)
+        if method != cls.quant_method:
+            raise native.InvalidArgument(
+                f"{cls.__name__} cannot read a config of quant_method {method!r}"
+            )
+        version = values.pop("format_version", FORMAT_VERSION)
+        if not isinstance(version, int) or version > FORMAT_VERSION:
+            raise native.InvalidArgument(
+                f"the checkpoint has format_version {version!r}; this woq reads up to "
+                f"{FORMAT_VERSION}: install a newer woq"
+            )
+        config = cls._from_fields(values)
+        unused = config.update(**kwargs)
+        return (config, unused) if return_unused_kwargs else config
+
+    @classmethod
+    def _from_fields(cls, values: dict[str, Any]) -> WeightOnlyQuantConfig:
+        return cls(**values)
+
+    @classmethod
+    def from_json_string(cls, text: str) -> Any:
+        return cls.from_dict(json.loads(text))
+
+    @classmethod
+    def from_json_file(cls, json_file_path: str | os.PathLike[str]) -> Any:
+        with open(json_file_path, encoding="utf-8") as file:
+            return cls.from_dict(json.load(file))
+
+    def stored(self) -> WeightOnlyQuantConfig:
+        """The settings that a checkpoint keeps, as a plain `WeightOnlyQuantConfig`."""
+        return WeightOnlyQuantConfig.from_dict(self.to_dict())
+
+    def canonical(self) -> WeightOnlyQuantConfig:
+        """The same settings, those of one run included, as a plain `WeightOnlyQuantConfig`."""
+        config = self.stored()
+        for field in dataclasses.fields(WeightOnlyQuantConfig):
+            if field.name not in _stored_fields():
+                setattr(config, field.name, getattr(self, field.name))
+        return config
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> WeightOnlyQuantConfig:
+        # Data sets and tokenizers are shared: copying them is costly, and nothing changes them.
+        new = object.__new__(type(self))
+        memo[id(self)] = new
+        stored = _stored_fields()
+        for name, value in self.__dict__.items():
+            new.__dict__[name] = copy.deepcopy(value, memo) if name in stored else value
+        return new
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, WeightOnlyQuantConfig):
+            return NotImplemented
+        return self.to_dict() == other.to_dict()
+
+    # Mutable, so unhashable, like every dataclass with __eq__.
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        inner = ", ".join(f"{name}={getattr(self, name)!r}" for name in _stored_fields())
+        return f"{type(self).__name__}({inner})"
+
+
+def _stored_fields() -> tuple[str, ...]:
+    fields = dataclasses.fields(WeightOnlyQuantConfig)
+    return tuple(field.name for field in fields if field.metadata.get("stored", True))

@@ -1,0 +1,8 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What woq reads and writes as files and stored tensors.
+
+- stored_tensors: names, shapes and dtypes of a quantized weight's tensors in a checkpoint
+- safetensors: writes safetensors files one tensor at a time
+- imatrix_files: llama.cpp's importance matrices, both kinds
+- pages: gives the memory of a checkpoint's mapped files back while it is read
+"""

@@ -1,0 +1,9 @@
+# SPDX-License-Identifier: Apache-2.0
+"""woq within transformers: loading, quantizing while loading, saving.
+
+- autoload: registers woq with transformers, whichever is imported first
+- quantizer: the quantizer that transformers calls while it loads a model
+- auto_model: `woq.AutoModelForCausalLM` and its like
+- saving: `woq.save_pretrained`
+- location: where a model's files are: a folder, a file of it, or a hub id
+"""

@@ -1,0 +1,188 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`woq.save_pretrained`: saves a quantized transformers model safely and in little memory.
+
+`model.save_pretrained(path)` works too and writes the same tensors, but it unpacks the whole model
+at once (its quantized size again), and writes over the files in `path`: if the disk is full, the
+old checkpoint is gone, and a model loaded from that path loses the file under its embeddings.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..core.native import InvalidArgument
+from ..core.units import parse_bytes
+from ..formats.safetensors import Entry, write_safetensors
+from ..modules.layer import WeightOnlyLinear, deferred_state
+
+__all__ = ["save_pretrained"]
+
+_WEIGHTS = "model.safetensors"
+_INDEX = "model.safetensors.index.json"
+
+
+def save_pretrained(
+    model: Any, save_directory: str | os.PathLike[str], *, max_shard_size: int | str = "50GB"
+) -> None:
+    """Save a transformers model quantized by woq; any `from_pretrained` reads it back.
+
+    All files are written beside the old ones and flushed to the disk, then renamed over them. If
+    anything fails before that (disk full, read-only folder, Ctrl-C), what was there is unchanged.
+    One layer is unpacked at a time.
+
+    Raises:
+        InvalidArgument: not a transformers model, or adapters are attached to it.
+        OSError: writing failed; the folder is as it was.
+    """
+    if not hasattr(model, "save_pretrained") or not hasattr(model, "config"):
+        raise InvalidArgument(f"expected a transformers model, got {type(model).__name__}")
+    if getattr(model, "_hf_peft_config_loaded", False):
+        raise InvalidArgument("adapters are attached: save them with model.save_pretrained")
+    limit = parse_bytes(max_shard_size, "max_shard_size")
+    target = Path(save_directory)
+    created = not target.exists()
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        with _scratch(target) as scratch:
+            _write_configs(model, scratch)
+            _write_weights(model, scratch, limit)
+            for path in scratch.iterdir():
+                _flush(path)
+            _publish(scratch, target)
+    except OSError as error:
+        if created:
+            _remove_if_empty(target)
+        kept = "nothing was written" if created else "the files that were there are unchanged"
+        raise OSError(
+            error.errno, f"{error.strerror or error} while saving to {target}; {kept}"
+        ) from error
+    except BaseException:
+        if created:
+            _remove_if_empty(target)
+        raise
+
+
+@contextlib.contextmanager
+def _scratch(target: Path) -> Iterator[Path]:
+    # Inside the folder, so that renaming stays on one file system.
+    scratch = Path(tempfile.mkdtemp(prefix=".woq-saving-", dir=target))
+    try:
+        yield scratch
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _write_configs(model: Any, folder: Path) -> None:
+    model.config.dtype = str(model.dtype).rpartition(".")[2]
+    model.config.architectures = [type(model).__name__]
+    if getattr(model, "_auto_class", None) is not None:
+        from transformers.dynamic_module_utils import custom_object_save
+
+        custom_object_save(model, folder, config=model.config)
+    model.config.save_pretrained(folder)
+    if model.can_generate() and model.generation_config is not None:
+        model.generation_config.save_pretrained(folder)
+
+
+def _write_weights(model: Any, folder: Path, limit: int) -> None:
+    entries = _entries(model)
+    shards: list[dict[str, Entry]] = [{}]
+    size = 0
+    for name, entry in entries.items():
+        if shards[-1] and size + entry.nbytes > limit:
+            shards.append({})
+            size = 0
+        shards[-1][name] = entry
+        size += entry.nbytes
+    metadata = {"format": "pt"}
+    if len(shards) == 1:
+        write_safetensors(folder / _WEIGHTS, shards[0], metadata)
+        return
+    weight_map = {}
+    for number, shard in enumerate(shards, 1):
+        file_name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        write_safetensors(folder / file_name, shard, metadata)
+        weight_map.update(dict.fromkeys(shard, file_name))
+    index = {
+        "metadata": {"total_size": sum(entry.nbytes for entry in entries.values())},
+        "weight_map": weight_map,
+    }
+    (folder / _INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", "utf-8")
+
+
+def _entries(model: Any) -> dict[str, Entry]:
+    """Every tensor of the checkpoint under its stored name, quantized ones unpacked on demand."""
+    from transformers.core_model_loading import revert_weight_conversion
+    from transformers.modeling_utils import remove_tied_weights_from_state_dict
+
+    with deferred_state() as deferred:
+        state = model.state_dict()
+    for name in model._keys_to_ignore_on_save or ():
+        state.pop(name, None)
+    state = remove_tied_weights_from_state_dict(state, model)
+    state = revert_weight_conversion(model, state)
+    unpack = _Unpacker()
+    entries = {}
+    for name, tensor in state.items():
+        source = deferred.get(id(tensor))
+        make = _constant(tensor) if source is None else unpack.maker(*source)
+        entries[name] = Entry(tuple(tensor.shape), tensor.dtype, make)
+    return entries
+
+
+class _Unpacker:
+    """Unpacks layers on demand and keeps the last one: its tensors are written in a row."""
+
+    def __init__(self) -> None:
+        self._layer: WeightOnlyLinear | None = None
+        self._tensors: dict[str, torch.Tensor] = {}
+
+    def maker(self, layer: WeightOnlyLinear, key: str) -> Callable[[], torch.Tensor]:
+        def make() -> torch.Tensor:
+            if self._layer is not layer:
+                self._tensors = {}
+                self._tensors = layer.stored_tensors()
+                self._layer = layer
+            return self._tensors[key]
+
+        return make
+
+
+def _constant(tensor: torch.Tensor) -> Callable[[], torch.Tensor]:
+    return lambda: tensor
+
+
+def _publish(scratch: Path, target: Path) -> None:
+    """Move the finished files into place, the configuration last, and drop older weights."""
+    new = sorted(path.name for path in scratch.iterdir() if path.is_file())
+    for name in sorted(new, key=lambda name: (name == "config.json", name.endswith(".json"))):
+        os.replace(scratch / name, target / name)
+    shard = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
+    for path in target.iterdir():
+        stale = path.name in (_WEIGHTS, _INDEX) or shard.fullmatch(path.name)
+        if stale and path.name not in new:
+            path.unlink()
+    _flush(target)
+
+
+def _flush(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _remove_if_empty(folder: Path) -> None:
+    with contextlib.suppress(OSError):
+        folder.rmdir()

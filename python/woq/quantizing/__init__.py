@@ -1,0 +1,10 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`woq.quantize` and what plans, drives and reports a quantization.
+
+- quantize: replaces the layers of a model, one at a time
+- driver: runs a calibrated algorithm over a model block by block
+- work_dir: finished layers on disk, from which an interrupted run goes on
+- imatrix: `woq.collect_imatrix` and `woq.ImportanceMatrix`
+- planning: `woq.plan_layer_config`
+- report, histograms: `woq.QuantizationReport` and the histograms in it
+"""

@@ -1,0 +1,385 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`woq.quantize(model, config)`: replace the linear layers of any torch model, one at a time.
+
+The file is not called quantize.py: importing a submodule sets an attribute of that name on the
+package, and `woq.quantize` is the function.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import sys
+import time
+from collections.abc import Generator
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+
+from ..algorithms.interface import Finished, find_zero_points, round_to_nearest
+from ..config.quant_config import WeightOnlyQuantConfig
+from ..core import native
+from ..modules.layer import WeightOnlyLinear
+from ..modules.targets import (
+    Target,
+    is_fused_experts,
+    left_alone,
+    linear_parameters,
+    output_embeddings,
+    quantized_layers,
+    scheme_for,
+    select,
+    warn_of_idle_patterns,
+)
+from .histograms import weight_histogram
+from .imatrix import NO_IMPORTANCE, with_importance
+from .report import LayerReport, LeftAlone, QuantizationReport
+
+__all__ = ["quantize"]
+
+logger = logging.getLogger("woq")
+
+Model = TypeVar("Model", bound=nn.Module)
+_Progress = Generator[None, str, None]
+
+
+def quantize(
+    model: Model, config: WeightOnlyQuantConfig | None = None, *, progress: bool | None = None
+) -> Model:
+    """Quantize the linear layers of `model` in place and return it.
+
+    nn.Linear and transformers' Conv1D are replaced by `WeightOnlyLinear`, one after the other: the
+    float weight of a layer is released before the next one is touched. What stays in floating
+    point (embeddings, skipped modules, the fused expert weights of mixtures of experts) is listed
+    in `model.woq_report`. An output embedding is left alone unless `config.quantize_lm_head` asks.
+
+    If it fails or is interrupted (Ctrl-C), the layers done so far stay quantized and the others
+    stay as they were: the model still works, can be saved, and a second call with the same config
+    does the rest. `model.woq_report.complete` is False then.
+
+    Algorithms other than RTN look at what the model computes: they need a transformers model, and
+    calibration data in the config (`dataset`, `tokenizer`; by default text that the model makes
+    up). They go block by block, each on what the quantized blocks before it produce. With
+    `config.work_dir` a second run with the same model, data and settings goes on where the first
+    one stopped.
+
+    Args:
+        model: any torch module on the CPU.
+        config: what to quantize to, and how; the default is int4_fullrange in groups of 32, RTN.
+        progress: show a progress bar with the remaining time on stderr; None shows it on a
+            terminal only. Without tqdm the progress goes to the "woq" logger.
+
+    Raises:
+        InvalidArgument: a weight has NaN or Inf (names module, row and column); the model already
+            has layers quantized with another config; the calibration data is empty or too short.
+    """
+    config = WeightOnlyQuantConfig() if config is None else config
+    if not isinstance(model, nn.Module):
+        raise native.InvalidArgument(f"expected a torch.nn.Module, got {type(model).__name__}")
+    if not isinstance(config, WeightOnlyQuantConfig):
+        raise native.InvalidArgument(f"expected a WeightOnlyQuantConfig, got {config!r}")
+    config.validate()
+    config = config.canonical()
+    _check_earlier_layers(model, config)
+    warn_of_idle_patterns(model, config)
+    targets = select(model, config)
+    _check_devices(targets)
+    if config.needs_calibration:
+        from .driver import calibrated_layers
+
+        steps = calibrated_layers(model, config, targets)
+    else:
+        if config.imatrix is not None:
+            targets = with_importance(model, config, targets)
+        steps = _rounded(list(reversed(targets)), config)
+
+    started = time.perf_counter()
+    report = QuantizationReport(complete=False)
+    previous = getattr(model, "woq_report", None)
+    if isinstance(previous, QuantizationReport):
+        report.layers.extend(previous.layers)
+        report.seconds = previous.seconds
+    total, done_before = len(targets), len(report.layers)
+    # They hold modules: without the list each float weight goes with its replacement.
+    del targets
+    bar = _progress(total, progress)
+    next(bar)
+    try:
+        # Tuning needs gradients, whatever the caller has switched off.
+        with torch.inference_mode(False), torch.enable_grad():
+            for finished in steps:
+                target = finished.target
+                layer, entry = _make_layer(finished, config)
+                replace_module(model, target.name, layer)
+                report.layers.append(entry)
+                if target.tied:
+                    _declare_untied(model, target.name)
+                name = target.name
+                text = name if entry.loss is None else f"{name} loss {entry.loss:.2e}"
+                del finished, target, layer
+                bar.send(text)
+        report.complete = True
+    except BaseException as error:
+        logger.warning(
+            "%s after %d of %d layers: these are quantized, the others are unchanged, and the "
+            "model works. Call quantize again with the same config to do the rest.",
+            "interrupted" if isinstance(error, KeyboardInterrupt) else "failed",
+            len(report.layers) - done_before,
+            total,
+        )
+        raise
+    finally:
+        steps.close()
+        bar.close()
+        report.seconds += time.perf_counter() - started
+        attach_report(model, report)
+        if quantized_layers(model):
+            _attach_to_transformers(model, config)
+    log_summary(model, report)
+    return model
+
+
+def quantize_weight(
+    weight: torch.Tensor, config: WeightOnlyQuantConfig, target: Target
+) -> native.QuantizedMatrix:
+    """Quantize `weight` [out_features, in_features] by an algorithm that needs no calibration."""
+    if config.algorithm == "HQQ":
+        return find_zero_points(weight, config, target)
+    return round_to_nearest(weight, config, target)
+
+
+def quantize_module(
+    name: str, weight: torch.Tensor, config: WeightOnlyQuantConfig, target: Target
+) -> tuple[native.QuantizedMatrix, LayerReport]:
+    """Quantize one weight [out_features, in_features] and measure the error."""
+    matrix = quantize_weight(weight, config, target)
+    entry = _layer_report(name, weight, matrix, target)
+    return matrix, dataclasses.replace(
+        entry, algorithm=config.algorithm, note=_note(config, target)
+    )
+
+
+def _note(config: WeightOnlyQuantConfig, target: Target) -> str:
+    """What an algorithm that needs no calibration could not do for `target`."""
+    missing = config.imatrix is not None and target.importance is None
+    return NO_IMPORTANCE if missing else ""
+
+
+def _layer_report(
+    name: str, weight: torch.Tensor, matrix: native.QuantizedMatrix, target: Target
+) -> LayerReport:
+    metrics = native.error_metrics(weight, matrix)
+    return LayerReport(
+        name=name,
+        weight_dtype=target.weight_dtype,
+        shape=(matrix.rows, matrix.cols),
+        bytes_before=weight.numel() * weight.element_size(),
+        bytes_after=matrix.nbytes,
+        mse=metrics["mse"],
+        sqnr_db=metrics["sqnr_db"],
+        histogram=weight_histogram(weight, matrix),
+    )
+
+
+def make_layer(
+    name: str,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    config: WeightOnlyQuantConfig,
+    target: Target,
+) -> tuple[WeightOnlyLinear, LayerReport]:
+    """Quantize and pack one layer."""
+    matrix, entry = quantize_module(name, weight, config, target)
+    layer = WeightOnlyLinear.from_quantized(
+        matrix,
+        bias,
+        compute_dtype=config.compute_dtype,
+        name=name,
+        dtype=weight.dtype,
+        transposed=target.transposed,
+    )
+    return layer, entry
+
+
+def attach_report(model: nn.Module, report: QuantizationReport) -> None:
+    """Fill in what was left alone, and make the report `model.woq_report`."""
+    heads = set(output_embeddings(model))
+    report.left = [
+        LeftAlone(name, shape, count, _reason(model, name, shape, heads))
+        for name, (shape, count) in left_alone(model).items()
+    ]
+    floats = sum(parameter.numel() for parameter in model.parameters())
+    layers = quantized_layers(model).values()
+    biases = sum(layer.bias.numel() for layer in layers if layer.bias is not None)
+    report.total_parameters = floats + biases + report.quantized_parameters
+    model.woq_report = report  # type: ignore[assignment]
+
+
+def log_summary(model: nn.Module, report: QuantizationReport) -> None:
+    """Log the report, and which kernels run the layers and why."""
+    if logger.isEnabledFor(logging.INFO):
+        logger.info("%s", report)
+        log_kernels(model)
+    experts = [entry for entry in report.left if is_fused_experts(entry.name, entry.shape)]
+    if experts:
+        share = sum(entry.parameters for entry in experts) / max(1, report.total_parameters)
+        logger.warning(
+            "%d fused expert weights stay in floating point: %.1f %% of the model's parameters "
+            "(%s, ...). woq does not quantize fused experts yet.",
+            len(experts),
+            100 * share,
+            experts[0].name,
+        )
+
+
+def log_kernels(model: nn.Module) -> None:
+    """Log how many layers run on which kernel, and the reason for that choice."""
+    chosen: dict[tuple[str, str], int] = {}
+    for layer in quantized_layers(model).values():
+        choice = layer.explain()
+        key = (choice["kernel"], choice["reason"])
+        chosen[key] = chosen.get(key, 0) + 1
+    for (kernel, reason), count in chosen.items():
+        logger.info("%d layers run on %s: %s", count, kernel, reason)
+
+
+def _rounded(
+    targets: list[Target], config: WeightOnlyQuantConfig
+) -> Generator[Finished, None, None]:
+    """RTN of `targets`, last one first; each is let go of before the next one is touched."""
+    while targets:
+        target = targets.pop()
+        weight = linear_parameters(target.module)
+        matrix = quantize_weight(weight, config, target)
+        finished = Finished(target, matrix, note=_note(config, target))
+        del target, weight, matrix
+        yield finished
+        del finished
+
+
+def _make_layer(
+    finished: Finished, config: WeightOnlyQuantConfig
+) -> tuple[WeightOnlyLinear, LayerReport]:
+    """Pack a quantized layer, and say what became of it."""
+    target = finished.target
+    module = target.module
+    weight = linear_parameters(module)
+    layer = WeightOnlyLinear.from_quantized(
+        finished.matrix,
+        None if module.bias is None else module.bias.detach(),
+        compute_dtype=config.compute_dtype,
+        name=target.name,
+        dtype=weight.dtype,
+        transposed=target.transposed,
+    )
+    entry = dataclasses.replace(
+        _layer_report(target.name, weight, finished.matrix, target),
+        algorithm=finished.algorithm or config.algorithm,
+        loss=finished.loss,
+        start_loss=finished.start_loss,
+        note=finished.note,
+    )
+    return layer, entry
+
+
+def replace_module(model: nn.Module, name: str, layer: nn.Module) -> None:
+    parent, _, child = name.rpartition(".")
+    owner = model.get_submodule(parent)
+    layer.train(getattr(owner, child).training)
+    # A single assignment: an interrupt leaves either the old layer or the new one.
+    setattr(owner, child, layer)
+
+
+def _reason(model: nn.Module, name: str, shape: tuple[int, ...], heads: set[str]) -> str:
+    module = name.rpartition(".")[0]
+    if is_fused_experts(name, shape):
+        return "fused expert weights are not quantized yet"
+    if module in heads:
+        return "output embedding; quantize_lm_head=True quantizes it"
+    if isinstance(model.get_submodule(module), nn.Embedding):
+        return "embedding"
+    return "not selected"
+
+
+def _check_devices(targets: list[Target]) -> None:
+    for target in targets:
+        device = target.module.weight.device
+        if device.type != "cpu":
+            raise native.Unsupported(
+                f"{target.name}.weight is on {device}: woq quantizes on the CPU. "
+                "Move the model there first (model.to('cpu'), or device_map='cpu' on loading)."
+            )
+
+
+def _check_earlier_layers(model: nn.Module, config: WeightOnlyQuantConfig) -> None:
+    """A second call may finish the first one's work, not mix formats: no config describes that."""
+    heads = set(output_embeddings(model))
+    for name, layer in quantized_layers(model).items():
+        wanted = scheme_for(config, name, head=name in heads)
+        have = layer.scheme
+        # Doubly quantized scales are 8-bit codes: what they were before is not kept.
+        differing = wanted is None or [
+            key
+            for key, value in wanted.items()
+            if have[key] != value and not (key == "scale_dtype" and config.use_double_quant)
+        ]
+        if differing or layer.requested_compute_dtype != config.compute_dtype:
+            raise native.InvalidArgument(
+                f"{name} is already quantized with other settings ({have}, compute_dtype "
+                f"{layer.requested_compute_dtype!r}); load the float model again to quantize it "
+                "differently"
+            )
+
+
+def _declare_untied(model: nn.Module, name: str) -> None:
+    if _transformers_loaded():
+        from ..hf.quantizer import declare_untied
+
+        declare_untied(model, [name])
+
+
+def _attach_to_transformers(model: nn.Module, config: WeightOnlyQuantConfig) -> None:
+    if _transformers_loaded():
+        from ..hf.quantizer import attach_quantizer
+
+        attach_quantizer(model, config)
+
+
+def _transformers_loaded() -> bool:
+    # A transformers model cannot exist before this module is imported.
+    return "transformers.modeling_utils" in sys.modules
+
+
+def _progress(total: int, show: bool | None) -> _Progress:
+    """A coroutine that takes the name of each finished layer."""
+    show = sys.stderr.isatty() if show is None else show
+    if not show:
+        return _silent()
+    try:
+        from tqdm import tqdm
+    except ImportError:
+        return _logged(total)
+    return _bar(tqdm(total=total, desc="Quantizing", unit="layer", file=sys.stderr))
+
+
+def _silent() -> _Progress:
+    while True:
+        yield
+
+
+def _bar(bar: Any) -> _Progress:
+    with bar:
+        while True:
+            name = yield
+            bar.set_postfix_str(name, refresh=False)
+            bar.update()
+
+
+def _logged(total: int) -> _Progress:
+    started, step = time.perf_counter(), max(1, total // 10)
+    for done in range(1, total + 2):
+        name = yield
+        if done % step == 0:
+            rest = (time.perf_counter() - started) / done * (total - done)
+            logger.info("quantized %d of %d layers (%s), %.0f s to go", done, total, name, rest)
