@@ -41,13 +41,3 @@ foreach(target IN ITEMS woq woq_header_only)
     $<BUILD_INTERFACE:${PROJECT_SOURCE_DIR}/include>
     $<INSTALL_INTERFACE:${CMAKE_INSTALL_INCLUDEDIR}>)
 endforeach()
-
-# Eigen is for the quantizers' linear algebra. pip's cmeel-eigen lives in <site-packages>/cmeel.prefix,
-# which is not on CMake's search path. Build interface only: the installed package doesn't need it.
-set(WOQ_EIGEN_HINTS ${CMAKE_PREFIX_PATH})
-list(TRANSFORM WOQ_EIGEN_HINTS APPEND /cmeel.prefix)
-find_package(Eigen3 3.3 QUIET CONFIG HINTS ${WOQ_EIGEN_HINTS})
-if(Eigen3_FOUND)
-  target_link_libraries(woq PRIVATE $<BUILD_INTERFACE:Eigen3::Eigen>)
-endif()
-message(STATUS "woq: Eigen ${Eigen3_VERSION} ${Eigen3_DIR}")

@@ -9,6 +9,13 @@ if(NOT GTest_FOUND)
     "(or configure with -DWOQ_BUILD_TESTS=OFF)")
 endif()
 
+# The oracle of the tests of linear algebra. The library itself never uses it.
+find_package(Eigen3 3.3 QUIET CONFIG)
+if(NOT Eigen3_FOUND)
+  message(FATAL_ERROR "woq: the tests need Eigen: apt-get install libeigen3-dev "
+    "(or configure with -DWOQ_BUILD_TESTS=OFF)")
+endif()
+
 file(GLOB_RECURSE WOQ_TEST_SOURCES CONFIGURE_DEPENDS
   ${PROJECT_SOURCE_DIR}/tests/cpp/*_test.cc ${PROJECT_SOURCE_DIR}/tests/cpp/support/*.cc)
 # The consumer is a project of its own, built against the installed package.
@@ -17,8 +24,10 @@ list(FILTER WOQ_TEST_SOURCES EXCLUDE REGEX "/tests/cpp/consumer/")
 add_library(woq_test_objects OBJECT ${WOQ_TEST_SOURCES})
 woq_own_target(woq_test_objects)
 target_include_directories(woq_test_objects PRIVATE ${PROJECT_SOURCE_DIR}/tests/cpp)
-target_link_libraries(woq_test_objects PUBLIC woq::woq GTest::gtest)
-target_compile_definitions(woq_test_objects PRIVATE WOQ_EXPECTS_ONEDNN=$<BOOL:${WOQ_HAS_ONEDNN}>)
+target_link_libraries(woq_test_objects PUBLIC woq::woq GTest::gtest PRIVATE Eigen3::Eigen)
+# Eigen would hand products to OpenMP's threads, of which the tests count their own.
+target_compile_definitions(woq_test_objects PRIVATE
+  WOQ_EXPECTS_ONEDNN=$<BOOL:${WOQ_HAS_ONEDNN}> EIGEN_DONT_PARALLELIZE)
 
 add_executable(woq_tests)
 woq_own_target(woq_tests)

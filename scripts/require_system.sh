@@ -39,6 +39,7 @@ need_group() {
       ;;
     tests)
       need "$(header gtest/gtest.h)" libgtest-dev
+      need 'test -e /usr/share/eigen3/cmake/Eigen3Config.cmake' libeigen3-dev
       want_onednn
       ;;
     benchmarks)

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Products, Cholesky factors and solutions against plain loops in fp64, on every register width.
+// Products, Cholesky factors and solutions against Eigen in fp64, on every register width.
 #include <gtest/gtest.h>
 
 #include <cmath>
@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "support/eigen.h"
 #include "support/random.h"
 #include "support/widths.h"
 #include "woq/linalg/cholesky.h"
@@ -22,10 +23,15 @@ std::vector<T> random_values(Random& random, int64_t count) {
   return values;
 }
 
+// The bound. A sum of k products goes through at most k + 1 roundings, blocks of it are added to C
+// after one more each, and C itself is rounded where it is added: gamma(k + 4 + k / 256) of the sum
+// of the magnitudes that were added. Eigen's own sum is off by as much in fp64.
 template <class T>
 void check_product(Random& random, int64_t m, int64_t n, int64_t k, Part part) {
   const std::vector<T> a = random_values<T>(random, m * k), b = random_values<T>(random, k * n);
   const std::vector<T> before = random_values<T>(random, m * n);
+  const int64_t roundings = k + 4 + k / 256;
+  const double relative = gamma_of<T>(roundings) + gamma_of<double>(roundings);
   for (const bool transposed : {false, true}) {
     // The same numbers, read as [m, k], or as the transpose of what lies there as [k, m].
     const StridedMatrix<T> left =
@@ -33,20 +39,16 @@ void check_product(Random& random, int64_t m, int64_t n, int64_t k, Part part) {
     const StridedMatrix<T> right{b.data(), n, 1};
     std::vector<T> c = before;
     multiply_add(m, n, k, T(-2), left, right, c.data(), n, 2, part);
+    const EigenMatrix x = eigen_of(left.data, m, k, left.row_stride, left.col_stride);
+    const EigenMatrix y = eigen_of(b.data(), k, n, n);
+    const EigenMatrix old = eigen_of(before.data(), m, n, n);
+    const EigenMatrix expected = old - 2 * x * y;
+    const EigenMatrix magnitude = old.cwiseAbs() + 2 * x.cwiseAbs() * y.cwiseAbs();
     for (int64_t i = 0; i < m; ++i) {
       for (int64_t j = 0; j < n; ++j) {
         const bool wanted = part == Part::kAll || (part == Part::kUpper ? j >= i : j <= i);
-        double sum = 0, magnitude = 0;
-        for (int64_t p = 0; p < k; ++p) {
-          const double product = static_cast<double>(*left.at(i, p)) * *right.at(p, j);
-          sum += product;
-          magnitude += std::fabs(product);
-        }
-        const auto at = static_cast<size_t>(i * n + j);
-        const double expected = wanted ? before[at] - 2 * sum : static_cast<double>(before[at]);
-        const double eps = sizeof(T) == 4 ? 0x1p-23 : 0x1p-52;
-        ASSERT_NEAR(c[at], expected,
-                    wanted ? eps * static_cast<double>(k + 2) * (magnitude + 1) : 0.0)
+        ASSERT_NEAR(c[static_cast<size_t>(i * n + j)], wanted ? expected(i, j) : old(i, j),
+                    wanted ? relative * magnitude(i, j) : 0.0)
             << m << " x " << n << " x " << k << " at " << i << ", " << j << ", seed "
             << random.seed();
       }
@@ -92,23 +94,48 @@ std::vector<double> positive_definite(Random& random, int64_t n) {
   return a;
 }
 
+// Largest row sum of |R^-1| |R|: what multiplying by the inverse of a diagonal block, where others
+// solve with the block, can add to the error. The inverse of R's block is the block of R's inverse,
+// so the number of the whole of R covers every block.
+double skeel_condition(const EigenMatrix& r) {
+  const EigenMatrix inverse =
+      r.triangularView<Eigen::Upper>().solve(EigenMatrix::Identity(r.rows(), r.cols()));
+  return (inverse.cwiseAbs() * r.cwiseAbs()).rowwise().sum().maxCoeff();
+}
+
+// R against Eigen's factor of the same matrix, rows and columns reversed: Eigen factors from the
+// first row on, A = L L^T with a lower L. Two bounds:
+// - what R R^T misses of A is at most gamma(2 n + 4) (1 + condition) |R| |R^T|;
+// - factors of A + E and A + E' are apart by at most kappa(A) (|E| + |E'|) |L| / (sqrt(2) |A|), to
+//   first order (Sun 1991; Higham 10.3). E and E' are measured; 2 instead of 1 / sqrt(2) covers the
+//   higher orders, since kappa(A) |E| / |A| stays below 1e-6 here.
 TEST(Linalg, UpperFactor) {
   Random random = random_of_test();
   for (const char* const width : widths()) {
     const ForcedTarget forced(width);
     for (const int64_t n : {1, 2, 16, 127, 128, 129, 300}) {
-      const std::vector<double> a = positive_definite(random, n);
-      std::vector<double> r = a;
-      ASSERT_EQ(factor_upper(r.data(), n, n, 0.0, 2), -1);
-      for (int64_t i = 0; i < n; ++i) {
-        for (int64_t j = i; j < n; ++j) {
-          double sum = 0;
-          for (int64_t k = j; k < n; ++k)
-            sum += r[static_cast<size_t>(i * n + k)] * r[static_cast<size_t>(j * n + k)];
-          ASSERT_NEAR(sum, a[static_cast<size_t>(i * n + j)], 0x1p-50 * static_cast<double>(n * n))
-              << width << ", n = " << n << ", seed " << random.seed();
-        }
-      }
+      const std::vector<double> values = positive_definite(random, n);
+      std::vector<double> factored = values;
+      ASSERT_EQ(factor_upper(factored.data(), n, n, 0.0, 2), -1);
+      const EigenMatrix a = eigen_of(values.data(), n, n, n);
+      const EigenMatrix r = eigen_of(factored.data(), n, n, n).triangularView<Eigen::Upper>();
+      const EigenMatrix missing = r * r.transpose() - a;
+      const EigenMatrix magnitude = r.cwiseAbs() * r.cwiseAbs().transpose();
+      const double relative = gamma_of<double>(2 * n + 4) * (1 + skeel_condition(r));
+      ASSERT_LE((missing.cwiseAbs() - relative * magnitude).maxCoeff(), 0)
+          << width << ", n = " << n << ", seed " << random.seed();
+
+      const EigenMatrix reversed = a.reverse();
+      const Eigen::LLT<EigenMatrix> llt(reversed);
+      ASSERT_EQ(llt.info(), Eigen::Success);
+      const EigenMatrix l = llt.matrixL();
+      const double residuals = missing.norm() + (l * l.transpose() - reversed).norm();
+      const auto spectrum = Eigen::SelfAdjointEigenSolver<EigenMatrix>(a).eigenvalues();
+      const double kappa = spectrum.maxCoeff() / spectrum.minCoeff();
+      ASSERT_LT(kappa * residuals / spectrum.maxCoeff(), 1e-6);
+      ASSERT_LE((r - EigenMatrix(l.reverse())).norm(),
+                2 * kappa * residuals * l.norm() / spectrum.maxCoeff())
+          << width << ", n = " << n << ", seed " << random.seed();
     }
   }
 }
@@ -123,26 +150,27 @@ TEST(Linalg, UpperFactorNamesTheBadPivot) {
   EXPECT_EQ(factor_upper(a.data(), 2, 2, 0.0, 1), 1);
 }
 
+// X R^T = B against Eigen's triangular solve. What X R^T misses of B is at most
+// gamma(2 n + 4) (1 + condition) |X| |R^T| (see UpperFactor), and for Eigen's X' without the
+// condition; X - X' is the difference of the two times R^-T.
 TEST(Linalg, SolveTransposed) {
   Random random = random_of_test();
   for (const int64_t n : {1, 40, 128, 290}) {
-    std::vector<double> r = positive_definite(random, n);
-    ASSERT_EQ(factor_upper(r.data(), n, n, 0.0, 1), -1);
+    std::vector<double> factored = positive_definite(random, n);
+    ASSERT_EQ(factor_upper(factored.data(), n, n, 0.0, 1), -1);
     const std::vector<double> b = random_values<double>(random, 7 * n);
-    std::vector<double> x = b;
-    solve_transposed(r.data(), n, n, x.data(), 7, n, 2);
-    for (int64_t i = 0; i < 7; ++i) {
-      for (int64_t j = 0; j < n; ++j) {
-        double sum = 0, magnitude = 0;
-        for (int64_t k = j; k < n; ++k) {
-          const double product =
-              x[static_cast<size_t>(i * n + k)] * r[static_cast<size_t>(j * n + k)];
-          sum += product;
-          magnitude += std::fabs(product);
-        }
-        ASSERT_NEAR(sum, b[static_cast<size_t>(i * n + j)], 1e-11 * (magnitude + 1)) << n;
-      }
-    }
+    std::vector<double> solved = b;
+    solve_transposed(factored.data(), n, n, solved.data(), 7, n, 2);
+    const EigenMatrix r = eigen_of(factored.data(), n, n, n).triangularView<Eigen::Upper>();
+    const EigenMatrix x = eigen_of(solved.data(), 7, n, n);
+    const EigenMatrix expected =
+        r.triangularView<Eigen::Upper>().solve(eigen_of(b.data(), 7, n, n).transpose()).transpose();
+    const EigenMatrix inverse = r.triangularView<Eigen::Upper>().solve(EigenMatrix::Identity(n, n));
+    const double relative = gamma_of<double>(2 * n + 4) * (2 + skeel_condition(r));
+    const EigenMatrix bound =
+        relative * (x.cwiseAbs().cwiseMax(expected.cwiseAbs()) * r.cwiseAbs().transpose() *
+                    inverse.cwiseAbs().transpose());
+    ASSERT_LE(((x - expected).cwiseAbs() - bound).maxCoeff(), 0) << n;
   }
 }
 
