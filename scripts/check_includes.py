@@ -46,7 +46,7 @@ HEAVY_IMPORTS = {
 PYTHON_ROOMS = {
     "core": ("light", ""),
     "config": ("light", ""),
-    "formats": ("heavy", "__init__ imatrix_files pages"),
+    "formats": ("heavy", "__init__ files imatrix_files pages"),
     "modules": ("heavy", "__init__"),
     "observe": ("heavy", "__init__"),
     "algorithms": ("heavy", ""),

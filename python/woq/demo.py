@@ -14,10 +14,8 @@ import datetime
 import importlib.util
 import json
 import os
-import shutil
 import statistics
 import sys
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -26,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import woq
+from woq.formats.files import replace_folder
 
 QUESTION = "What is the capital of France?"
 MODEL = "SmolLM2-135M-Instruct"
@@ -217,15 +216,11 @@ def cache_folder(gguf: Path) -> Path:
 
 def _save(folder: Path, models: dict[str, Any], tokenizer: Any, facts: dict[str, Any]) -> None:
     """All or nothing: an interrupted run leaves no half-written folder under the final name."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".unfinished-") as scratch:
-        part = Path(scratch) / "models"
+    with replace_folder(folder) as part:
         for dtype, model in models.items():
             model.save_pretrained(part / dtype)
         tokenizer.save_pretrained(part)
         (part / "facts.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
-        shutil.rmtree(folder, ignore_errors=True)
-        part.rename(folder)
 
 
 def _load(folder: Path) -> tuple[dict[str, Any], Any, dict[str, Any]]:

@@ -4,12 +4,10 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from ..formats.files import replace_folder
 from ._command import Failure
 
 __all__ = ["whole_folder"]
@@ -27,20 +25,8 @@ def whole_folder(target: Path, *, overwrite: bool) -> Iterator[Path]:
         OSError: the folder cannot be made.
     """
     _check(target, overwrite)
-    made = _make_parents(target)
-    scratch: Path | None = None
-    try:
-        scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}-unfinished-", dir=target.parent))
+    with replace_folder(target) as scratch:
         yield scratch
-        scratch.chmod(0o777 & ~_umask())
-        _publish(scratch, target)
-    except BaseException:
-        if scratch is not None:
-            shutil.rmtree(scratch, ignore_errors=True)
-        for folder in made:
-            with contextlib.suppress(OSError):
-                folder.rmdir()
-        raise
 
 
 def _check(target: Path, overwrite: bool) -> None:
@@ -54,35 +40,3 @@ def _check(target: Path, overwrite: bool) -> None:
         raise Failure(f"{target} exists: name another folder, or add --overwrite")
     if not (target / "config.json").is_file():
         raise Failure(f"{target} holds no model (no config.json): it is not overwritten")
-
-
-def _make_parents(target: Path) -> list[Path]:
-    """The folders above `target` that had to be made, the innermost first."""
-    missing = []
-    for folder in target.absolute().parents:
-        if folder.exists():
-            break
-        missing.append(folder)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    return missing
-
-
-def _publish(scratch: Path, target: Path) -> None:
-    if not target.exists():
-        os.rename(scratch, target)
-        return
-    # A folder is no file: it can't be replaced in one step.
-    old = Path(tempfile.mkdtemp(prefix=f".{target.name}-old-", dir=target.parent))
-    os.rename(target, old)
-    try:
-        os.rename(scratch, target)
-    except BaseException:
-        os.rename(old, target)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -4,5 +4,6 @@
 - stored_tensors: names, shapes and dtypes of a quantized weight's tensors in a checkpoint
 - safetensors: writes safetensors files one tensor at a time
 - imatrix_files: llama.cpp's importance matrices, both kinds
+- files: files and folders that appear whole or not at all
 - pages: gives the memory of a checkpoint's mapped files back while it is read
 """

@@ -51,7 +51,7 @@ class Entry(NamedTuple):
 def write_safetensors(
     path: str | os.PathLike[str], entries: dict[str, Entry], metadata: dict[str, str]
 ) -> None:
-    """Write `entries` in their order, and flush them to the disk."""
+    """Write `entries` in their order."""
     # Readers map the file: wide types first keeps them aligned (as the usual writer does).
     ordered = sorted(entries.items(), key=lambda item: -_width(item[1].dtype))
     header: dict[str, Any] = {"__metadata__": metadata}
@@ -78,8 +78,6 @@ def write_safetensors(
                 )
             if tensor.numel():
                 file.write(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()))
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def _width(dtype: torch.dtype) -> int:

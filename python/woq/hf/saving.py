@@ -12,9 +12,7 @@ import contextlib
 import json
 import os
 import re
-import shutil
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +20,7 @@ import torch
 
 from ..core.native import InvalidArgument
 from ..core.units import parse_bytes
+from ..formats.files import flush, replace_files_in
 from ..formats.safetensors import Entry, write_safetensors
 from ..modules.layer import WeightOnlyLinear, deferred_state
 
@@ -53,12 +52,11 @@ def save_pretrained(
     created = not target.exists()
     try:
         target.mkdir(parents=True, exist_ok=True)
-        with _scratch(target) as scratch:
+        with replace_files_in(target, order=_configuration_last) as scratch:
             _write_configs(model, scratch)
             _write_weights(model, scratch, limit)
-            for path in scratch.iterdir():
-                _flush(path)
-            _publish(scratch, target)
+            new = {path.name for path in scratch.iterdir()}
+        _remove_older_weights(target, new)
     except OSError as error:
         if created:
             _remove_if_empty(target)
@@ -70,16 +68,6 @@ def save_pretrained(
         if created:
             _remove_if_empty(target)
         raise
-
-
-@contextlib.contextmanager
-def _scratch(target: Path) -> Iterator[Path]:
-    # Inside the folder, so that renaming stays on one file system.
-    scratch = Path(tempfile.mkdtemp(prefix=".woq-saving-", dir=target))
-    try:
-        yield scratch
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _write_configs(model: Any, folder: Path) -> None:
@@ -162,25 +150,17 @@ def _constant(tensor: torch.Tensor) -> Callable[[], torch.Tensor]:
     return lambda: tensor
 
 
-def _publish(scratch: Path, target: Path) -> None:
-    """Move the finished files into place, the configuration last, and drop older weights."""
-    new = sorted(path.name for path in scratch.iterdir() if path.is_file())
-    for name in sorted(new, key=lambda name: (name == "config.json", name.endswith(".json"))):
-        os.replace(scratch / name, target / name)
+def _configuration_last(name: str) -> tuple[bool, bool, str]:
+    return name == "config.json", name.endswith(".json"), name
+
+
+def _remove_older_weights(target: Path, new: set[str]) -> None:
     shard = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
     for path in target.iterdir():
         stale = path.name in (_WEIGHTS, _INDEX) or shard.fullmatch(path.name)
         if stale and path.name not in new:
             path.unlink()
-    _flush(target)
-
-
-def _flush(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    flush(target)
 
 
 def _remove_if_empty(folder: Path) -> None:

@@ -21,6 +21,7 @@ from torch import nn
 
 from ..config.quant_config import WeightOnlyQuantConfig
 from ..core.native import InvalidArgument, Unsupported
+from ..formats.files import replace_file
 from ..formats.imatrix_files import Contents, Entry, decode, encode_dat, encode_gguf
 from ..modules.targets import Target, output_embeddings, select
 from ..observe.block import (
@@ -179,7 +180,9 @@ class ImportanceMatrix:
         target = Path(path)
         contents = Contents(self._file_entries(), self.datasets, self.chunk_size)
         legacy = target.suffix == ".dat" if legacy is None else legacy
-        _write_aside(target, encode_dat(contents) if legacy else encode_gguf(contents))
+        data = encode_dat(contents) if legacy else encode_gguf(contents)
+        with replace_file(target) as scratch:
+            scratch.write_bytes(data)
 
     def _file_entries(self) -> dict[str, Entry]:
         """The entries by llama.cpp's names."""
@@ -397,22 +400,3 @@ def _plain(name: str) -> str:
 def _some(names: Iterable[str]) -> str:
     names = list(names)
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-
-
-def _write_aside(target: Path, data: bytes) -> None:
-    scratch = target.with_name(f".{target.name}.{os.getpid()}")
-    try:
-        with open(scratch, "xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(scratch, target)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            scratch.unlink()
-        raise
-    folder = os.open(target.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)

@@ -1,9 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`woq.quantize(model, config)`: replace the linear layers of any torch model, one at a time.
-
-The file is not called quantize.py: importing a submodule sets an attribute of that name on the
-package, and `woq.quantize` is the function.
-"""
+"""`woq.quantize(model, config)`: replace the linear layers of any torch model, one at a time."""
 
 from __future__ import annotations
 

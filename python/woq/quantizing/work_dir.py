@@ -8,7 +8,6 @@ or not at all.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import logging
@@ -24,6 +23,7 @@ from torch import nn
 from ..algorithms.interface import Finished, stored_scheme
 from ..config.quant_config import WeightOnlyQuantConfig
 from ..core import native
+from ..formats.files import replace_file
 from ..formats.safetensors import Entry, write_safetensors
 from ..formats.stored_tensors import from_torch, to_torch
 from ..modules.targets import Target, linear_parameters, output_embeddings, quantized_layers
@@ -64,9 +64,8 @@ class WorkDir:
             found = len(list(self._path.glob("*.safetensors")))
             logger.info("%s has %d finished layers", self._path, found)
         else:
-            scratch = manifest.with_suffix(".tmp")
-            scratch.write_text(json.dumps(run, indent=2) + "\n", "utf-8")
-            os.replace(scratch, manifest)
+            with replace_file(manifest) as scratch:
+                scratch.write_text(json.dumps(run, indent=2) + "\n", "utf-8")
 
     def _compare(self, have: Mapping[str, Any], want: Mapping[str, Any]) -> None:
         for part in ("model", "calibration", "config"):
@@ -105,14 +104,8 @@ class WorkDir:
             name: Entry(tuple(tensor.shape), tensor.dtype, _constant(tensor))
             for name, tensor in tensors.items()
         }
-        path = self._file(target.name)
-        scratch = path.with_suffix(".tmp")
-        try:
+        with replace_file(self._file(target.name)) as scratch:
             write_safetensors(scratch, entries, {"woq": json.dumps(facts)})
-            os.replace(scratch, path)
-        finally:
-            with contextlib.suppress(FileNotFoundError):
-                scratch.unlink()
 
     def load(self, target: Target) -> Finished | None:
         """The finished layer of `target`, None when it is not there (or not readable)."""

@@ -27,6 +27,7 @@ from torch import nn
 
 from ..core import native
 from ..core.environment import environment
+from ..formats.files import replace_file
 from ..quantizing.report import LayerReport, QuantizationReport, WeightHistogram
 from .evaluation import Evaluation
 from .inspection import LayerFacts, layer_facts
@@ -84,12 +85,8 @@ def write_report(
         )
     page = _page(model, report, title or _name_of(model), evaluation, facts or {})
     target = Path(path)
-    scratch = target.with_name(f".{target.name}-{os.getpid()}")
-    try:
+    with replace_file(target) as scratch:
         scratch.write_text(page, encoding="utf-8")
-        os.replace(scratch, target)
-    finally:
-        scratch.unlink(missing_ok=True)
     return target
 
 
