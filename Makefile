@@ -12,11 +12,14 @@ WOQ_SOURCES := $(shell find CMakeLists.txt pyproject.toml README.md cmake includ
   -type f -not -path '*/__pycache__/*')
 LANGCHAIN_SOURCES := $(shell find python/langchain-woq -name '*.py' -o -name pyproject.toml)
 
-.PHONY: demo test test-cpp test-python test-emulated test-all check docs bench sanitize format clean
+.PHONY: demo wheel test test-cpp test-python test-emulated test-all check docs bench sanitize format clean
 .DELETE_ON_ERROR:
 
 demo: $(STAMPS)/model $(BUILT)/woq $(BUILT)/langchain-woq
 	$(PYTHON) -m woq.demo
+
+wheel: $(STAMPS)/test $(BUILT)/woq
+	scripts/make_wheel.sh
 
 test: test-cpp test-python
 

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "arrays.h"
+#include "portable.h"
 #include "quantized.h"
 #include "quantizers.h"
 #include "rounding.h"
@@ -195,6 +196,7 @@ py::dict build_info() {
 }  // namespace
 
 PYBIND11_MODULE(_woq, module) {
+  find_openmp();
   module.doc() = "Weight-only quantization for CPUs: the C++ core of woq.";
   py::register_exception<InvalidArgument>(module, "InvalidArgument", PyExc_ValueError);
   py::register_exception<Unsupported>(module, "Unsupported", PyExc_RuntimeError);
