@@ -325,9 +325,10 @@ _FIGURES = ("perplexity", "kl", "top1", "seconds", "MiB")
 
 def _known(algorithm: str, options: Mapping[str, Any]) -> dict[str, Any]:
     """The options that `algorithm` has: one command line serves all."""
-    from woq.config.options import ALGORITHMS as TABLE
+    from woq.config.registry import find_algorithm
 
-    names = _COUNTS if algorithm == "RTN+imatrix" else TABLE[algorithm.removesuffix("+mse")]
+    rtn = algorithm == "RTN+imatrix"
+    names = _COUNTS if rtn else find_algorithm(algorithm.removesuffix("+mse")).options
     return {name: value for name, value in options.items() if name in names}
 
 

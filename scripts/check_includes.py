@@ -49,7 +49,7 @@ PYTHON_ROOMS = {
     "formats": ("heavy", "__init__ files imatrix_files pages"),
     "modules": ("heavy", "__init__"),
     "observe": ("heavy", "__init__"),
-    "algorithms": ("heavy", ""),
+    "algorithms": ("light", "finished scaled tuned_rounding"),
     "quantizing": ("heavy", "__init__ histograms report"),
     "reports": ("heavy", "__init__"),
     "hf": ("heavy", "__init__ autoload location"),

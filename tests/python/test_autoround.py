@@ -11,7 +11,7 @@ from model_support import llama, seed
 
 import woq
 from woq import AutoRoundConfig
-from woq.algorithms.tuned_rounding import Rounding
+from woq.algorithms.shared.tuned_rounding import Rounding
 from woq.core.native import code_values, dtype_names
 
 SCHEMES = [(dtype, False) for dtype in dtype_names()] + [("int4_clip", True), ("int8", True)]

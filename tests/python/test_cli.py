@@ -106,7 +106,7 @@ def test_wrong_command_lines_end_with_2(checkpoint: Path, tmp_path: Path) -> Non
     assert "nf5 is unknown; did you mean nf4? Known: int8, " in line
     assert "group_size 7" in refuse(2, "quantize", checkpoint, out, "--group-size", "7")
     assert "asym" in refuse(2, "quantize", checkpoint, out, "--dtype", "nf4", "--scheme", "asym")
-    line = refuse(2, "quantize", checkpoint, out, "--algorithm", "gptq", "--option", "percdamp=1")
+    line = refuse(2, "quantize", checkpoint, out, "--algorithm", "gptq", "--option", "percdmp=1")
     assert "did you mean 'damp_percent'?" in line
     assert "NAME=VALUE" in refuse(2, "quantize", checkpoint, out, "--option", "percdamp")
     assert "looks at no data" in refuse(2, "quantize", checkpoint, out, "--dataset", "self")

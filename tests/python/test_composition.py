@@ -16,7 +16,8 @@ import woq
 from woq import AwqConfig, GPTQConfig, InvalidArgument, TeqConfig, WeightOnlyQuantConfig
 from woq.algorithms.awq import quantize_block as awq_block
 from woq.algorithms.gptq import round_columns
-from woq.algorithms.scaled import _group, rounding_of
+from woq.algorithms.shared import scaled
+from woq.algorithms.shared.scaled import _group, rounding_of
 from woq.core import native
 from woq.modules.targets import Target, select
 from woq.observe.block import Block, capture, for_calibration, segments
@@ -110,17 +111,16 @@ def one_group(targets, seen, config):
     """AWQ of layers that share an input, without a model around them."""
     calls = {}
 
-    def grouped(block, config, find, clip, rounded):
+    def grouped(block, config, find, clip=None):
+        rounded = rounding_of(config)
         calls["found"] = list(_group(targets, seen, config, find, clip, rounded))
         return calls["found"]
 
-    import woq.algorithms.awq as module
-
-    original, module.quantize_scaled = module.quantize_scaled, grouped
+    original, scaled.quantize_scaled = scaled.quantize_scaled, grouped
     try:
         return awq_block(None, config)
     finally:
-        module.quantize_scaled = original
+        scaled.quantize_scaled = original
 
 
 @pytest.mark.parametrize("dtype", ["int4_clip", "nf4"])

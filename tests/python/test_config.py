@@ -16,6 +16,7 @@ from model_support import last_json, run_python
 
 import woq
 from woq import InvalidArgument, RtnConfig, WeightOnlyQuantConfig
+from woq.config.registry import known_algorithms
 from woq.core.native import dtype_aliases, dtype_names
 
 INTEGERS = [name for name in dtype_names() if name.startswith("int")]
@@ -148,7 +149,7 @@ def test_impossible_settings_are_refused(fields):
 
 
 def test_algorithm_error_lists_the_known_ones():
-    with pytest.raises(InvalidArgument, match="known: RTN"):
+    with pytest.raises(InvalidArgument, match=r"known: .*RTN"):
         WeightOnlyQuantConfig(algorithm="MAGIC")
     assert WeightOnlyQuantConfig(algorithm="rtn").algorithm == "RTN"
 
@@ -329,6 +330,29 @@ def test_other_names_of_options():
     assert woq.AwqConfig(zero_point=False).scheme == "sym"
     with pytest.raises(InvalidArgument, match="nsamples=5 and n_samples=7 contradict"):
         woq.AutoRoundConfig(nsamples=5, n_samples=7)
+    with pytest.raises(InvalidArgument, match="nsamples=32 and n_samples=7 contradict"):
+        woq.AutoRoundConfig(nsamples=32, n_samples=7)  # though 32 is the default
+    assert woq.AutoRoundConfig(nsamples=7, n_samples=7).algorithm_args["nsamples"] == 7
+    # Those that a class does not show are taken, too.
+    assert woq.GPTQConfig(percdamp=0.1) == woq.GPTQConfig(damp_percent=0.1)
+    assert woq.HqqConfig(steps=3) == woq.HqqConfig(iters=3)
+    with pytest.raises(InvalidArgument, match="two of damp, percdamp are names of one option"):
+        woq.GPTQConfig(damp=0.1, percdamp=0.1)
+
+
+@pytest.mark.parametrize("method", known_algorithms(), ids=lambda method: method.name)
+def test_every_other_name_is_written_as_the_option(method):
+    config = WeightOnlyQuantConfig(algorithm=method.name, scheme="asym", weight_dtype="int4_clip")
+    for name, option in method.options.items():
+        for other in option.also:
+            value = config.algorithm_args[name]
+            given = copy.deepcopy(config)
+            given.algorithm_args = {other: value}
+            given.validate()
+            assert given.to_dict() == config.to_dict()
+            given.algorithm_args = {other: value, name: value}
+            with pytest.raises(InvalidArgument, match=f"has '{name}' twice, once as '{other}'"):
+                given.validate()
 
 
 @pytest.mark.parametrize(
@@ -348,8 +372,8 @@ def test_other_names_of_options():
         (lambda: woq.AutoRoundConfig(lr=float("nan")), "lr must be"),
         (lambda: woq.AutoRoundConfig(activation_memory="much"), "activation_memory must be like"),
         (
-            lambda: WeightOnlyQuantConfig(algorithm="GPTQ", algorithm_args={"percdamp": 0.1}),
-            "GPTQ has no option 'percdamp'; did you mean 'damp_percent'",
+            lambda: WeightOnlyQuantConfig(algorithm="GPTQ", algorithm_args={"percdmp": 0.1}),
+            "GPTQ has no option 'percdmp'; did you mean 'damp_percent'",
         ),
         (lambda: WeightOnlyQuantConfig(algorithm_args={"iters": 1}), "RTN has no option 'iters'"),
         (lambda: WeightOnlyQuantConfig(algorithm_args=[1]), "must be a dict of options"),

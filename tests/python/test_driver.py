@@ -19,7 +19,8 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 import woq
 from woq import AutoRoundConfig, InvalidArgument, WeightOnlyLinear, WeightOnlyQuantConfig
 from woq.algorithms import autoround
-from woq.algorithms.interface import Finished, round_to_nearest
+from woq.algorithms.rtn import round_to_nearest
+from woq.algorithms.shared.finished import Finished
 from woq.core import native
 from woq.modules.targets import select
 from woq.observe.block import Activations, capture, for_calibration, product_dtype, segments
@@ -227,7 +228,7 @@ def test_inputs_and_references(make, fast, monkeypatch):
             weight = target.module.weight.detach()
             yield Finished(target, round_to_nearest(weight, settings, target))
 
-    monkeypatch.setattr(autoround, "quantize_block", quantize_block)
+    monkeypatch.setitem(vars(autoround.ALGORITHM), "quantize_block", quantize_block)
     model = make()
     floats = copy.deepcopy(model)
     woq.quantize(model, config(nsamples=4, batch_size=4))
@@ -362,7 +363,7 @@ def test_shared_inputs_are_seen():
             yield Finished(target, round_to_nearest(weight, settings, target))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(autoround, "quantize_block", quantize_block)
+        patch.setitem(vars(autoround.ALGORITHM), "quantize_block", quantize_block)
         woq.quantize(model, config())
     assert len(targets) == 14
     assert (
@@ -486,7 +487,7 @@ class Counter:
                     raise KeyboardInterrupt
                 yield finished
 
-        monkeypatch.setattr(autoround, "quantize_block", quantize_block)
+        monkeypatch.setitem(vars(autoround.ALGORITHM), "quantize_block", quantize_block)
 
 
 def test_ctrl_c_and_a_second_call(monkeypatch):

@@ -1,42 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The algorithms that look at what a model computes: a table of name -> implementation.
+"""One file for each algorithm, and nothing else; what several of them share is in `shared/`.
 
-One file each. An implementation takes a block (`woq.observe.block.Block`) and the config and
-yields each layer as it is finished. RTN looks at nothing, and is done by `woq.quantizing.quantize`
-itself.
+A file has `ALGORITHM`, a `woq.config.registry.Algorithm`, and the functions that it names:
+
+- `quantize_weight(weight, config, target)` quantizes one weight [N, K] without any data, and
+  returns the core's `QuantizedMatrix`.
+- `quantize_block(block, config)` is given a block (`woq.observe.block.Block`) of a model that is
+  being calibrated, and yields each layer (`shared.finished.Finished`) as it is finished.
+- `round_scaled` is `shared.scaled.Round`: the second half of a pair such as AWQ+GPTQ.
+
+A file must be cheap to import, for the configs read the records: it imports torch, and modules that
+do, inside its functions.
 """
-
-from __future__ import annotations
-
-import importlib
-from collections.abc import Callable, Iterator
-from typing import NamedTuple
-
-from ..config.quant_config import WeightOnlyQuantConfig
-from ..observe.block import Block
-from .interface import Finished
-
-__all__ = ["ALGORITHMS", "Algorithm", "Finished", "QuantizeBlock"]
-
-QuantizeBlock = Callable[[Block, WeightOnlyQuantConfig], Iterator[Finished]]
-
-
-class Algorithm(NamedTuple):
-    module: str  # of this package, with a function quantize_block
-    references: bool  # needs the float model's outputs of each block
-
-    def load(self) -> QuantizeBlock:
-        function: QuantizeBlock = importlib.import_module(
-            f"{__name__}.{self.module}"
-        ).quantize_block
-        return function
-
-
-ALGORITHMS: dict[str, Algorithm] = {
-    "GPTQ": Algorithm("gptq", references=False),
-    "AWQ": Algorithm("awq", references=False),
-    "TEQ": Algorithm("teq", references=False),
-    "AWQ+GPTQ": Algorithm("awq", references=False),
-    "TEQ+GPTQ": Algorithm("teq", references=False),
-    "AUTOROUND": Algorithm("autoround", references=True),
-}

@@ -12,19 +12,23 @@ different batches. docs/quality.md shows what the start is worth.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-
-from ..config.quant_config import WeightOnlyQuantConfig
-from ..modules.targets import Target, linear_parameters
-from ..observe.block import Block
-from ..observe.moments import moments
+from ..config.options import boolean, calibration, choice, integer, number, optional
+from ..config.registry import Algorithm
 from .gptq import round_columns
-from .interface import Finished, round_to_nearest
-from .tuned_rounding import Rounding
+from .rtn import round_to_nearest
 
-__all__ = ["quantize_block"]
+if TYPE_CHECKING:
+    import torch
+
+    from ..config.quant_config import WeightOnlyQuantConfig
+    from ..modules.targets import Target
+    from ..observe.block import Block
+    from .shared.finished import Finished
+    from .shared.tuned_rounding import Rounding
+
+__all__ = ["ALGORITHM"]
 
 # Keeps the relative error of a block whose output is zero finite.
 _SMALL = 1e-12
@@ -32,7 +36,7 @@ _SMALL = 1e-12
 _COMPARED = 2
 # The whole way that an offset can go in all steps together is half of the rate times the steps:
 # from RTN to the neighbouring code, from GPTQ's codes, which are good already, a part of it.
-_RATE_TIMES_ITERS = {"rtn": 1.0, "gptq": 0.3}
+_RATE_TIMES_STEPS = {"rtn": 1.0, "gptq": 0.3}
 # Of the ranges' rate to the offsets', after GPTQ: its scales fit its codes.
 _RANGE_RATE = {"rtn": 1.0, "gptq": 0.3}
 
@@ -43,6 +47,9 @@ def quantize_block(block: Block, config: WeightOnlyQuantConfig) -> Iterator[Fini
     `block.references` are the outputs to come near to; `block.inputs` what the block is given.
     The tuned matrices are yielded with the loss before and after.
     """
+    from ..modules.targets import linear_parameters
+    from .shared.finished import Finished
+
     options = config.algorithm_args
     if options["iters"] == 0:
         for target in block.targets:
@@ -59,11 +66,13 @@ def quantize_block(block: Block, config: WeightOnlyQuantConfig) -> Iterator[Fini
         yield Finished(target, matrix, loss=after, start_loss=before, note=notes[target.name])
 
 
-# For each layer: its target, the rounding that tuning starts from, and a note for the report.
-_Starts = Iterator[tuple[Target, Rounding, str]]
+def _after_rtn(
+    block: Block, config: WeightOnlyQuantConfig
+) -> Iterator[tuple[Target, Rounding, str]]:
+    """For each layer: its target, the rounding that tuning starts from, a note for the report."""
+    from ..modules.targets import linear_parameters
+    from .shared.tuned_rounding import Rounding
 
-
-def _after_rtn(block: Block, config: WeightOnlyQuantConfig) -> _Starts:
     for target in block.targets:
         weight = linear_parameters(target.module)
         start = round_to_nearest(weight, config, target)
@@ -71,8 +80,16 @@ def _after_rtn(block: Block, config: WeightOnlyQuantConfig) -> _Starts:
         yield target, Rounding(weight.float(), start, target.scheme, dtype), ""
 
 
-def _after_gptq(block: Block, config: WeightOnlyQuantConfig) -> _Starts:
+def _after_gptq(
+    block: Block, config: WeightOnlyQuantConfig
+) -> Iterator[tuple[Target, Rounding, str]]:
     """GPTQ's result as a rounding to nearest: that of the weights as they were in flight."""
+    import torch
+
+    from ..modules.targets import linear_parameters
+    from ..observe.moments import moments
+    from .shared.tuned_rounding import Rounding
+
     groups = block.groups()
     found = moments(block, groups)[::-1]
     for group in groups:
@@ -89,9 +106,11 @@ def _tune(
     block: Block, roundings: dict[str, Rounding], options: Mapping[str, Any]
 ) -> tuple[float, float]:
     """Change `roundings` in place; the loss before and after."""
-    iters = int(options["iters"])
+    import torch
+
+    steps = int(options["iters"])
     start = options["start"]
-    offset_lr = options["lr"] or _RATE_TIMES_ITERS[start] / iters
+    offset_lr = options["lr"] or _RATE_TIMES_STEPS[start] / steps
     range_lr = options["minmax_lr"] or offset_lr * _RANGE_RATE[start]
     ranges: list[torch.Tensor] = []
     if options["enable_minmax_tuning"]:
@@ -102,10 +121,10 @@ def _tune(
     order: list[int] = []
     for factor in ranges:
         factor.requires_grad_(True)
-    for step in range(iters):
+    for step in range(steps):
         if not order:
             order = torch.randperm(len(block), generator=generator).tolist()
-        remaining = 1 - step / iters  # linear decay to 0
+        remaining = 1 - step / steps  # linear decay to 0
         for rounding in roundings.values():
             rounding.rate = offset_lr * remaining
         weights = {name: rounding.weight() for name, rounding in roundings.items()}
@@ -129,10 +148,12 @@ def _tune(
     return before, before
 
 
-@torch.no_grad()
 def _mean_loss(block: Block, roundings: Mapping[str, Rounding], batches: Iterable[int]) -> float:
-    weights = {name: rounding.weight() for name, rounding in roundings.items()}
-    return float(torch.stack([_loss(block, index, weights) for index in batches]).mean())
+    import torch
+
+    with torch.no_grad():
+        weights = {name: rounding.weight() for name, rounding in roundings.items()}
+        return float(torch.stack([_loss(block, index, weights) for index in batches]).mean())
 
 
 def _loss(block: Block, index: int, weights: Mapping[str, torch.Tensor]) -> torch.Tensor:
@@ -147,6 +168,33 @@ def _loss(block: Block, index: int, weights: Mapping[str, torch.Tensor]) -> torc
 
 def _product_dtype(block: Block, weight: torch.Tensor) -> torch.dtype:
     """What the block multiplies in."""
+    import torch
+
     if block.products is not None:
         return block.products
     return torch.float32 if weight.dtype == torch.float16 else weight.dtype
+
+
+def _rate(text: str) -> Any:
+    return optional(number(1.0, "above 0", lambda rate: rate > 0, help=text))
+
+
+ALGORITHM = Algorithm(
+    name="AUTOROUND",
+    summary="learns to round up or down, block by block",
+    options={
+        "lr": _rate("the offsets' first step; None: 0.3 / iters after GPTQ, 1 / iters after RTN"),
+        "minmax_lr": _rate("the ranges' first step; None: 0.3 lr after GPTQ, lr after RTN"),
+        "enable_minmax_tuning": boolean(True, help="also learn how far each group's range reaches"),
+        "enable_quanted_input": boolean(
+            True, help="tune on what the quantized blocks before give; False: the float ones"
+        ),
+        "start": choice(("gptq", "rtn"), "gptq", help="what is tuned; the paper's is rtn"),
+        "iters": integer(10, 0, help="steps; 0: round to nearest", also=("steps",)),
+        **calibration(nsamples=32, seqlen=512, batch_size=4),
+    },
+    quantize_block=quantize_block,
+    mse_range=True,
+    float_outputs=True,
+    follows_float=lambda options: not options["enable_quanted_input"],
+)

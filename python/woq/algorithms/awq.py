@@ -6,31 +6,38 @@ takes the place of clipping."""
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-
-from ..config.quant_config import WeightOnlyQuantConfig
+from ..config.options import boolean, calibration, choice, integer
+from ..config.registry import Algorithm
 from ..core import native
-from ..modules.targets import Target
-from ..observe.block import Block
-from .interface import Finished
-from .scaled import quantize_scaled, rounding_of
 
-__all__ = ["quantize_block"]
+if TYPE_CHECKING:
+    import torch
+
+    from ..config.quant_config import WeightOnlyQuantConfig
+    from ..modules.targets import Target
+    from ..observe.block import Block
+    from .shared.finished import Finished
+
+__all__ = ["ALGORITHM"]
 
 
 def quantize_block(block: Block, config: WeightOnlyQuantConfig) -> Iterator[Finished]:
+    import torch
+
+    from .shared.scaled import quantize_scaled
+
     options = config.algorithm_args
-    duo_scaling = {True: "on", False: "off"}.get(options["duo_scaling"], "both")
+    searched = ALGORITHM.core_options(options)
+    searched["duo_scaling"] = {True: "on", False: "off"}.get(options["duo_scaling"], "both")
 
     def find(weights: list[torch.Tensor], hessian: Any, group: Sequence[Target]) -> torch.Tensor:
         scales = native.awq_scales(
             weights,
             hessian,
             schemes=[target.scheme for target in group],
-            n_grid=options["n_grid"],
-            duo_scaling=duo_scaling,
+            **searched,
             weighted_search=bool(config.mse_range),
             name=group[0].name,
             num_threads=torch.get_num_threads(),
@@ -48,4 +55,28 @@ def quantize_block(block: Block, config: WeightOnlyQuantConfig) -> Iterator[Fini
         return torch.from_numpy(clipped)
 
     bounds = clip if options["apply_clip"] and not config.mse_range else None
-    return quantize_scaled(block, config, find, bounds, rounding_of(config))
+    return quantize_scaled(block, config, find, bounds)
+
+
+ALGORITHM = Algorithm(
+    name="AWQ",
+    summary="searches multipliers of the input channels",
+    options={
+        "n_grid": integer(20, 1, help="exponents that are tried", core="n_grid"),
+        "duo_scaling": choice(
+            (True, False, "both"),
+            "both",
+            help="multipliers x^a / w^(1 - a), or x^a (False), or whichever is better",
+            core="duo_scaling",
+        ),
+        "apply_clip": boolean(
+            True,
+            help="search how far each group's range is clipped, unless mse_range searches it",
+            also=("auto_clip", "enable_mse_search", "mse_search"),
+        ),
+        **calibration(nsamples=32, seqlen=512),
+    },
+    quantize_block=quantize_block,
+    mse_range=True,
+    scales_inputs=True,
+)

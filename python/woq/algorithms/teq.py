@@ -5,37 +5,62 @@ second moments of the inputs give without the inputs."""
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-
-from ..config.quant_config import WeightOnlyQuantConfig
+from ..config.options import calibration, integer, number, optional
+from ..config.registry import Algorithm
 from ..core import native
-from ..modules.targets import Target
-from ..observe.block import Block
-from .interface import Finished
-from .scaled import quantize_scaled, rounding_of
 
-__all__ = ["quantize_block"]
+if TYPE_CHECKING:
+    import torch
 
-# The paper's 1e-3 is for a thousand steps on the whole model's loss.
-_LEARNING_RATE = 0.05
+    from ..config.quant_config import WeightOnlyQuantConfig
+    from ..modules.targets import Target
+    from ..observe.block import Block
+    from .shared.finished import Finished
+
+__all__ = ["ALGORITHM"]
 
 
 def quantize_block(block: Block, config: WeightOnlyQuantConfig) -> Iterator[Finished]:
-    options = config.algorithm_args
+    import torch
+
+    from .shared.scaled import quantize_scaled
 
     def find(weights: list[torch.Tensor], hessian: Any, group: Sequence[Target]) -> torch.Tensor:
         scales = native.teq_scales(
             weights,
             hessian,
             schemes=[target.scheme for target in group],
-            steps=options["iters"],
-            learning_rate=options["lr"] or _LEARNING_RATE,
+            **ALGORITHM.core_options(config.algorithm_args),
             weighted_search=bool(config.mse_range),
             name=group[0].name,
             num_threads=torch.get_num_threads(),
         )
         return torch.from_numpy(scales).float()
 
-    return quantize_scaled(block, config, find, rounded=rounding_of(config))
+    return quantize_scaled(block, config, find)
+
+
+ALGORITHM = Algorithm(
+    name="TEQ",
+    summary="learns multipliers of the input channels",
+    options={
+        "iters": integer(60, 0, help="steps; 0: no multipliers", also=("steps",), core="steps"),
+        # The paper's 1e-3 is for a thousand steps on the whole model's loss.
+        "lr": optional(
+            number(
+                0.05,
+                "above 0",
+                lambda rate: rate > 0,
+                help="how far a multiplier's logarithm goes in the first step; None: 0.05",
+                also=("learning_rate",),
+                core="learning_rate",
+            )
+        ),
+        **calibration(nsamples=32, seqlen=512),
+    },
+    quantize_block=quantize_block,
+    mse_range=True,
+    scales_inputs=True,
+)

@@ -11,8 +11,8 @@ from typing import Any, TypeVar
 
 import click
 
-from woq.config.options import ALGORITHMS
 from woq.config.quant_config import WeightOnlyQuantConfig
+from woq.config.registry import algorithm_names, known_algorithms
 from woq.core import native
 
 __all__ = [
@@ -30,6 +30,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 DTYPES = (*native.dtype_names(), *native.dtype_aliases())
 COMPUTE_DTYPES = (*native.compute_dtype_names(), "auto")
 _DEFAULT = WeightOnlyQuantConfig()
+_DATA_FREE = " and ".join(a.name for a in known_algorithms() if not a.needs_calibration)
 # Options of the algorithms that have an option of the command line.
 _COUNTS = ("nsamples", "seqlen", "batch_size", "seed")
 
@@ -119,10 +120,10 @@ def algorithm_options(function: Function) -> Function:
         [
             click.option(
                 "--algorithm",
-                type=click.Choice(list(ALGORITHMS), case_sensitive=False),
+                type=click.Choice(algorithm_names(), case_sensitive=False),
                 default="RTN",
                 show_default=True,
-                help="RTN and HQQ need no data.",
+                help=f"{_DATA_FREE} need no data.",
             ),
             click.option(
                 "--mse-range/--no-mse-range",

@@ -9,14 +9,15 @@ fields, int4_fullrange, a dtype that contradicts `bits`) is done as written or i
 
 from __future__ import annotations
 
-import inspect
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from ..config import algorithm_configs as woq_configs
-from ..config.options import ALGORITHMS, needs_calibration
+from ..config.algorithm_configs import AlgorithmConfig, Field, check_switch
+from ..config.options import canonical_names
 from ..config.quant_config import WeightOnlyQuantConfig as _Config
+from ..config.registry import Algorithm, find_algorithm
 from ..core.native import InvalidArgument
 
 __all__ = ["AutoRoundConfig", "AwqConfig", "GPTQConfig", "RtnConfig", "TeqConfig",
@@ -29,49 +30,36 @@ _CALIB_ITERS = 100
 
 RtnConfig = woq_configs.RtnConfig
 
+# What ITREX's calibrating classes have besides.
+_CALIBRATION = {
+    "calib_dataloader": Field("Any", None, "calibration data, in place of dataset"),
+    "calib_func": Field("Any", None, "must be None: woq runs the model itself"),
+    "calib_iters": Field("int", _CALIB_ITERS, "samples, where nsamples does not say it"),
+}
 
-def _init(
-    base: type[_Config], *, iters_are_samples: bool = False, **defaults: Any
-) -> Callable[..., None]:
-    """`base.__init__` with other defaults and the three fields for ITREX's calibration.
+
+class _Calibrating(AlgorithmConfig):
+    """Takes out the fields of ITREX's calibration.
 
     `calib_iters` counts batches of one sample; where ITREX has no `nsamples`, it stands for that.
     """
-    of_base = inspect.signature(base.__init__)
-    parameters = [
-        parameter.replace(default=defaults.get(name, parameter.default))
-        for name, parameter in of_base.parameters.items()
-    ]
-    more = {"calib_dataloader": None, "calib_func": None, "calib_iters": _CALIB_ITERS}
-    for name, default in more.items():
-        parameters.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default))
-    signature = of_base.replace(parameters=parameters)
 
-    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+    _iters_are_samples = False
+
+    def _adapt(self, given: dict[str, Any], written: Collection[str]) -> None:
+        super()._adapt(given, written)
         owner = type(self).__name__
-        bound = signature.bind(self, *args, **kwargs)
-        written = dict(bound.arguments)
-        bound.apply_defaults()
-        given = {name: value for name, value in bound.arguments.items() if name != "self"}
-        loader, function, iters = (given.pop(name) for name in more)
+        loader, function, iters = (given.pop(name) for name in _CALIBRATION)
         given["dataset"] = _dataset(owner, given["dataset"], loader, function)
-        # An option by its second name must not meet our default under its first.
-        for other, name in woq_configs._SYNONYMS.items():
-            if written.get(other) is not None and name not in written:
-                written[name] = given[name] = of_base.parameters[name].default
-        if not iters_are_samples and iters not in (None, _CALIB_ITERS):
+        if not self._iters_are_samples and iters not in (None, _CALIB_ITERS):
             logger.warning(
                 "%s.calib_iters=%r is ignored: nsamples=%r says how many samples are used",
                 owner,
                 iters,
                 given["nsamples"],
             )
-        elif iters_are_samples and "nsamples" not in written and iters is not None:
+        elif self._iters_are_samples and "nsamples" not in written and iters is not None:
             given["nsamples"] = iters
-        base.__init__(self, **given)
-
-    __init__.__signature__ = signature  # type: ignore[attr-defined]
-    return __init__
 
 
 def _dataset(owner: str, dataset: Any, dataloader: Any, calib_func: Any) -> Any:
@@ -83,49 +71,59 @@ def _dataset(owner: str, dataset: Any, dataloader: Any, calib_func: Any) -> Any:
     return dataset if dataloader is None else dataloader
 
 
-class GPTQConfig(woq_configs.GPTQConfig):
+class GPTQConfig(
+    _Calibrating,
+    woq_configs.GPTQConfig,
+    defaults={
+        "dataset": _DATASET,
+        "damp_percent": 0.1,
+        "mse_range": False,
+        "act_group_aware": False,
+    },
+    keywords=_CALIBRATION,
+):
     """GPTQ with ITREX 1.4's defaults: damp_percent 0.1, plain ranges and column order."""
 
-    __init__ = _init(
-        woq_configs.GPTQConfig,
-        dataset=_DATASET,
-        damp_percent=0.1,
-        mse_range=False,
-        act_group_aware=False,
-    )
 
-
-class AwqConfig(woq_configs.AwqConfig):
+class AwqConfig(
+    _Calibrating,
+    woq_configs.AwqConfig,
+    defaults={"bits": 8, "dataset": _DATASET, "mse_range": False},
+    keywords=_CALIBRATION,
+):
     """AWQ with ITREX 1.4's defaults: 8 bits, 100 samples."""
 
-    __init__ = _init(
-        woq_configs.AwqConfig, bits=8, dataset=_DATASET, mse_range=False, iters_are_samples=True
-    )
+    _iters_are_samples = True
 
 
-class TeqConfig(woq_configs.TeqConfig):
+class TeqConfig(
+    _Calibrating,
+    woq_configs.TeqConfig,
+    defaults={"bits": 8, "dataset": _DATASET, "mse_range": False},
+    keywords=_CALIBRATION,
+):
     """TEQ with ITREX 1.4's defaults: 8 bits, 100 samples."""
 
-    __init__ = _init(
-        woq_configs.TeqConfig, bits=8, dataset=_DATASET, mse_range=False, iters_are_samples=True
-    )
+    _iters_are_samples = True
 
 
-class AutoRoundConfig(woq_configs.AutoRoundConfig):
+class AutoRoundConfig(
+    _Calibrating,
+    woq_configs.AutoRoundConfig,
+    defaults={
+        "dataset": _DATASET,
+        "group_size": 128,
+        "sym": False,
+        "mse_range": False,
+        "start": "rtn",
+        "nsamples": 512,
+        "seqlen": 2048,
+        "iters": 200,
+    },
+    keywords=_CALIBRATION,
+):
     """AutoRound with ITREX 1.4's defaults: groups of 128, asymmetric, 200 iterations from round to
     nearest on 512 samples of 2048 tokens."""
-
-    __init__ = _init(
-        woq_configs.AutoRoundConfig,
-        dataset=_DATASET,
-        group_size=128,
-        sym=False,
-        mse_range=False,
-        start="rtn",
-        nsamples=512,
-        seqlen=2048,
-        iters=200,
-    )
 
 
 # Fields of ITREX 1.2 and 1.3 that steer its runtime: {name: harmless values}.
@@ -140,20 +138,7 @@ _SWITCHES: dict[str, tuple[Any, ...]] = {
     "low_bit_model": (False,),
     "device": ("auto", "cpu"),
 }
-# Options of Neural Compressor in `algorithm_args`, and what they are called here.
-_OPTIONS = {
-    "act_order": "desc_act",
-    "actorder": "desc_act",
-    "auto_clip": "apply_clip",
-    "block_size": "blocksize",
-    "calib_iters": "nsamples",
-    "enable_mse_search": "apply_clip",
-    "max_input_length": "seqlen",
-    "mse_search": "apply_clip",
-    "n_samples": "nsamples",
-    "pad_max_length": "seqlen",
-    "percdamp": "damp_percent",
-}
+# Options of Neural Compressor in `algorithm_args` that switch on what is always on here.
 _HARMLESS_OPTIONS: dict[str, Any] = {
     "auto_scale": True,
     "enable_auto_scale": True,
@@ -200,9 +185,8 @@ class WeightOnlyQuantConfig(_Config):
         owner = type(self).__name__
         given = locals()
         for name, harmless in _SWITCHES.items():
-            woq_configs._check_switch(owner, name, given[name], harmless, None)
-        known = str(algorithm).upper()
-        calibrates = known in ALGORITHMS and needs_calibration(known)
+            check_switch(owner, name, given[name], harmless, None)
+        method = find_algorithm(str(algorithm), f"{owner}.algorithm")
         super().__init__(
             weight_dtype="nf4" if weight_dtype is None else weight_dtype,
             compute_dtype="fp32" if compute_dtype is None else compute_dtype,
@@ -212,10 +196,10 @@ class WeightOnlyQuantConfig(_Config):
             use_double_quant=use_double_quant,
             mse_range=mse_range,
             algorithm=algorithm,
-            algorithm_args=_options(owner, known, algorithm_args, calib_iters),
+            algorithm_args=_options(owner, method, algorithm_args, calib_iters),
             modules_to_not_convert=llm_int8_skip_modules or None,
             dataset=_dataset(owner, calib_dataset, calib_dataloader, calib_func)
-            if calibrates
+            if method.needs_calibration
             else None,
             tokenizer=tokenizer,
         )
@@ -227,7 +211,7 @@ class WeightOnlyQuantConfig(_Config):
 
 
 def _options(
-    owner: str, algorithm: str, given: Mapping[str, Any] | None, calib_iters: int
+    owner: str, method: Algorithm, given: Mapping[str, Any] | None, calib_iters: int
 ) -> dict[str, Any]:
     """`algorithm_args` in woq's names, with ITREX's defaults for what was not given."""
     if given is not None and not isinstance(given, Mapping):
@@ -241,12 +225,9 @@ def _options(
     options = {}
     for name, value in (given or {}).items():
         if name in _HARMLESS_OPTIONS:
-            woq_configs._check_switch(
-                owner, f"algorithm_args[{name!r}]", value, (_HARMLESS_OPTIONS[name],), None
-            )
-            continue
-        own = _OPTIONS.get(name, name)
-        if own in options:
-            raise InvalidArgument(f"{owner}.algorithm_args has {own!r} twice, once as {name!r}")
-        options[own] = value
-    return {**of_itrex.get(algorithm, {}), **options}
+            where = f"algorithm_args[{name!r}]"
+            check_switch(owner, where, value, (_HARMLESS_OPTIONS[name],), None)
+        else:
+            options[name] = value
+    options = canonical_names(owner, method.name, method.options, options)
+    return {**of_itrex.get(method.name, {}), **options}

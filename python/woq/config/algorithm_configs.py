@@ -5,6 +5,9 @@ Each is a `WeightOnlyQuantConfig` written differently: it becomes the same canon
 is saved as them. Unlike ITREX these classes never change a dtype quietly (int4_fullrange stays
 int4_fullrange), `bits` that contradict `weight_dtype` are an error, and 4 bits are the default of
 all. Without a `weight_dtype`, 4 bits are int4_clip and 8 bits int8.
+
+A class names its arguments in their order. What they are called, mean and default to stands once,
+for all classes: in the table of fields below, and for the algorithm's options in its record.
 """
 
 from __future__ import annotations
@@ -12,69 +15,173 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import logging
-from collections.abc import Mapping
-from typing import Any, ClassVar
+import textwrap
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, ClassVar, NamedTuple
 
 from ..core.native import InvalidArgument
-from .options import ALGORITHMS
+from .options import Option
 from .quant_config import WeightOnlyQuantConfig
+from .registry import Algorithm, find_algorithm
 
-__all__ = ["AutoRoundConfig", "AwqConfig", "GPTQConfig", "HqqConfig", "RtnConfig", "TeqConfig"]
+__all__ = [
+    "AlgorithmConfig",
+    "AutoRoundConfig",
+    "AwqConfig",
+    "Field",
+    "GPTQConfig",
+    "HqqConfig",
+    "RtnConfig",
+    "TeqConfig",
+    "check_switch",
+]
 
 logger = logging.getLogger("woq")
 
-# ITREX fields that say how its own runtimes work: {name: (harmless values, note or None)}. A value
-# outside the first list is an error when there is no note, and is logged when there is one.
-_SWITCHES: dict[str, tuple[tuple[Any, ...], str | None]] = {
-    "layer_wise": ((False, True), None),  # woq always holds one layer or block at a time
-    "use_ggml": ((False,), None),
-    "use_quant": ((True,), None),
-    "use_neural_speed": ((False,), "woq runs its own kernels"),
-    "double_quant_scale_dtype": ((None, "fp32"), None),
-    "device": (("auto", "cpu"), None),
-    "use_ipex": ((False,), "woq runs its own kernels"),
-}
-
-# Second names of options.
-_SYNONYMS = {"n_samples": "nsamples", "max_input_length": "seqlen", "calib_len": "seqlen"}
-
-_ONE_RUN = tuple(
-    field.name
+# Fields of one run, which `WeightOnlyQuantConfig` has by the same names: {name: default}.
+_ONE_RUN = {
+    field.name: field.default
     for field in dataclasses.fields(WeightOnlyQuantConfig)
     if not field.metadata.get("stored", True)
+}
+
+
+class Field(NamedTuple):
+    """An argument of a class that is no option of its algorithm."""
+
+    annotation: str
+    default: Any
+    help: str
+
+
+class _Switch(NamedTuple):
+    """A field of ITREX that says how its own runtimes work."""
+
+    annotation: str
+    harmless: tuple[Any, ...]  # the first one is the default
+    # What is logged for other values; None: they are an error.
+    note: str | None = None
+    help: str = "of ITREX's runtimes; there is one way to run here"
+
+
+_FIELDS: dict[str, Field] = {
+    "bits": Field("int", 4, "4 or 8"),
+    "nbits": Field("int", 4, "4 or 8"),
+    "tokenizer": Field("Any", _ONE_RUN["tokenizer"], "of the calibration data"),
+    "dataset": Field("Any", _ONE_RUN["dataset"], "calibration data"),
+    "group_size": Field("int", 32, "weights that share a scale; -1: a row"),
+    "compute_dtype": Field("Any", None, "of the products; None: fp32"),
+    "weight_dtype": Field("str | None", None, "None: int4_clip or int8, as bits says"),
+    "scale_dtype": Field("Any", None, "of the stored scales; None: fp32"),
+    "use_double_quant": Field("bool", False, "store the scales in 8 bits"),
+    "sym": Field("bool", True, "without zero points"),
+    "zero_point": Field("bool", True, "with zero points"),
+    "axis": Field("int", 1, "1: groups along the input features"),
+    "mse_range": Field("bool | None", None, "search the ranges for the least error"),
+    "llm_int8_skip_modules": Field("list[str] | None", None, "modules_to_not_convert"),
+    "skip_modules": Field("list[str] | None", None, "modules_to_not_convert"),
+    "quantize_lm_head": Field("bool | str", False, "also the output embedding"),
+    "layer_config": Field(
+        "dict[str, dict[str, Any] | None] | None", None, "settings of some layers"
+    ),
+    "work_dir": Field("Any", _ONE_RUN["work_dir"], "keeps finished layers"),
+    "activation_memory": Field("int | str", _ONE_RUN["activation_memory"], "held in memory"),
+    "imatrix": Field("Any", _ONE_RUN["imatrix"], "an importance matrix, or its path"),
+    "then": Field("str | None", None, "'gptq': round the scaled weights by GPTQ"),
+    "gptq_args": Field("Mapping[str, Any] | None", None, "options of GPTQ"),
+}
+
+_SWITCHES: dict[str, _Switch] = {
+    # woq always holds one layer or block at a time.
+    "layer_wise": _Switch("bool", (False, True)),
+    "use_ggml": _Switch("bool", (False,)),
+    "use_quant": _Switch("bool", (True,)),
+    "use_neural_speed": _Switch("bool", (False,), "woq runs its own kernels"),
+    "double_quant_scale_dtype": _Switch("Any", (None, "fp32")),
+    "device": _Switch("str", ("auto", "cpu")),
+    "use_ipex": _Switch("bool", (False,), "woq runs its own kernels"),
+}
+
+# Stands for the options of the algorithm in a list of arguments.
+_OPTIONS = "*"
+_DATA = "bits tokenizer dataset"
+_FORMAT = "compute_dtype weight_dtype scale_dtype use_double_quant"
+_RUN = "work_dir activation_memory"
+_ITREX = (
+    "use_ggml use_quant use_neural_speed llm_int8_skip_modules quantize_lm_head device use_ipex "
+    "layer_config"
 )
 
 
-class _AlgorithmConfig(WeightOnlyQuantConfig):
-    """Turns ITREX's fields into the canonical ones."""
+class AlgorithmConfig(WeightOnlyQuantConfig):
+    """Turns ITREX's fields into the canonical ones.
 
-    _algorithm: ClassVar[str]
+    A class of one algorithm is defined with
 
-    def _set(self, given: Mapping[str, Any]) -> None:
-        """Initialise from the arguments of the class's `__init__`, by name."""
+        algorithm: its name.
+        arguments: the names of its arguments, in order; `*` stands for the algorithm's options. A
+            second name of an option is an argument of its own, None by default.
+        defaults: of arguments, where they are not the usual ones.
+        keywords: more arguments, by keyword only, which the class takes out in `_adapt`.
+    """
+
+    _method: ClassVar[Algorithm]
+    _signature: ClassVar[inspect.Signature]
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        raise TypeError("AlgorithmConfig is no algorithm's; use one of the classes that are")
+
+    def __init_subclass__(
+        cls,
+        *,
+        algorithm: str | None = None,
+        arguments: str | None = None,
+        defaults: Mapping[str, Any] | None = None,
+        keywords: Mapping[str, Field] | None = None,
+    ) -> None:
+        super().__init_subclass__()
+        if algorithm is not None:
+            cls._method = find_algorithm(algorithm)
+        if arguments is not None:
+            parameters = _parameters(cls._method, arguments)
+        elif defaults is None and keywords is None:
+            return  # shares a part of its work with other classes
+        else:
+            parameters = dict(cls._signature.parameters)
+        for name, default in (defaults or {}).items():
+            parameters[name] = parameters[name].replace(default=default)
+        for name, field in (keywords or {}).items():
+            kind = inspect.Parameter.KEYWORD_ONLY
+            parameters[name] = _parameter(name, field.annotation, field.default, kind)
+        cls._signature = inspect.Signature(list(parameters.values()), return_annotation="None")
+        cls._other_names = {
+            other: name
+            for name, option in cls._method.options.items()
+            for other in option.also
+            if other not in parameters
+        }
+        cls.__init__ = _initialiser(cls._signature)  # type: ignore[method-assign]
+        # Else `__new__` is what help() shows of the class, which takes anything.
+        shown = [each for name, each in parameters.items() if name != "self"]
+        cls.__signature__ = inspect.Signature(shown)  # type: ignore[attr-defined]
+        cls.__doc__ = _documented(cls.__doc__, cls._method, parameters, keywords or {})
+
+    def _adapt(self, given: dict[str, Any], written: Collection[str]) -> None:
+        """Replaces arguments that only this class has by those that all classes share. `given` are
+        all arguments, `written` the names of those that were passed."""
+
+    def _set(self, given: dict[str, Any], written: Collection[str]) -> None:
+        """Initialise from all arguments, by name."""
         owner = type(self).__name__
-        given = {name: value for name, value in given.items() if not name.startswith("_")}
-        given.pop("self", None)
-        for name, (harmless, note) in _SWITCHES.items():
+        self._adapt(given, written)
+        for name, switch in _SWITCHES.items():
             if name in given:
-                _check_switch(owner, name, given[name], harmless, note)
+                check_switch(owner, name, given[name], switch.harmless, switch.note)
         bits, sym = given["bits"], given["sym"]
-        if not isinstance(bits, int) or isinstance(bits, bool) or bits not in (4, 8):
-            raise InvalidArgument(f"{owner}.bits must be 4 or 8, got {bits!r}")
+        _check_bits(f"{owner}.bits", bits)
         if not isinstance(sym, bool):
             raise InvalidArgument(f"{owner}.sym must be True or False, got {sym!r}")
-        algorithm, more = _composed(owner, self._algorithm, given)
-        options = {name: given[name] for name in ALGORITHMS[self._algorithm] if name in given}
-        for other, name in _SYNONYMS.items():
-            if given.get(other) is None:
-                continue
-            default = ALGORITHMS[self._algorithm][name].default
-            if options[name] not in (default, given[other]):
-                raise InvalidArgument(
-                    f"{owner}: {name}={options[name]!r} and {other}={given[other]!r} contradict "
-                    "each other; they are two names of one option"
-                )
-            options[name] = given[other]
+        algorithm, more = _composed(owner, self._method, given)
         super().__init__(
             weight_dtype=given["weight_dtype"] or ("int8" if bits == 8 else "int4_clip"),
             compute_dtype=given["compute_dtype"] or "fp32",
@@ -82,9 +189,9 @@ class _AlgorithmConfig(WeightOnlyQuantConfig):
             group_size=given["group_size"],
             scheme="sym" if sym else "asym",
             use_double_quant=given["use_double_quant"],
-            mse_range=given.get("mse_range", False),
+            mse_range=given.get("mse_range"),
             algorithm=algorithm,
-            algorithm_args={**options, **more},
+            algorithm_args={**_options(owner, self._method, given, written), **more},
             modules_to_not_convert=given["llm_int8_skip_modules"],
             layer_config={} if given["layer_config"] is None else given["layer_config"],
             quantize_lm_head=given["quantize_lm_head"],
@@ -100,9 +207,10 @@ class _AlgorithmConfig(WeightOnlyQuantConfig):
         if "scheme" not in values:
             return cls(**values)
         base = WeightOnlyQuantConfig(**values)
-        known = inspect.signature(cls.__init__).parameters
-        first, _, then = base.algorithm.partition("+")
-        if first != cls._algorithm or (then and "then" not in known):
+        known = cls._signature.parameters
+        method, then = base.method, base.method.then
+        first = method if then is None else find_algorithm(method.name.partition("+")[0])
+        if first is not cls._method or (then is not None and "then" not in known):
             raise InvalidArgument(f"{cls.__name__} cannot read a config of {base.algorithm}")
         fields = {
             "bits": base.bits,
@@ -121,35 +229,140 @@ class _AlgorithmConfig(WeightOnlyQuantConfig):
             "layer_config": base.layer_config,
             **base.algorithm_args,
         }
-        if then:
-            own = ALGORITHMS[first]
-            args = {name: value for name, value in base.algorithm_args.items() if name not in own}
-            fields |= {"then": then.lower(), "gptq_args": args}
+        if then is not None:
+            rest = {
+                name: value
+                for name, value in base.algorithm_args.items()
+                if name not in first.options
+            }
+            fields |= {"then": then.name.lower(), "gptq_args": rest}
         return cls(**{name: value for name, value in fields.items() if name in known})
 
 
-def _composed(owner: str, first: str, given: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
-    """The algorithm, and the options of what comes second."""
+def _parameter(
+    name: str,
+    annotation: str,
+    default: Any,
+    kind: Any = inspect.Parameter.POSITIONAL_OR_KEYWORD,
+) -> inspect.Parameter:
+    return inspect.Parameter(name, kind, default=default, annotation=annotation)
+
+
+def _parameters(method: Algorithm, arguments: str) -> dict[str, inspect.Parameter]:
+    """The parameters of a class, `self` first."""
+    self = inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    parameters = {"self": self}
+    others = {other: option for option in method.options.values() for other in option.also}
+    for name in arguments.split():
+        if name == _OPTIONS:
+            for own, option in method.options.items():
+                parameters[own] = _parameter(own, option.annotation, option.default)
+        elif name in others:
+            parameters[name] = _parameter(name, f"{others[name].annotation} | None", None)
+        elif name in _SWITCHES:
+            switch = _SWITCHES[name]
+            parameters[name] = _parameter(name, switch.annotation, switch.harmless[0])
+        else:
+            field = _FIELDS[name]
+            parameters[name] = _parameter(name, field.annotation, field.default)
+    return parameters
+
+
+def _initialiser(signature: inspect.Signature) -> Callable[..., None]:
+    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+        renamed = {self._other_names.get(name, name): value for name, value in kwargs.items()}
+        if len(renamed) < len(kwargs):
+            raise InvalidArgument(
+                f"{type(self).__name__}: two of {', '.join(kwargs)} are names of one option"
+            )
+        bound = signature.bind(self, *args, **renamed)
+        written = set(bound.arguments)
+        bound.apply_defaults()
+        self._set({k: value for k, value in bound.arguments.items() if k != "self"}, written)
+
+    __init__.__signature__ = signature  # type: ignore[attr-defined]
+    return __init__
+
+
+def _documented(
+    text: str | None,
+    method: Algorithm,
+    parameters: Mapping[str, inspect.Parameter],
+    keywords: Mapping[str, Field],
+) -> str | None:
+    """The class's docstring and a line for each argument."""
+    if text is None:
+        return None  # python -OO
+    lines = [inspect.cleandoc(text), "", "Args:"]
+    for name in parameters:
+        if name != "self":
+            what = f"{name}: {_meaning(name, method, keywords)}"
+            lines += textwrap.wrap(what, 96, initial_indent="    ", subsequent_indent="        ")
+    return "\n".join(lines)
+
+
+def _meaning(name: str, method: Algorithm, keywords: Mapping[str, Field]) -> str:
+    own: dict[str, Option | Field | _Switch] = {
+        **_FIELDS,
+        **_SWITCHES,
+        **keywords,
+        **method.options,
+    }
+    if name in own:
+        return f"{own[name].help}."
+    return next(
+        f"another name of {option}." for option, o in method.options.items() if name in o.also
+    )
+
+
+def _check_bits(field: str, bits: Any) -> None:
+    if not isinstance(bits, int) or isinstance(bits, bool) or bits not in (4, 8):
+        raise InvalidArgument(f"{field} must be 4 or 8, got {bits!r}")
+
+
+def _options(
+    owner: str, method: Algorithm, given: Mapping[str, Any], written: Collection[str]
+) -> dict[str, Any]:
+    """The algorithm's options among the arguments, which can have more than one name for one."""
+    options = {name: given[name] for name in method.options}
+    for name, option in method.options.items():
+        for other in option.also:
+            if given.get(other) is None:
+                continue
+            if name in written and options[name] != given[other]:
+                raise InvalidArgument(
+                    f"{owner}: {name}={options[name]!r} and {other}={given[other]!r} contradict "
+                    "each other; they are two names of one option"
+                )
+            options[name] = given[other]
+    return options
+
+
+def _composed(
+    owner: str, first: Algorithm, given: Mapping[str, Any]
+) -> tuple[str, Mapping[str, Any]]:
+    """The algorithm's name, and the options of what comes second."""
     then, options = given.get("then"), given.get("gptq_args")
     if then is None:
         if options is not None:
             raise InvalidArgument(f"{owner}.gptq_args needs then='gptq'")
-        return first, {}
+        return first.name, {}
     if not isinstance(then, str) or then.upper() != "GPTQ":
         raise InvalidArgument(f"{owner}.then must be 'gptq' or None, got {then!r}")
     if options is not None and not isinstance(options, Mapping):
         raise InvalidArgument(f"{owner}.gptq_args must be a dict of options, got {options!r}")
-    twice = [name for name in options or () if name in ALGORITHMS[first]]
+    twice = [name for name in options or () if name in first.options]
     if twice:
         raise InvalidArgument(
             f"{owner}.gptq_args has {', '.join(twice)}: that is an argument of {owner} itself"
         )
-    return f"{first}+GPTQ", options or {}
+    return f"{first.name}+{then.upper()}", options or {}
 
 
-def _check_switch(
+def check_switch(
     owner: str, name: str, value: Any, harmless: tuple[Any, ...], note: str | None
 ) -> None:
+    """Complain of a value that is not among the harmless ones; with a `note` it is only logged."""
     if value in harmless:
         return
     if note is None:
@@ -158,38 +371,25 @@ def _check_switch(
     logger.warning("%s.%s=%r is ignored: %s", owner, name, value, note)
 
 
-class RtnConfig(_AlgorithmConfig):
+class RtnConfig(
+    AlgorithmConfig,
+    algorithm="RTN",
+    arguments="bits group_size compute_dtype weight_dtype scale_dtype mse_range use_double_quant "
+    "double_quant_scale_dtype sym layer_wise use_ggml use_quant use_neural_speed "
+    "llm_int8_skip_modules quantize_lm_head device use_ipex imatrix layer_config",
+    defaults={"mse_range": False},
+):
     """Round to nearest, with the field names and defaults of ITREX 1.4; `imatrix` is
     `WeightOnlyQuantConfig`'s."""
 
-    _algorithm = "RTN"
 
-    def __init__(
-        self,
-        bits: int = 4,
-        group_size: int = 32,
-        compute_dtype: Any = None,
-        weight_dtype: str | None = None,
-        scale_dtype: Any = None,
-        mse_range: bool = False,
-        use_double_quant: bool = False,
-        double_quant_scale_dtype: Any = None,
-        sym: bool = True,
-        layer_wise: bool = False,
-        use_ggml: bool = False,
-        use_quant: bool = True,
-        use_neural_speed: bool = False,
-        llm_int8_skip_modules: list[str] | None = None,
-        quantize_lm_head: bool | str = False,
-        device: str = "auto",
-        use_ipex: bool = False,
-        imatrix: Any = None,
-        layer_config: dict[str, dict[str, Any] | None] | None = None,
-    ) -> None:
-        self._set(locals())
-
-
-class HqqConfig(_AlgorithmConfig):
+class HqqConfig(
+    AlgorithmConfig,
+    algorithm="HQQ",
+    arguments=f"nbits group_size axis skip_modules {_FORMAT} {_OPTIONS} quantize_lm_head "
+    "layer_config",
+    defaults={"group_size": 64},
+):
     """HQQ (Badri and Shaji, 2023), data-free: the zero point of every group for the least sum of
     `|error|^lp_norm`.
 
@@ -197,35 +397,22 @@ class HqqConfig(_AlgorithmConfig):
     `axis=1` (groups along the input features) is supported. Zero points are real numbers, 32 bits a
     group."""
 
-    _algorithm = "HQQ"
-
-    def __init__(
-        self,
-        nbits: int = 4,
-        group_size: int = 64,
-        axis: int = 1,
-        skip_modules: list[str] | None = None,
-        compute_dtype: Any = None,
-        weight_dtype: str | None = None,
-        scale_dtype: Any = None,
-        use_double_quant: bool = False,
-        iters: int = ALGORITHMS["HQQ"]["iters"].default,
-        lp_norm: float = ALGORITHMS["HQQ"]["lp_norm"].default,
-        beta: float = ALGORITHMS["HQQ"]["beta"].default,
-        kappa: float = ALGORITHMS["HQQ"]["kappa"].default,
-        quantize_lm_head: bool | str = False,
-        layer_config: dict[str, dict[str, Any] | None] | None = None,
-    ) -> None:
+    def _adapt(self, given: dict[str, Any], written: Collection[str]) -> None:
+        axis, bits = given.pop("axis"), given.pop("nbits")
         if axis != 1:
             raise InvalidArgument(
                 f"HqqConfig.axis must be 1 (groups along the input features), got {axis!r}"
             )
-        if not isinstance(nbits, int) or isinstance(nbits, bool) or nbits not in (4, 8):
-            raise InvalidArgument(f"HqqConfig.nbits must be 4 or 8, got {nbits!r}")
-        self._set({**locals(), "bits": nbits, "sym": False, "llm_int8_skip_modules": skip_modules})
+        _check_bits("HqqConfig.nbits", bits)
+        given.update(bits=bits, sym=False, llm_int8_skip_modules=given.pop("skip_modules"))
 
 
-class GPTQConfig(_AlgorithmConfig):
+class GPTQConfig(
+    AlgorithmConfig,
+    algorithm="GPTQ",
+    arguments=f"{_DATA} group_size {_FORMAT} double_quant_scale_dtype sym mse_range {_OPTIONS} "
+    f"n_samples max_input_length {_RUN} layer_wise {_ITREX}",
+):
     """GPTQ (arXiv:2210.17323): columns are rounded one after the other, and the columns that follow
     compensate the error of each rounding, weighted by the inputs' second moments.
 
@@ -235,187 +422,46 @@ class GPTQConfig(_AlgorithmConfig):
     before this one add to its inputs (GPTAQ, arXiv:2504.02692; its authors' code has 0.25).
     """
 
-    _algorithm = "GPTQ"
 
-    def __init__(
-        self,
-        bits: int = 4,
-        tokenizer: Any = None,
-        dataset: Any = None,
-        group_size: int = 32,
-        compute_dtype: Any = None,
-        weight_dtype: str | None = None,
-        scale_dtype: Any = None,
-        use_double_quant: bool = False,
-        double_quant_scale_dtype: Any = None,
-        sym: bool = True,
-        mse_range: bool | None = None,
-        blocksize: int = 128,
-        damp_percent: float = 0.01,
-        desc_act: bool = False,
-        act_group_aware: bool | None = None,
-        static_groups: bool = False,
-        true_sequential: bool = False,
-        gptaq_alpha: float = 0.0,
-        nsamples: int = ALGORITHMS["GPTQ"]["nsamples"].default,
-        seqlen: int = ALGORITHMS["GPTQ"]["seqlen"].default,
-        batch_size: int | None = ALGORITHMS["GPTQ"]["batch_size"].default,
-        seed: int = 42,
-        n_samples: int | None = None,
-        max_input_length: int | None = None,
-        work_dir: Any = None,
-        activation_memory: int | str = "2GB",
-        layer_wise: bool = False,
-        use_ggml: bool = False,
-        use_quant: bool = True,
-        use_neural_speed: bool = False,
-        llm_int8_skip_modules: list[str] | None = None,
-        quantize_lm_head: bool | str = False,
-        device: str = "auto",
-        use_ipex: bool = False,
-        layer_config: dict[str, dict[str, Any] | None] | None = None,
-    ) -> None:
-        self._set(locals())
-
-
-class AwqConfig(_AlgorithmConfig):
+class AwqConfig(
+    AlgorithmConfig,
+    algorithm="AWQ",
+    arguments=f"{_DATA} group_size {_FORMAT} double_quant_scale_dtype zero_point mse_range "
+    f"{_OPTIONS} n_samples max_input_length calib_len {_RUN} {_ITREX} then gptq_args",
+):
     """AWQ (arXiv:2306.00978): input channels with large activations are scaled up before rounding
     and down again at run time. `zero_point=True` is `sym=False` by AutoAWQ's name.
 
     `then="gptq"` rounds the scaled weights by GPTQ, on ranges that are clipped as without it;
     `gptq_args` are GPTQ's options."""
 
-    _algorithm = "AWQ"
-
-    def __init__(
-        self,
-        bits: int = 4,
-        tokenizer: Any = None,
-        dataset: Any = None,
-        group_size: int = 32,
-        compute_dtype: Any = None,
-        weight_dtype: str | None = None,
-        scale_dtype: Any = None,
-        use_double_quant: bool = False,
-        double_quant_scale_dtype: Any = None,
-        zero_point: bool = True,
-        mse_range: bool | None = None,
-        n_grid: int = 20,
-        duo_scaling: bool | str = "both",
-        apply_clip: bool = True,
-        nsamples: int = ALGORITHMS["AWQ"]["nsamples"].default,
-        seqlen: int = ALGORITHMS["AWQ"]["seqlen"].default,
-        batch_size: int | None = ALGORITHMS["AWQ"]["batch_size"].default,
-        seed: int = 42,
-        n_samples: int | None = None,
-        max_input_length: int | None = None,
-        calib_len: int | None = None,
-        work_dir: Any = None,
-        activation_memory: int | str = "2GB",
-        use_ggml: bool = False,
-        use_quant: bool = True,
-        use_neural_speed: bool = False,
-        llm_int8_skip_modules: list[str] | None = None,
-        quantize_lm_head: bool | str = False,
-        device: str = "auto",
-        use_ipex: bool = False,
-        layer_config: dict[str, dict[str, Any] | None] | None = None,
-        then: str | None = None,
-        gptq_args: Mapping[str, Any] | None = None,
-    ) -> None:
+    def _adapt(self, given: dict[str, Any], written: Collection[str]) -> None:
+        zero_point = given.pop("zero_point")
         if not isinstance(zero_point, bool):
-            raise InvalidArgument(f"AwqConfig.zero_point must be True or False, got {zero_point!r}")
-        self._set({**locals(), "sym": not zero_point})
+            raise InvalidArgument(
+                f"{type(self).__name__}.zero_point must be True or False, got {zero_point!r}"
+            )
+        given["sym"] = not zero_point
 
 
-class TeqConfig(_AlgorithmConfig):
+class TeqConfig(
+    AlgorithmConfig,
+    algorithm="TEQ",
+    arguments=f"{_DATA} group_size {_FORMAT} double_quant_scale_dtype sym mse_range {_OPTIONS} "
+    f"n_samples max_input_length calib_len {_RUN} {_ITREX} then gptq_args",
+):
     """TEQ (arXiv:2310.10944): the scaling of the input channels is learnt by gradient descent.
 
     `then="gptq"` rounds the scaled weights by GPTQ, whose options `gptq_args` are."""
 
-    _algorithm = "TEQ"
 
-    def __init__(
-        self,
-        bits: int = 4,
-        tokenizer: Any = None,
-        dataset: Any = None,
-        group_size: int = 32,
-        compute_dtype: Any = None,
-        weight_dtype: str | None = None,
-        scale_dtype: Any = None,
-        use_double_quant: bool = False,
-        double_quant_scale_dtype: Any = None,
-        sym: bool = True,
-        mse_range: bool | None = None,
-        iters: int = ALGORITHMS["TEQ"]["iters"].default,
-        lr: float | None = None,
-        nsamples: int = ALGORITHMS["TEQ"]["nsamples"].default,
-        seqlen: int = ALGORITHMS["TEQ"]["seqlen"].default,
-        batch_size: int | None = ALGORITHMS["TEQ"]["batch_size"].default,
-        seed: int = 42,
-        n_samples: int | None = None,
-        max_input_length: int | None = None,
-        calib_len: int | None = None,
-        work_dir: Any = None,
-        activation_memory: int | str = "2GB",
-        use_ggml: bool = False,
-        use_quant: bool = True,
-        use_neural_speed: bool = False,
-        llm_int8_skip_modules: list[str] | None = None,
-        quantize_lm_head: bool | str = False,
-        device: str = "auto",
-        use_ipex: bool = False,
-        layer_config: dict[str, dict[str, Any] | None] | None = None,
-        then: str | None = None,
-        gptq_args: Mapping[str, Any] | None = None,
-    ) -> None:
-        self._set(locals())
-
-
-class AutoRoundConfig(_AlgorithmConfig):
+class AutoRoundConfig(
+    AlgorithmConfig,
+    algorithm="AUTOROUND",
+    arguments=f"{_DATA} group_size {_FORMAT} double_quant_scale_dtype sym mse_range {_OPTIONS} "
+    f"n_samples max_input_length calib_len {_RUN} {_ITREX}",
+):
     """AutoRound (arXiv:2309.05516): whether each weight is rounded up or down, and how far each
     group's range reaches, is learnt block by block, starting from GPTQ's result or, with
     `start="rtn"`, as the paper has it. `lr` None is 0.3 / iters after GPTQ and 1 / iters after RTN;
     `minmax_lr` None is 0.3 and 1 times `lr`; no iterations are plain RTN."""
-
-    _algorithm = "AUTOROUND"
-
-    def __init__(
-        self,
-        bits: int = 4,
-        tokenizer: Any = None,
-        dataset: Any = None,
-        group_size: int = 32,
-        compute_dtype: Any = None,
-        weight_dtype: str | None = None,
-        scale_dtype: Any = None,
-        use_double_quant: bool = False,
-        double_quant_scale_dtype: Any = None,
-        sym: bool = True,
-        mse_range: bool | None = None,
-        lr: float | None = None,
-        minmax_lr: float | None = None,
-        enable_minmax_tuning: bool = True,
-        enable_quanted_input: bool = True,
-        start: str = "gptq",
-        iters: int = ALGORITHMS["AUTOROUND"]["iters"].default,
-        nsamples: int = ALGORITHMS["AUTOROUND"]["nsamples"].default,
-        seqlen: int = ALGORITHMS["AUTOROUND"]["seqlen"].default,
-        batch_size: int | None = ALGORITHMS["AUTOROUND"]["batch_size"].default,
-        seed: int = 42,
-        n_samples: int | None = None,
-        max_input_length: int | None = None,
-        calib_len: int | None = None,
-        work_dir: Any = None,
-        activation_memory: int | str = "2GB",
-        use_ggml: bool = False,
-        use_quant: bool = True,
-        use_neural_speed: bool = False,
-        llm_int8_skip_modules: list[str] | None = None,
-        quantize_lm_head: bool | str = False,
-        device: str = "auto",
-        use_ipex: bool = False,
-        layer_config: dict[str, dict[str, Any] | None] | None = None,
-    ) -> None:
-        self._set(locals())

@@ -21,7 +21,7 @@ from typing import Any, ClassVar
 
 from ..core import native
 from ..core.units import parse_bytes
-from .options import ALGORITHMS, complete_options, needs_calibration, searches_ranges
+from .registry import Algorithm, algorithm_names, find_algorithm
 
 __all__ = ["FORMAT_VERSION", "WeightOnlyQuantConfig"]
 
@@ -128,8 +128,8 @@ class WeightOnlyQuantConfig(_TransformersConfig):
         group_size: weights that share a scale, along the input features; -1 for a whole row.
         scheme: "sym", or "asym" (a zero point per group; integers only).
         use_double_quant: store the scales themselves in 8 bits.
-        mse_range: search the scale of every group that gives the least squared error, by GPTQ and
-            AUTOROUND weighted as calibration says; None: for these, and what ends in GPTQ.
+        mse_range: search the scale of every group that gives the least squared error, weighted as
+            the calibration data says if there is any; None: if there is any.
         algorithm: "RTN" (round to nearest); "HQQ", which finds zero points; "GPTQ", "AWQ", "TEQ" or
             "AUTOROUND", which look at what the model does with calibration data; "AWQ+GPTQ" or
             "TEQ+GPTQ", one after the other.
@@ -157,6 +157,9 @@ class WeightOnlyQuantConfig(_TransformersConfig):
     The last five belong to one run: they are not saved, and make no difference to equality.
     """
 
+    # Other names of arguments: {name: the argument}.
+    _other_names: ClassVar[Mapping[str, str]] = {}
+
     weight_dtype: str = "int4_fullrange"
     compute_dtype: str = "fp32"
     scale_dtype: str = "fp32"
@@ -179,7 +182,7 @@ class WeightOnlyQuantConfig(_TransformersConfig):
         # Before __init__, so that a misspelt field gets a suggestion and not Python's TypeError.
         known = tuple(inspect.signature(cls.__init__).parameters)[1:]
         for name in kwargs:
-            if name not in known:
+            if name not in known and name not in cls._other_names:
                 raise _unknown_field(cls.__name__, name, known)
         return super().__new__(cls)
 
@@ -199,25 +202,29 @@ class WeightOnlyQuantConfig(_TransformersConfig):
         return _bits_of(self.weight_dtype)
 
     @property
+    def method(self) -> Algorithm:
+        """What woq knows of the algorithm."""
+        return find_algorithm(self.algorithm)
+
+    @property
     def needs_calibration(self) -> bool:
         """Whether the algorithm looks at data."""
-        return needs_calibration(self.algorithm)
+        return self.method.needs_calibration
 
     @property
     def stores_g_idx(self) -> bool:
         """Whether layers store the group of each column (act-order)."""
-        options = self.algorithm_args
-        return bool(options.get("desc_act")) and not options.get("static_groups")
+        return self.method.stores_g_idx(self.algorithm_args)
 
     @property
     def stores_act_scales(self) -> bool:
         """Whether layers store multipliers of their input."""
-        return self.algorithm.partition("+")[0] in ("AWQ", "TEQ")
+        return self.method.scales_inputs
 
     @property
     def stores_float_zeros(self) -> bool:
         """Whether zero points are real numbers."""
-        return self.algorithm == "HQQ"
+        return self.method.finds_zero_points
 
     @property
     def lm_head_dtype(self) -> str | None:
@@ -245,19 +252,16 @@ class WeightOnlyQuantConfig(_TransformersConfig):
             raise native.InvalidArgument(
                 f"{owner}.scheme must be 'sym' or 'asym', got {self.scheme!r}"
             )
-        if self.algorithm.upper() not in ALGORITHMS:
+        method = find_algorithm(self.algorithm, f"{owner}.algorithm")
+        self.algorithm = method.name
+        if method.mse_range is None and self.mse_range:
             raise native.InvalidArgument(
-                f"{owner}.algorithm {self.algorithm!r} is unknown; known: {', '.join(ALGORITHMS)}"
-            )
-        self.algorithm = self.algorithm.upper()
-        if self.algorithm == "HQQ" and self.mse_range:
-            raise native.InvalidArgument(
-                f"{owner}.mse_range: HQQ has a search of its own; leave it out"
+                f"{owner}.mse_range: {method.name} has a search of its own; leave it out"
             )
         if self.mse_range is None:
-            self.mse_range = searches_ranges(self.algorithm)
+            self.mse_range = bool(method.mse_range)
         _require(owner, "algorithm_args", self.algorithm_args, dict, "a dict of options")
-        self.algorithm_args = complete_options(owner, self.algorithm, self.algorithm_args)
+        self.algorithm_args = method.complete(owner, self.algorithm_args)
         parse_bytes(self.activation_memory, f"{owner}.activation_memory")
         self._check_imatrix(owner)
         skip = self.modules_to_not_convert
@@ -271,9 +275,9 @@ class WeightOnlyQuantConfig(_TransformersConfig):
                 _check_pattern(f"{owner}.modules_to_not_convert: {pattern!r}", pattern)
             self.modules_to_not_convert = list(skip)
         self.weight_dtype = self.validate_scheme(self.weight_dtype)
-        if self.algorithm == "HQQ" and not self.asym:
+        if method.finds_zero_points and not self.asym:
             raise native.InvalidArgument(
-                f"{owner}: HQQ finds zero points: it needs scheme='asym' and an integer "
+                f"{owner}: {method.name} finds zero points: it needs scheme='asym' and an integer "
                 f"weight_dtype, got {self.scheme!r} and {self.weight_dtype!r}"
             )
         if not isinstance(self.quantize_lm_head, bool):
@@ -291,9 +295,11 @@ class WeightOnlyQuantConfig(_TransformersConfig):
                 f"{owner}.imatrix must be a path or a woq.ImportanceMatrix, "
                 f"got {type(self.imatrix).__name__}"
             )
-        if self.algorithm != "RTN":
+        if not self.method.takes_imatrix:
+            takers = [name for name in algorithm_names() if find_algorithm(name).takes_imatrix]
             raise native.InvalidArgument(
-                f"{owner}.imatrix is for algorithm RTN; {self.algorithm} makes no use of it"
+                f"{owner}.imatrix is for algorithm {' and '.join(takers)}; {self.algorithm} makes "
+                "no use of it"
             )
 
     def validate_scheme(
@@ -345,10 +351,11 @@ class WeightOnlyQuantConfig(_TransformersConfig):
                 )
             return None
         settings: dict[str, Any] = {}
-        if self.algorithm == "HQQ" and (given.get("scheme") == "sym" or given.get("sym")):
+        symmetric = given.get("scheme") == "sym" or given.get("sym")
+        if symmetric and self.method.finds_zero_points:
             raise native.InvalidArgument(
-                f"{where}: HQQ finds zero points, so that no layer is symmetric; None leaves a "
-                "module in floating point"
+                f"{where}: {self.algorithm} finds zero points, so that no layer is symmetric; None "
+                "leaves a module in floating point"
             )
         if "group_size" in given:
             _require(where, "group_size", given["group_size"], int, "an integer")

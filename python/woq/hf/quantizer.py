@@ -21,7 +21,7 @@ from torch import nn
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from ..algorithms.interface import stored_scheme
+from ..algorithms.shared.finished import stored_scheme
 from ..config.quant_config import WeightOnlyQuantConfig
 from ..core import native
 from ..formats.pages import CheckpointPages, HeapTrimmer, release_file_pages

@@ -12,7 +12,7 @@ from ..core import native
 from ..modules.targets import Target
 from .block import Block, observed_inputs
 
-__all__ = ["Moments", "act_order", "in_rounds", "input_rows", "moments", "output_error"]
+__all__ = ["Moments", "in_rounds", "input_rows", "moments", "output_error"]
 
 
 class Moments(NamedTuple):
@@ -92,10 +92,3 @@ def in_rounds(groups: list[list[Target]], options: Mapping[str, Any]) -> list[li
 def output_error(weight: torch.Tensor, matrix: native.QuantizedMatrix, hessian: Any) -> float:
     """tr((W - Q) H (W - Q)^T) / tr(W H W^T): the squared error of the layer's output, relative."""
     return float(native.layer_error(weight, matrix.dequantize(), hessian, torch.get_num_threads()))
-
-
-def act_order(options: Mapping[str, Any]) -> str:
-    """The core's name for the order in which GPTQ takes the columns."""
-    if options["desc_act"]:
-        return "desc"
-    return "group_aware" if options["act_group_aware"] else "none"

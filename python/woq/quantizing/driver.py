@@ -16,8 +16,8 @@ from collections.abc import Collection, Generator, Iterator, Sequence
 import torch
 from torch import nn
 
-from ..algorithms import ALGORITHMS, Finished
-from ..algorithms.interface import as_stored, round_to_nearest
+from ..algorithms.rtn import round_to_nearest
+from ..algorithms.shared.finished import Finished, as_stored
 from ..config.quant_config import WeightOnlyQuantConfig
 from ..core import native
 from ..core.units import parse_bytes
@@ -70,8 +70,7 @@ def _segment(
     dtypes: Collection[str],
     work: WorkDir | None,
 ) -> Iterator[Finished]:
-    algorithm = ALGORITHMS[config.algorithm]
-    quantize_block = algorithm.load()
+    method, options = config.method, config.algorithm_args
     # Blocks after the last one with something to do need not run.
     while segment.blocks and not _within(segment.blocks[-1][0], pending):
         segment.blocks.pop()
@@ -80,9 +79,9 @@ def _segment(
     limit = parse_bytes(config.activation_memory, "activation_memory")
     calls, inputs = capture(model, batches, segment, limit)
     # GPTAQ looks at the float model's inputs of each layer, AutoRound at its outputs of each block.
-    originals = bool(config.algorithm_args.get("gptaq_alpha"))
-    references = inputs.copy() if algorithm.references or originals else None
-    float_inputs = not config.algorithm_args.get("enable_quanted_input", True)
+    originals = method.float_inputs(options)
+    references = inputs.copy() if method.float_outputs or originals else None
+    float_inputs = method.follows_float(options)
     try:
         for number, (name, module) in enumerate(segment.blocks):
             mine = _within(name, pending)
@@ -102,7 +101,7 @@ def _segment(
                         pending.pop(target.name), config, "no calibration token reached it"
                     )
                 block.targets = [target for target in mine if target not in unreached]
-                for finished in _block(block, config, quantize_block, work):
+                for finished in _block(block, config, work):
                     del pending[finished.target.name]
                     yield finished
             if number + 1 < len(segment.blocks):
@@ -119,9 +118,7 @@ def _segment(
             references.close()
 
 
-def _block(
-    block: Block, config: WeightOnlyQuantConfig, quantize_block: object, work: WorkDir | None
-) -> Iterator[Finished]:
+def _block(block: Block, config: WeightOnlyQuantConfig, work: WorkDir | None) -> Iterator[Finished]:
     """The layers of one block: first the ones that the work directory holds, then the others."""
     if work is not None:
         for target in list(block.targets):
@@ -131,7 +128,9 @@ def _block(
                 yield stored
     if not block.targets:
         return
-    for finished in quantize_block(block, config):  # type: ignore[operator]
+    quantize_block = config.method.quantize_block
+    assert quantize_block is not None  # else there were no calibration
+    for finished in quantize_block(block, config):
         finished = dataclasses.replace(finished, matrix=as_stored(finished.matrix, config))
         if work is not None:
             work.save(finished)

@@ -27,7 +27,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..algorithms.interface import round_to_nearest
+from ..algorithms.rtn import round_to_nearest
 from ..config.quant_config import WeightOnlyQuantConfig
 from ..core import native
 from ..core.units import parse_bytes

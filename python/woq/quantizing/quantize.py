@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from ..algorithms.interface import Finished, find_zero_points, round_to_nearest
+from ..algorithms.shared.finished import Finished
 from ..config.quant_config import WeightOnlyQuantConfig
 from ..core import native
 from ..modules.layer import WeightOnlyLinear
@@ -54,11 +54,11 @@ def quantize(
     stay as they were: the model still works, can be saved, and a second call with the same config
     does the rest. `model.woq_report.complete` is False then.
 
-    Algorithms other than RTN look at what the model computes: they need a transformers model, and
-    calibration data in the config (`dataset`, `tokenizer`; by default text that the model makes
-    up). They go block by block, each on what the quantized blocks before it produce. With
-    `config.work_dir` a second run with the same model, data and settings goes on where the first
-    one stopped.
+    An algorithm that needs calibration (`config.needs_calibration`) looks at what the model
+    computes: it needs a transformers model, and calibration data in the config (`dataset`,
+    `tokenizer`; by default text that the model makes up). It goes block by block, each on what the
+    quantized blocks before it produce. With `config.work_dir` a second run with the same model,
+    data and settings goes on where the first one stopped.
 
     Args:
         model: any torch module on the CPU.
@@ -140,9 +140,10 @@ def quantize_weight(
     weight: torch.Tensor, config: WeightOnlyQuantConfig, target: Target
 ) -> native.QuantizedMatrix:
     """Quantize `weight` [out_features, in_features] by an algorithm that needs no calibration."""
-    if config.algorithm == "HQQ":
-        return find_zero_points(weight, config, target)
-    return round_to_nearest(weight, config, target)
+    quantize = config.method.quantize_weight
+    assert quantize is not None  # config.needs_calibration is false
+    matrix: native.QuantizedMatrix = quantize(weight, config, target)
+    return matrix
 
 
 def quantize_module(

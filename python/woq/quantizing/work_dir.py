@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..algorithms.interface import Finished, stored_scheme
+from ..algorithms.shared.finished import Finished, stored_scheme
 from ..config.quant_config import WeightOnlyQuantConfig
 from ..core import native
 from ..formats.files import replace_file

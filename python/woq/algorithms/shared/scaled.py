@@ -11,13 +11,13 @@ from typing import Any
 
 import torch
 
-from ..config.quant_config import WeightOnlyQuantConfig
-from ..core import native
-from ..modules.targets import Target, linear_parameters
-from ..observe.block import Block
-from ..observe.moments import Moments, in_rounds, moments, output_error
-from .gptq import round_columns
-from .interface import Finished, round_to_nearest, with_input_scales
+from ...config.quant_config import WeightOnlyQuantConfig
+from ...core import native
+from ...modules.targets import Target, linear_parameters
+from ...observe.block import Block
+from ...observe.moments import Moments, in_rounds, moments, output_error
+from ..rtn import round_to_nearest
+from .finished import Finished, with_input_scales
 
 __all__ = ["FindScales", "Round", "quantize_scaled", "rounding_of"]
 
@@ -33,8 +33,10 @@ Round = Callable[
 
 
 def rounding_of(config: WeightOnlyQuantConfig) -> Round:
-    """What comes after the scaling: GPTQ where the algorithm says so, else round to nearest."""
-    return round_columns if config.algorithm.endswith("+GPTQ") else _nearest
+    """What comes after the scaling: the second half of a pair such as AWQ+GPTQ, else round to
+    nearest."""
+    then = config.method.then
+    return _nearest if then is None or then.round_scaled is None else then.round_scaled
 
 
 def _nearest(
@@ -55,11 +57,11 @@ def quantize_scaled(
     config: WeightOnlyQuantConfig,
     find: FindScales,
     clip: Callable[[torch.Tensor, Any, Target], torch.Tensor] | None = None,
-    rounded: Round = _nearest,
 ) -> Iterator[Finished]:
     """Quantize every group of layers with the s that `find` gives; where that makes the group's
-    outputs worse, with s = 1. `clip` bounds the scaled weights before they are `rounded`, given the
+    outputs worse, with s = 1. `clip` bounds the scaled weights before they are rounded, given the
     second moments of the scaled inputs."""
+    rounded = rounding_of(config)
     for together in in_rounds(block.groups(), config.algorithm_args):
         for group, seen in zip(together, moments(block, together), strict=True):
             yield from _group(group, seen, config, find, clip, rounded)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the driver and the algorithms say to each other."""
+"""A quantized layer, as the algorithms hand it to those who replace and store layers."""
 
 from __future__ import annotations
 
@@ -8,16 +8,14 @@ from typing import Any
 
 import torch
 
-from ..config.quant_config import WeightOnlyQuantConfig
-from ..core import native
-from ..formats.stored_tensors import from_torch, to_torch
-from ..modules.targets import Target
+from ...config.quant_config import WeightOnlyQuantConfig
+from ...core import native
+from ...formats.stored_tensors import from_torch, to_torch
+from ...modules.targets import Target
 
 __all__ = [
     "Finished",
     "as_stored",
-    "find_zero_points",
-    "round_to_nearest",
     "stored_scheme",
     "with_input_scales",
 ]
@@ -44,47 +42,6 @@ def stored_scheme(config: WeightOnlyQuantConfig, target: Target) -> dict[str, An
         "act_order": config.stores_g_idx,
         "scales_input": config.stores_act_scales,
     }
-
-
-def round_to_nearest(
-    weight: torch.Tensor,
-    config: WeightOnlyQuantConfig,
-    target: Target,
-    *,
-    mse_range: bool | None = None,
-    importance: Any = None,
-) -> native.QuantizedMatrix:
-    """RTN of `weight` [N, K], with `importance` [K] or the target's if there is any; `mse_range`
-    overrides the config's. A layer that the config's importance matrix lacks gets the search by
-    squared error."""
-    searched = config.mse_range or config.imatrix is not None
-    return native.quantize_rtn(
-        weight,
-        **target.scheme,
-        mse_range=bool(searched if mse_range is None else mse_range),
-        importance=target.importance if importance is None else importance,
-        name=target.name,
-        num_threads=torch.get_num_threads(),
-    )
-
-
-def find_zero_points(
-    weight: torch.Tensor, config: WeightOnlyQuantConfig, target: Target
-) -> native.QuantizedMatrix:
-    """HQQ of `weight` [N, K]."""
-    options = config.algorithm_args
-    # The zero points are what HQQ finds.
-    scheme = {name: value for name, value in target.scheme.items() if name != "asym"}
-    return native.quantize_hqq(
-        weight,
-        **scheme,
-        lp_norm=options["lp_norm"],
-        beta=options["beta"],
-        kappa=options["kappa"],
-        steps=options["iters"],
-        name=target.name,
-        num_threads=torch.get_num_threads(),
-    )
 
 
 def with_input_scales(

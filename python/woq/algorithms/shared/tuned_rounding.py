@@ -19,8 +19,8 @@ from typing import Any
 
 import torch
 
-from ..core import native
-from ..formats.stored_tensors import from_torch, to_torch
+from ...core import native
+from ...formats.stored_tensors import from_torch, to_torch
 
 __all__ = ["RANGE_FACTORS", "Rounding"]
 

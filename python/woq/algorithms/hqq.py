@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""HQQ, half-quadratic quantization (Badri and Shaji, mobiusml.github.io/hqq_blog, 2023): the zero
+point of each group, a real number, for the least sum of |w - quantized|^p with p < 1. No data."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ..config.options import integer, number
+from ..config.registry import Algorithm
+from ..core import native
+
+if TYPE_CHECKING:
+    import torch
+
+    from ..config.quant_config import WeightOnlyQuantConfig
+    from ..modules.targets import Target
+
+__all__ = ["ALGORITHM"]
+
+
+def find_zero_points(
+    weight: torch.Tensor, config: WeightOnlyQuantConfig, target: Target
+) -> native.QuantizedMatrix:
+    """HQQ of `weight` [N, K]."""
+    import torch
+
+    # The zero points are what HQQ finds.
+    scheme = {name: value for name, value in target.scheme.items() if name != "asym"}
+    return native.quantize_hqq(
+        weight,
+        **scheme,
+        **ALGORITHM.core_options(config.algorithm_args),
+        name=target.name,
+        num_threads=torch.get_num_threads(),
+    )
+
+
+ALGORITHM = Algorithm(
+    name="HQQ",
+    summary="finds zero points for the least |error|^p",
+    options={
+        "iters": integer(20, 0, help="steps; 0: round to nearest", also=("steps",), core="steps"),
+        "lp_norm": number(
+            0.7,
+            "above 0 and at most 1",
+            lambda p: 0 < p <= 1,
+            help="p of |error|^p: the lower, the less outliers count",
+            core="lp_norm",
+        ),
+        "beta": number(
+            10.0,
+            "above 0",
+            lambda beta: beta > 0,
+            help="weight of the quadratic term in the first step",
+            core="beta",
+        ),
+        "kappa": number(
+            1.01,
+            "above 0",
+            lambda kappa: kappa > 0,
+            help="what beta is multiplied by after each step",
+            core="kappa",
+        ),
+    },
+    quantize_weight=find_zero_points,
+    mse_range=None,
+    finds_zero_points=True,
+)
