@@ -4,8 +4,8 @@
 # failed ones are listed. With --fix the formatters write instead.
 . "$(dirname "$0")/common.sh"
 
-mapfile -t cpp_files < <(find include src python tests benchmarks -name '*.h' -o -name '*.cc' -o -name '*.c' | sort)
-python_paths=(python scripts tests benchmarks docs/conf.py)
+mapfile -t cpp_files < <(find include src python tests benchmarks examples -name '*.h' -o -name '*.cc' -o -name '*.c' | sort)
+python_paths=(python scripts tests benchmarks examples docs/conf.py)
 
 if [ "${1:-}" = --fix ]; then
   clang-format -i "${cpp_files[@]}"

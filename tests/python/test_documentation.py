@@ -8,6 +8,7 @@ import copy
 import importlib.util
 import os
 import re
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -34,6 +35,12 @@ MIGRATING = blocks("python", (ROOT / "docs" / "migrating.md").read_text())
 GENERATION = blocks("python", (ROOT / "docs" / "generation.md").read_text())
 LANGCHAIN = blocks("python", (ROOT / "python" / "langchain-woq" / "README.md").read_text())
 QUANTIZATION = blocks("python", (ROOT / "docs" / "quantization.md").read_text())
+STARTED = "getting-started.md"
+TRANSLATIONS = ("ko", "zh")
+# Pages whose blocks run one after the other, in one folder.
+PAGES = ("settings.md", *(f"howto/{name}.md" for name in (
+    "calibrate", "imatrix", "langchain", "layer-plan", "save-load"
+)))  # fmt: skip
 # Old code for flan-t5 goes to a T5 that writes numbers in French.
 FLAN = [block for block in MIGRATING if FLAN_ID in block]
 MIGRATING = [block for block in MIGRATING if FLAN_ID not in block]
@@ -220,30 +227,118 @@ def test_a_failing_command_is_seen(tmp_path: Path) -> None:
         run_shell("woq inspect ./nowhere | cat", tmp_path, tmp_path)
 
 
-def test_cpp_and_cmake_blocks(tmp_path: Path) -> None:
-    (program,), (lines,) = blocks("cpp"), blocks("cmake")
+def build_program(folder: Path, name: str) -> str:
+    """Configures and builds an outside project, and returns what its program prints."""
     cmake_dir = Path(woq.get_cmake_dir())
     if not cmake_dir.is_dir():
         pytest.skip(f"woq is not installed from a wheel: no {cmake_dir}")
-    (tmp_path / "main.cc").write_text(program)
-    (tmp_path / "CMakeLists.txt").write_text(
-        "cmake_minimum_required(VERSION 3.20)\nproject(app CXX)\nadd_executable(app main.cc)\n"
-        + lines
-    )
     path = os.pathsep.join((sysconfig.get_path("scripts"), os.environ.get("PATH", "")))
-    environment = {**os.environ, "PATH": path}
     for command in (
         ["cmake", "-S", ".", "-B", "build", f"-Dwoq_DIR={cmake_dir}"],
         ["cmake", "--build", "build"],
     ):
         done = subprocess.run(
-            command, cwd=tmp_path, env=environment, text=True, capture_output=True, check=False
+            command,
+            cwd=folder,
+            env={**os.environ, "PATH": path},
+            text=True,
+            capture_output=True,
+            check=False,
         )
         assert done.returncode == 0, done.stdout + done.stderr
-    printed = subprocess.run(
-        [tmp_path / "build" / "app"], text=True, capture_output=True, check=True
+    return subprocess.run(
+        [folder / "build" / name], text=True, capture_output=True, check=True
     ).stdout
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/howto/cpp.md"])
+def test_cpp_and_cmake_blocks(page: str, tmp_path: Path) -> None:
+    text = (ROOT / page).read_text()
+    (program,), (lines,) = blocks("cpp", text), blocks("cmake", text)
+    (tmp_path / "main.cc").write_text(program)
+    (tmp_path / "CMakeLists.txt").write_text(
+        "cmake_minimum_required(VERSION 3.20)\nproject(app CXX)\nadd_executable(app main.cc)\n"
+        + lines
+    )
+    printed = build_program(tmp_path, "app")
     assert re.fullmatch(r"gemm_f32_t4_\d+x\d+_\w+: y\[0\] = -?[\d.]+\n", printed)
+
+
+def test_cpp_example(tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "examples", tmp_path, dirs_exist_ok=True)
+    lines = build_program(tmp_path, "linear").splitlines()[1:]
+    errors = {line.split()[0]: float(line.split()[2].rstrip("%")) for line in lines}
+    assert errors["int8"] < 2 < errors["nf4"] < errors["int4_clip"] < 20
+
+
+def test_getting_started(model_folder: Path, tmp_path: Path) -> None:
+    pytest.importorskip("langchain_woq")
+    text = (ROOT / "docs" / STARTED).read_text()
+    printed = [run_block(code, model_folder, tmp_path) for code in blocks("python", text)]
+    assert [("Paris" in each) for each in printed] == [True, True, True]
+    assert "Paris" in run_shell("\n".join(blocks("bash", text)), model_folder, tmp_path)
+
+
+@pytest.mark.parametrize("language", TRANSLATIONS)
+def test_translations_have_the_same_commands(language: str) -> None:
+    text = (ROOT / "docs" / STARTED).read_text()
+    translated = (ROOT / "docs" / language / STARTED).read_text()
+    for kind in ("python", "bash"):
+        assert blocks(kind, translated) == blocks(kind, text)
+    assert translated.count("\n## ") == text.count("\n## ")
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_blocks_of_pages(page: str, tiny_model_folder: Path, tmp_path: Path) -> None:
+    if "langchain" in page:
+        pytest.importorskip("langchain_woq")
+    corpus = (ROOT / "docs" / "quantization.md").read_text()
+    (tmp_path / "corpus.txt").write_text(corpus.encode("ascii", "ignore").decode())
+    codes = blocks("python", (ROOT / "docs" / page).read_text())
+    assert codes
+    for code in codes:
+        run_block(code, tiny_model_folder, tmp_path)
+
+
+def test_every_page_with_python_blocks_is_run() -> None:
+    own = {STARTED, *(f"{language}/{STARTED}" for language in TRANSLATIONS), *PAGES}
+    own |= {"cli.md", "generation.md", "migrating.md", "quantization.md"}
+    docs = ROOT / "docs"
+    found = {path.relative_to(docs).as_posix() for path in docs.rglob("*.md")
+             if blocks("python", path.read_text())}  # fmt: skip
+    assert found <= own
+
+
+def run_example(arguments: list[str], cwd: Path) -> str:
+    done = subprocess.run(
+        [sys.executable, *arguments],
+        cwd=cwd,
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+        text=True,
+        capture_output=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_python_examples(tiny_model_folder: Path, tmp_path: Path) -> None:
+    examples = ROOT / "examples"
+    assert {path.name for path in examples.glob("*.py")} == {
+        "quantize.py", "compare_settings.py", "langchain_chat.py"
+    }  # fmt: skip
+    model = str(tiny_model_folder)
+    printed = run_example([str(examples / "quantize.py"), model, "out"], tmp_path)
+    assert "bits a weight" in printed
+    assert (tmp_path / "out" / "model.safetensors").is_file()
+    text = (ROOT / "docs" / "quantization.md").read_text()
+    (tmp_path / "corpus.txt").write_text(text.encode("ascii", "ignore").decode())
+    compare = [str(examples / "compare_settings.py"), model, "corpus.txt", "--length", "64"]
+    rows = run_example(compare, tmp_path).splitlines()[1:]
+    kl = {row[:20].strip(): float(row.split()[-1]) for row in rows}
+    assert 0 <= kl["int8"] < kl["nf4"]
+    pytest.importorskip("langchain_woq")
+    assert run_example([str(examples / "langchain_chat.py"), model, "Hello?"], tmp_path)
 
 
 def test_a_failing_block_is_seen(tmp_path: Path) -> None:
