@@ -3,8 +3,9 @@
 // (WOQ_PORTABLE, `make wheel`). Two things stand in its way.
 //
 // First, the linker binds a symbol to its newest version in the glibc at hand. The few functions
-// that this concerns are redirected (option --wrap, cmake/WoqPython.cmake) to the version that every
-// glibc on x86-64 has. tests/python/test_packaging.py fails where another function needs a line here.
+// that this concerns are redirected (option --wrap, cmake/WoqPython.cmake) to the version that
+// every glibc on x86-64 has. tests/python/test_packaging.py fails where another function needs a
+// line here.
 //
 // Second, a manylinux wheel may not need libgomp.so.1, and may not bring a copy under another name
 // either: that would be a second thread pool beside torch's. So the OpenMP functions that the
@@ -84,8 +85,8 @@ uint32_t __wrap_arc4random() {
   return value;
 }
 
-// 2.32 added this flag, by which libstdc++ saves atomic operations while there is one thread. A copy
-// of our own that never changes means: always atomic.
+// 2.32 added this flag, by which libstdc++ saves atomic operations while there is one thread. A
+// copy of our own that never changes means: always atomic.
 __attribute__((visibility("hidden"))) char __libc_single_threaded = 0;
 
 }  // extern "C"

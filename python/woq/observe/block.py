@@ -459,9 +459,10 @@ def product_dtype(
 ) -> torch.dtype | None:
     """What `fast_products` multiplies in while `module` is calibrated, or None: as the module does.
 
-    bfloat16 where the CPU has products of it: 2.4 times as fast on Zen 4, and their rounding (2^-8)
-    is small beside that of 4-bit weights. It is not beside that of 8-bit ones; and float16 plus
-    bfloat16 is float32, which a float16 norm doesn't take.
+    bfloat16 where the CPU has products of it. They are faster, and their rounding (2^-8) is small
+    beside that of 4-bit weights. It is not small beside that of 8-bit weights, so blocks with those
+    are left alone. So are blocks in float16: float16 plus bfloat16 is float32, which a float16 norm
+    doesn't take.
 
     Args:
         weight_dtypes: the dtypes that the layers are to have.
