@@ -18,17 +18,24 @@ from pathlib import Path
 # A layer is a folder of include/woq, or a header right in it; it may include itself and these.
 CPP_LAYERS = {
     "core": "",
-    "linalg": "core",
-    "quant": "core linalg",
-    "pack": "core linalg quant",
-    "kernels": "core linalg quant pack",
-    "linear": "core linalg quant pack kernels",
-    "woq": "core linalg quant pack kernels linear",
+    "simd": "core",
+    "linalg": "core simd",
+    "ops": "core simd linalg",
+    "quant": "core simd linalg",
+    "pack": "core simd linalg quant",
+    "kernels": "core simd linalg quant pack",
+    "linear": "core simd linalg quant pack kernels",
+    "woq": "core simd linalg ops quant pack kernels linear",
 }
 
 # What a user may include: neither parts of a target region nor a single target.
-PRIVATE_HEADER = re.compile(r"-inl\.h$|^kernels/targets/|^kernels/target_(begin|end)\.h$")
+PRIVATE_HEADER = re.compile(
+    r"-inl\.h$|^kernels/targets/|^simd/(?:target_begin|target_end|for_each_target)\.h$"
+)
 TARGET_HEADER = re.compile(r"^kernels/targets/(\w+)\.h$")
+# Instructions are named in the vocabulary only, those of AMX in a file of their own.
+INTRINSIC = re.compile(r"\b_mm\d*_\w+\(|\b__m(?:64|128|256|512)[a-z]*\b|\btarget\(\"|mmintrin\.h")
+INTRINSICS_ALLOWED = re.compile(r"^(?:simd/.*|kernels/amx-inl\.h)$")
 INCLUDE = re.compile(r'^\s*#\s*include\s+"(?:woq/)?([^"]+)"', re.MULTILINE)
 
 # What a package may not import when a light module of it is imported; light modules load these on
@@ -96,6 +103,17 @@ def check_targets(root: Path) -> Iterator[str]:
             target = TARGET_HEADER.match(header)
             if target and target[1] != path.stem:
                 yield f"{path}: a target must not include another one ({header})"
+
+
+def check_intrinsics(root: Path) -> Iterator[str]:
+    headers = root / "include" / "woq"
+    for folder in (headers, root / "src", root / "python/woq/bindings"):
+        for path in sorted(file for file in folder.rglob("*.*") if file.suffix in (".h", ".cc")):
+            if folder == headers and INTRINSICS_ALLOWED.match(str(path.relative_to(headers))):
+                continue
+            for number, line in enumerate(path.read_text().splitlines(), 1):
+                if found := INTRINSIC.search(line.partition("//")[0]):
+                    yield f"{path}:{number}: {found[0]} belongs in the vocabulary, simd/*-inl.h"
 
 
 def check_bindings(root: Path) -> Iterator[str]:
@@ -211,7 +229,7 @@ def circles(edges: dict[str, set[str]]) -> Iterator[str]:
 
 
 def violations(root: Path) -> list[str]:
-    checks = (check_cpp_layers, check_targets, check_bindings, check_python)
+    checks = (check_cpp_layers, check_targets, check_intrinsics, check_bindings, check_python)
     return [message for check in checks for message in check(root)]
 
 

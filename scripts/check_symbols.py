@@ -28,23 +28,31 @@ ROOT = Path(__file__).resolve().parent.parent
 # The wide register classes; a target may use those before its own too.
 ORDER = ("ymm", "zmm", "tmm")
 
-# Namespace of a target -> what its functions may contain. Everything else is baseline: SSE2.
-WIDTHS = {
-    "avx2": "ymm",
-    "avx_vnni": "ymm",
-    "avx512": "zmm",
-    "avx512_vnni": "zmm",
-    "avx512_bf16": "zmm",
-    "amx": "tmm",
-    "onednn": "zmm",
-}
+# A row of WOQ_TARGETS: name, enumerator, bits of a register, VNNI, BF16, options.
+ROW = re.compile(r"X\((\w+), +k\w+, +(\d+), +[01], +[01], +([^,]+),")
+
+
+def widths_of_targets() -> dict[str, str]:
+    """Namespace of a target -> what its functions may contain. All else is baseline: SSE2."""
+    rows = ROW.findall((ROOT / "include/woq/simd/target.h").read_text())
+    registers = {"256": "ymm", "512": "zmm"}
+    return {
+        name: "tmm" if "AMX" in options else registers[bits]
+        for name, bits, options in rows
+        if bits in registers
+    }
+
+
+WIDTHS = widths_of_targets()
 
 OPTIMIZATIONS = ("-O0", "-O2")
 HEADER_ONLY_SOURCE = '#define WOQ_HEADER_ONLY 1\n#include "woq/woq.h"\n'
 
 FUNCTION = re.compile(r"^[0-9a-f]+ <(.+)>:$")
-# Mangled names of functions in woq::<target>, of their lambdas (_ZZN) and const members (_ZNK).
-NAMESPACE = re.compile(r"^_Z+N[KVRO]*3woq\d+(" + "|".join(WIDTHS) + r")(?![a-z_])")
+# Mangled names of functions in woq, of their lambdas (_ZZN) and const members (_ZNK).
+NAMESPACE = re.compile(r"^_Z+N[KVRO]*3woq")
+# A target is a namespace of a layer, or of a part of one: woq::ops::avx2, woq::linalg::tiles::avx2.
+DEEPEST = 3
 # VEX- and EVEX-coded mnemonics start with v, whatever their registers; so do a few system ones.
 VECTOR_MNEMONIC = re.compile(r"^v(?!er[rw]\b|m(?:call|launch|resume|xoff|func)\b)")
 
@@ -82,8 +90,18 @@ def wide_functions(object_file: Path) -> Iterator[tuple[str, str, str]]:
 
 
 def target_of(symbol: str) -> str | None:
-    match = NAMESPACE.match(symbol)
-    return match[1] if match else None
+    """The target whose namespace the function is in. Names are mangled as length and text."""
+    found = NAMESPACE.match(symbol)
+    rest = symbol[found.end() :] if found else ""
+    for _ in range(DEEPEST):
+        length = re.match(r"\d+", rest)
+        if not length:
+            return None
+        end = length.end() + int(length[0])
+        name, rest = rest[length.end() : end], rest[end:]
+        if name in WIDTHS:
+            return name
+    return None
 
 
 def leaks(object_file: Path) -> dict[str, str]:

@@ -24,6 +24,8 @@
 namespace {
 
 using namespace woq;
+using namespace woq::linalg;
+using namespace woq::ops;
 using namespace woq::bench;
 
 struct Row {

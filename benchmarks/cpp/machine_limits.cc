@@ -11,9 +11,9 @@
 #include <map>
 
 #include "woq/core/buffer.h"
-#include "woq/core/cpu.h"
 #include "woq/core/parallel.h"
-#include "woq/core/target.h"
+#include "woq/simd/cpu.h"
+#include "woq/simd/target.h"
 
 namespace woq::bench {
 

@@ -4,11 +4,9 @@
 
 #define WOQ_VERSION "0.1.0"
 
-#include "woq/core/cpu.h"
 #include "woq/core/dtype.h"
-#include "woq/core/target.h"
-#include "woq/linalg/attention.h"
 #include "woq/linear.h"
+#include "woq/ops/attention.h"
 #include "woq/quant/awq.h"
 #include "woq/quant/dequantize.h"
 #include "woq/quant/error.h"
@@ -21,3 +19,5 @@
 #include "woq/quant/rtn.h"
 #include "woq/quant/scheme.h"
 #include "woq/quant/teq.h"
+#include "woq/simd/cpu.h"
+#include "woq/simd/target.h"

@@ -6,17 +6,23 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from woq import InvalidArgument, Unsupported
+from woq import InvalidArgument, targets
 from woq.core import native
 from woq.observe.attention import FastAttention
 
-fast = pytest.mark.skipif(
-    not native.has_bf16_products(), reason="the CPU has no bfloat16 products (AVX512-BF16)"
-)
+
+@pytest.fixture
+def everywhere(monkeypatch):
+    """The core's attention taken on any CPU: it runs on all, and is fast with bfloat16 products."""
+    monkeypatch.setattr(native, "has_bf16_products", lambda: True)
+
+
+# A fixture that all of a test's examples share is meant here.
+shared = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def inputs(batch, heads, kv_heads, queries, keys, head_dim, seed=0, spread=2.0):
@@ -49,8 +55,8 @@ def assert_close(got, q, k, v, causal, scale=None):
     assert ((got.double() - exact).abs() <= 2.25 * 2**-8 * magnitude + 1e-30).all()
 
 
-@fast
-@settings(deadline=None, max_examples=60)
+@pytest.mark.usefixtures("everywhere")
+@settings(shared, deadline=None, max_examples=60)
 @given(
     batch=st.integers(1, 3),
     kv_heads=st.integers(1, 3),
@@ -70,7 +76,7 @@ def test_any_shape(batch, kv_heads, together, queries, keys, half_dim, causal, s
     assert_close(got, q, k, v, causal)
 
 
-@fast
+@pytest.mark.usefixtures("everywhere")
 @pytest.mark.parametrize("tokens", [255, 256, 257, 1030])
 @pytest.mark.parametrize("layout", ["heads first", "tokens first", "tokens last", "odd rows"])
 def test_long_rows_and_layouts(tokens, layout, monkeypatch):
@@ -92,7 +98,7 @@ def test_long_rows_and_layouts(tokens, layout, monkeypatch):
     assert_close(got, q, k, v, True, 0.3)
 
 
-@fast
+@pytest.mark.usefixtures("everywhere")
 def test_large_scores():
     """A running maximum, or exp() overflows; late keys that outweigh all before them."""
     q, k, v = inputs(1, 2, 2, 700, 700, 32, spread=100.0)
@@ -104,7 +110,7 @@ def test_large_scores():
     assert ((got.double() - exact).abs() <= 0.02 * magnitude).all()
 
 
-@fast
+@pytest.mark.usefixtures("everywhere")
 def test_same_for_any_number_of_threads():
     q, k, v = (x.transpose(1, 2).flatten(2).flatten(0, 1) for x in inputs(1, 4, 2, 150, 150, 64))
     results = []
@@ -127,6 +133,7 @@ def counted(monkeypatch):
     return calls
 
 
+@pytest.mark.usefixtures("everywhere")
 @pytest.mark.parametrize(
     "case",
     [
@@ -228,8 +235,13 @@ def test_wrong_arguments(wrong, message):
         native.attention(**arguments)
 
 
-def test_unsupported_where_the_cpu_lacks_it(monkeypatch):
-    monkeypatch.setenv("WOQ_FORCE_TARGET", "ref")
-    x = torch.zeros(2, 8, dtype=torch.bfloat16)
-    with pytest.raises(Unsupported, match="AVX512-BF16"):
-        native.attention(x, x, x, x.clone(), 1, 1, 1, 1.0)
+@pytest.mark.parametrize("target", ["ref", "avx2", "avx512"])
+def test_every_target_gives_the_same(target, monkeypatch):
+    q, k, v = (x.transpose(1, 2).flatten(2).flatten(0, 1) for x in inputs(1, 4, 2, 40, 40, 16))
+    expected, got = torch.empty_like(q), torch.empty_like(q)
+    native.attention(q, k, v, expected, 1, 4, 2, 0.25, True)
+    if not next(t["available"] for t in targets() if t["name"] == target):
+        pytest.skip(f"this CPU lacks {target}")
+    monkeypatch.setenv("WOQ_FORCE_TARGET", target)
+    native.attention(q, k, v, got, 1, 4, 2, 0.25, True)
+    assert torch.equal(got, expected)

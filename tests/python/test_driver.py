@@ -260,8 +260,9 @@ def test_inputs_and_references(make, fast, monkeypatch):
     assert min(apart) > 2 * tolerance
 
 
-def test_where_products_are_bfloat16():
-    fast = torch.bfloat16 if native.has_bf16_products() else None
+@pytest.mark.parametrize("fast", [torch.bfloat16, None])
+def test_where_products_are_bfloat16(fast, monkeypatch):
+    monkeypatch.setattr(native, "has_bf16_products", lambda: fast is not None)
     block = llama().model.layers[0]
     assert product_dtype(block, ["nf4"], torch.float32) == fast
     assert product_dtype(block, ["nf4", "int8"], torch.float32) is None

@@ -46,6 +46,16 @@ FORBIDDEN = {
         '  #  include "woq/kernels/targets/avx2.h"\n',
         "a target must not include another one",
     ),
+    "intrinsic outside the vocabulary": (
+        "include/woq/quant/a.h",
+        "__m256 f(__m256 a) {\n",
+        "__m256 belongs in the vocabulary",
+    ),
+    "target attribute outside a region": (
+        "src/kernels/targets/ref.cc",
+        '__attribute__((target("avx2"))) void f();\n',
+        'target(" belongs in the vocabulary',
+    ),
     "binding of a private header": (
         "python/woq/bindings/module.cc",
         '#include "woq/kernels/gemv-inl.h"\n',

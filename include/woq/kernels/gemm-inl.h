@@ -2,6 +2,39 @@
 // The loop nests, written once: kernel.h's formulas on a register tile of kRows rows of X by kTiles
 // tiles of 16 rows of W, over the ISA vocabulary. A policy says how one step (8 elements of K) of a
 // tile is unpacked and multiplied.
+
+// The register tiles of many rows, rows x tiles of 16 columns, how kernel names show them, and
+// WOQ_REGISTER_SUMS, the outputs (rows x tiles) whose results fit registers beside a block's sums.
+// 512 bits, 32 registers, a tile of 16 columns is one. Floats: 8 x 2 = 16 sums and a few operands;
+// results go through memory once a block. int8 multiplies four times as fast, so that a block of 32
+// is over after 8 instructions for each sum: 4 x 3 = 12 sums, and their 12 results stay in
+// registers. 256 bits, 16 registers, a tile is two: 4 x 1 = 8 sums where a weight takes two
+// registers and more, 6 x 1 = 12 where it takes one.
+#undef WOQ_INT8_ROWS
+#undef WOQ_INT8_TILES
+#undef WOQ_INT8_NAME
+#undef WOQ_FLOAT_ROWS
+#undef WOQ_FLOAT_TILES
+#undef WOQ_FLOAT_NAME
+#undef WOQ_REGISTER_SUMS
+#if WOQ_VECTOR_BITS == 512
+#define WOQ_INT8_ROWS 4
+#define WOQ_INT8_TILES 3
+#define WOQ_INT8_NAME "4x48"
+#define WOQ_FLOAT_ROWS 8
+#define WOQ_FLOAT_TILES 2
+#define WOQ_FLOAT_NAME "8x32"
+#define WOQ_REGISTER_SUMS 12
+#else
+#define WOQ_INT8_ROWS 4
+#define WOQ_INT8_TILES 1
+#define WOQ_INT8_NAME "4x16"
+#define WOQ_FLOAT_ROWS 6
+#define WOQ_FLOAT_TILES 1
+#define WOQ_FLOAT_NAME "6x16"
+#define WOQ_REGISTER_SUMS 2
+#endif
+
 namespace woq::WOQ_TARGET_NS {
 
 // Sums of one block, kChains partial ones per output: few outputs alone cannot fill the
@@ -666,7 +699,7 @@ void gemm(const GemmTask& task) {
   int8_kernel<WeightKind::kU4>(WOQ_INT8_KERNEL_NAME("s8", "u4")),     \
       int8_kernel<WeightKind::kT4>(WOQ_INT8_KERNEL_NAME("s8", "t4")), \
       int8_kernel<WeightKind::kU8>(WOQ_INT8_KERNEL_NAME("s8", "u8"))
-inline constexpr Target kThisTarget = static_cast<Target>(WOQ_TARGET_ID);
+inline constexpr Target kThisTarget = WOQ_THIS_TARGET;
 
 template <WeightKind kWeights>
 constexpr Kernel float_kernel(const char* name) {

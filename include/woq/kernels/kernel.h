@@ -38,9 +38,9 @@
 
 #include "woq/core/check.h"
 #include "woq/core/dtype.h"
-#include "woq/core/target.h"
 #include "woq/core/view.h"
 #include "woq/pack/packed_matrix.h"
+#include "woq/simd/target.h"
 
 namespace woq {
 

@@ -34,8 +34,7 @@ WOQ_INLINE void dequantize_step(const typename Policy::Table& table, const StepC
   const F32 w = multiply(subtract(t, zero), scale);
   uint8_t* const p = out + position_of<kFormat>(kElement) * row_bytes;
   if constexpr (kFormat == ActFormat::kBf16) {
-    const __m256bh halves = _mm512_cvtneps_pbh(w);
-    std::memcpy(p, &halves, sizeof halves);
+    narrow_bf16(p, w, kTileRows);
   } else {
     store_f32(p, w);
   }

@@ -40,20 +40,6 @@ WOQ_INLINE void load_block(const PrepareTask& task, int64_t m, int64_t k0, int64
   }
 }
 
-// Calls body(k0, k1, block) for each block of a row.
-template <class Body>
-WOQ_INLINE void for_each_block(const BlockGeometry& geometry, const Body& body) {
-  int64_t k = 0, block = 0;
-  for (int64_t g = 0; g < geometry.groups; ++g) {
-    const int64_t group_end = geometry.group_end(g);
-    for (; k < group_end; ++block) {
-      const int64_t end = std::min(group_end, k + kBlock);
-      body(k, end, block);
-      k = end;
-    }
-  }
-}
-
 template <ActFormat kFormat>
 void prepare_float(const PrepareTask& task) {
   for (int64_t m = task.m0; m < task.m1; ++m) {

@@ -7,8 +7,8 @@
 #include <string_view>
 #include <vector>
 
-#include "woq/core/target.h"
 #include "woq/kernels/kernel.h"
+#include "woq/simd/target.h"
 
 #if defined(WOQ_HEADER_ONLY)
 #include "woq/kernels/targets/ref.h"
@@ -20,81 +20,52 @@
 #include "woq/kernels/targets/avx512_vnni.h"
 #include "woq/kernels/targets/avx_vnni.h"
 #endif
-#if defined(WOQ_WITH_ONEDNN)
 #include "woq/kernels/targets/onednn.h"
-#endif
 #endif
 
 namespace woq {
 
-#if defined(WOQ_HEADER_ONLY)
+// kernels_avx2() and so on: the kernels that a target adds to those of the targets below it.
+#if defined(WOQ_HEADER_ONLY) && WOQ_X86
+#define WOQ_ROW(name, ...)              \
+  inline KernelTable kernels_##name() { \
+    return kernels::name::kTable;       \
+  }
+WOQ_TARGETS(WOQ_ROW)
+#undef WOQ_ROW
+#elif defined(WOQ_HEADER_ONLY)
 inline KernelTable kernels_ref() {
-  return ref::kTable;
+  return kernels::ref::kTable;
 }
-#if WOQ_X86
-inline KernelTable kernels_avx2() {
-  return avx2::kTable;
-}
-inline KernelTable kernels_avx_vnni() {
-  return avx_vnni::kTable;
-}
-inline KernelTable kernels_avx512() {
-  return avx512::kTable;
-}
-inline KernelTable kernels_avx512_vnni() {
-  return avx512_vnni::kTable;
-}
-inline KernelTable kernels_avx512_bf16() {
-  return avx512_bf16::kTable;
-}
-inline KernelTable kernels_amx() {
-  return amx::kTable;
-}
-#endif
-#if defined(WOQ_WITH_ONEDNN)
-inline KernelTable kernels_onednn() {
-  return onednn::kTable;
-}
-inline std::string onednn_version() {
-  return dense::version();
-}
-#else
-inline KernelTable kernels_onednn() {
-  return {};
-}
-inline std::string onednn_version() {
-  return {};
-}
-#endif
 #else
 // Defined in src/kernels/targets/, one file each.
-KernelTable kernels_ref();
-KernelTable kernels_avx2();
-KernelTable kernels_avx_vnni();
-KernelTable kernels_avx512();
-KernelTable kernels_avx512_vnni();
-KernelTable kernels_avx512_bf16();
-KernelTable kernels_amx();
-KernelTable kernels_onednn();
+#define WOQ_ROW(name, ...) KernelTable kernels_##name();
+WOQ_TARGETS(WOQ_ROW)
+#undef WOQ_ROW
+#endif
+
+#if defined(WOQ_HEADER_ONLY)
+inline std::string onednn_version() {
+  return version_of_onednn();
+}
+#else
 // Of the oneDNN in use, such as "2.6.3"; empty where this build has none.
 std::string onednn_version();
 #endif
 
-// The kernels that a target adds to those of the targets below it; empty where this build has none.
+// A target's table by the target; empty where this build has none.
 inline KernelTable kernels_of(Target target) {
-  switch (target) {
-    case Target::kRef: return kernels_ref();
 #if WOQ_X86
-    case Target::kAvx2: return kernels_avx2();
-    case Target::kAvxVnni: return kernels_avx_vnni();
-    case Target::kAvx512: return kernels_avx512();
-    case Target::kAvx512Vnni: return kernels_avx512_vnni();
-    case Target::kAvx512Bf16: return kernels_avx512_bf16();
-    case Target::kAmx: return kernels_amx();
-#endif
-    case Target::kOneDnn: return kernels_onednn();
-    default: return {};
+  switch (target) {
+#define WOQ_ROW(name, enumerator, ...) \
+  case Target::enumerator: return kernels_##name();
+    WOQ_TARGETS(WOQ_ROW)
+#undef WOQ_ROW
   }
+  return {};
+#else
+  return target == Target::kRef ? kernels_ref() : KernelTable{};
+#endif
 }
 
 // Whether this build has the target: oneDNN is optional, and all but ref are for x86-64.

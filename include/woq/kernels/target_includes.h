@@ -1,13 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-// What code inside a target region uses. Included before the region opens, so that none of it is
-// compiled for a target.
+// What the kernels' code inside a target region uses. Included before the region opens, so that
+// none of it is compiled for a target.
 #pragma once
 
-#include <immintrin.h>
-
 #include <algorithm>
-#include <cstdint>
-#include <cstring>
 #include <iterator>
 #include <limits>
 #include <type_traits>
@@ -17,3 +13,4 @@
 #include "woq/kernels/kernel.h"
 #include "woq/kernels/silu.h"
 #include "woq/quant/scales.h"
+#include "woq/simd/region.h"

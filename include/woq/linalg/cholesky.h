@@ -12,7 +12,7 @@
 
 #include "woq/linalg/gemm.h"
 
-namespace woq {
+namespace woq::linalg {
 
 namespace detail {
 
@@ -141,4 +141,4 @@ void solve_transposed(const T* r, int64_t n, int64_t r_stride, T* b, int64_t row
   }
 }
 
-}  // namespace woq
+}  // namespace woq::linalg

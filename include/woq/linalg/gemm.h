@@ -11,12 +11,9 @@
 
 #include "woq/core/parallel.h"
 #include "woq/linalg/tile.h"
+#include "woq/simd/transpose.h"
 
-#if WOQ_X86
-#include <xmmintrin.h>
-#endif
-
-namespace woq {
+namespace woq::linalg {
 
 // A matrix read by strides, so that a transpose is the same thing with its strides exchanged.
 template <class T>
@@ -40,29 +37,6 @@ inline constexpr int64_t kGemmDepth = 256;
 // tile's rows, and small enough to deal a triangle out evenly.
 inline constexpr int64_t kGemmRows = 96;
 
-// Transposes four rows of n elements, `stride` apart, into columns `tile` apart. Without it,
-// packing takes a fifth of the time of a product with 128 columns. Returns how many columns are
-// done.
-inline int64_t transpose_four(const float* rows, int64_t stride, int64_t n, int64_t tile,
-                              float* out) {
-  int64_t k = 0;
-#if WOQ_X86
-  for (; k + 4 <= n; k += 4) {
-    __m128 a = _mm_loadu_ps(rows + k), b = _mm_loadu_ps(rows + stride + k);
-    __m128 c = _mm_loadu_ps(rows + 2 * stride + k), d = _mm_loadu_ps(rows + 3 * stride + k);
-    _MM_TRANSPOSE4_PS(a, b, c, d);
-    _mm_storeu_ps(out + k * tile, a);
-    _mm_storeu_ps(out + (k + 1) * tile, b);
-    _mm_storeu_ps(out + (k + 2) * tile, c);
-    _mm_storeu_ps(out + (k + 3) * tile, d);
-  }
-#else
-  static_cast<void>(rows), static_cast<void>(stride), static_cast<void>(n);
-  static_cast<void>(tile), static_cast<void>(out);
-#endif
-  return k;
-}
-
 // Packs a [rows, depth] slice as panels of `tile` rows, each [depth, tile]; missing rows are zero.
 template <class T>
 void pack_panels(const StridedMatrix<T>& a, int64_t row, int64_t rows, int64_t first, int64_t depth,
@@ -78,8 +52,8 @@ void pack_panels(const StridedMatrix<T>& a, int64_t row, int64_t rows, int64_t f
       if constexpr (std::is_same_v<T, float>) {
         for (; a.col_stride == 1 && r + 4 <= count; r += 4) {
           const T* const from = a.at(row + p + r, first);
-          for (int64_t k = transpose_four(from, a.row_stride, depth, tile, out + r); k < depth;
-               ++k) {
+          for (int64_t k = simd::transpose_four(from, a.row_stride, depth, tile, out + r);
+               k < depth; ++k) {
             for (int64_t i = 0; i < 4; ++i) out[k * tile + r + i] = from[i * a.row_stride + k];
           }
         }
@@ -172,4 +146,4 @@ void multiply_add(int64_t m, int64_t n, int64_t k, T alpha, const StridedMatrix<
   multiply_add(m, n, k, alpha, a, b, part, [&](int64_t i) { return c + i * stride; }, threads);
 }
 
-}  // namespace woq
+}  // namespace woq::linalg

@@ -196,8 +196,9 @@ inline std::vector<float> clip_awq(const ConstMatrixView& weight, const Hessian&
                   source[k] - coder.value(codes[static_cast<size_t>(k)]);
           }
           std::fill(product.begin(), product.end(), 0.0f);
-          multiply_add(count, size, size, 1.0f, StridedMatrix<float>{d.data(), size, 1},
-                       StridedMatrix<float>{h.data(), size, 1}, product.data(), size, 1);
+          linalg::multiply_add(
+              count, size, size, 1.0f, linalg::StridedMatrix<float>{d.data(), size, 1},
+              linalg::StridedMatrix<float>{h.data(), size, 1}, product.data(), size, 1);
           for (int64_t i = 0; i < count; ++i) {
             double error = 0;
             for (int64_t k = 0; k < size; ++k) {

@@ -185,7 +185,7 @@ double factor_hessian(const Hessian& hessian, const std::vector<double>& diagona
                  });
     // A pivot this small is nothing but rounding errors.
     const double least = static_cast<double>(cols) * 0x1p-52 * mean;
-    if (factor_upper(a.data(), cols, stride, least, threads) < 0) break;
+    if (linalg::factor_upper(a.data(), cols, stride, least, threads) < 0) break;
     if (damp + options.damp_increment >= 1 || options.damp_increment <= 0) {
       fail("the Hessian of '", options.name, "' is not positive definite, not even with ", damp,
            " of its mean diagonal added; it was not made of ", hessian.rows(),
@@ -201,7 +201,7 @@ double factor_hessian(const Hessian& hessian, const std::vector<double>& diagona
                                                     order.column[static_cast<size_t>(j)]);
       }
     }
-    solve_transposed(a.data(), cols, stride, t.data(), cols, stride, threads);
+    linalg::solve_transposed(a.data(), cols, stride, t.data(), cols, stride, threads);
     factor->cross.assign(t.begin(), t.end());
   }
   factor->cols = cols;
@@ -241,7 +241,8 @@ struct GptqSweep {
     int64_t begin = 0;
     for (const int64_t end : order.panel_ends) {
       const int64_t width = end - begin;
-      const int64_t stride = (width + kRankOneStep - 1) / kRankOneStep * kRankOneStep;
+      const int64_t stride =
+          (width + linalg::kRankOneStep - 1) / linalg::kRankOneStep * linalg::kRankOneStep;
       std::vector<T> sums(static_cast<size_t>(rows * stride));
       add_done(d, factor.r, begin, width, &sums, stride, threads);
       if (options.cross != nullptr)
@@ -265,9 +266,9 @@ struct GptqSweep {
   // sums [N, width] += done [N, 0:begin] factor [0:begin, begin:begin + width].
   void add_done(const std::vector<T>& done, const std::vector<T>& matrix, int64_t begin,
                 int64_t width, std::vector<T>* sums, int64_t stride, int threads) const {
-    multiply_add(rows, width, begin, T(1), StridedMatrix<T>{done.data(), cols, 1},
-                 StridedMatrix<T>{matrix.data() + begin, factor.stride, 1}, sums->data(), stride,
-                 threads);
+    linalg::multiply_add(rows, width, begin, T(1), linalg::StridedMatrix<T>{done.data(), cols, 1},
+                         linalg::StridedMatrix<T>{matrix.data() + begin, factor.stride, 1},
+                         sums->data(), stride, threads);
   }
 
   // The part of a matrix strictly above the diagonal, in the block's rows and columns.
@@ -288,7 +289,7 @@ struct GptqSweep {
     const std::vector<T>& r;
     const std::vector<T>& t;
     bool in_flight;
-    TileKernel<T> kernel = tile_kernel<T>();
+    linalg::TileKernel<T> kernel = linalg::tile_kernel<T>();
     size_t first_segment = 0;
     std::vector<T> ahead;
     std::vector<float> group, importance;
@@ -347,7 +348,7 @@ struct GptqSweep {
     // sums[:, j] += factors block[i, j] for i < j < end.
     void spread(int64_t i, int64_t end, int64_t count, const T* factors,
                 const std::vector<T>& block, T* sums) const {
-      const int64_t from = (i + 1) / kRankOneStep * kRankOneStep;  // zeros up to i
+      const int64_t from = (i + 1) / linalg::kRankOneStep * linalg::kRankOneStep;  // zeros up to i
       if (from >= end) return;
       kernel.rank_one(end - from, count, factors, block.data() + i * stride + from, sums + from,
                       stride);
@@ -356,8 +357,9 @@ struct GptqSweep {
     // Scales of a group from its weights in flight.
     void choose_scales(const GptqSegment& segment, int64_t row, int64_t count, const T* sums) {
       const int64_t from = segment.begin - begin, to = segment.end - begin, length = to - from;
-      const int64_t low = from / kRankOneStep * kRankOneStep;
-      const int64_t high = (to + kRankOneStep - 1) / kRankOneStep * kRankOneStep;
+      const int64_t low = from / linalg::kRankOneStep * linalg::kRankOneStep;
+      const int64_t high =
+          (to + linalg::kRankOneStep - 1) / linalg::kRankOneStep * linalg::kRankOneStep;
       for (int64_t b = 0; b < count; ++b)
         std::copy_n(sums + b * stride + low, high - low, ahead.data() + b * stride + low);
       T difference[kBatch];

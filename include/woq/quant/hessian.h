@@ -15,7 +15,7 @@
 #include "woq/core/parallel.h"
 #include "woq/core/view.h"
 #include "woq/linalg/gemm.h"
-#include "woq/linalg/pairs.h"
+#include "woq/linalg/gram_bf16.h"
 
 namespace woq {
 
@@ -117,9 +117,9 @@ class Hessian {
   void add(const ConstMatrixView& x, int threads = 0) {
     const int team = useful_threads(threads, x.rows * x.cols, kElementGrain);
     detail::check_input(x, cols_, name_, team);
-    if (x.type == FloatType::kBf16 && has_pairs()) {
-      static_assert(kPanel % kPairPanel == 0);  // a panel of sums_ holds whole tiles
-      add_pair_products(x, [this](int64_t i) { return row(i); }, magnitudes_.data(), threads);
+    if (x.type == FloatType::kBf16 && has_bf16_products()) {
+      static_assert(kPanel % linalg::kPairPanel == 0);  // a panel of sums_ holds whole tiles
+      linalg::add_gram_bf16(x, [this](int64_t i) { return row(i); }, magnitudes_.data(), threads);
       rows_ += x.rows;
       return;
     }
@@ -135,9 +135,9 @@ class Hessian {
             magnitudes_[static_cast<size_t>(k)] += std::fabs(out[k]);
         }
       });
-      const StridedMatrix<float> inputs{block.data(), cols_, 1};
-      multiply_add(
-          cols_, cols_, count, 1.0f, inputs.transposed(), inputs, Part::kLower,
+      const linalg::StridedMatrix<float> inputs{block.data(), cols_, 1};
+      linalg::multiply_add(
+          cols_, cols_, count, 1.0f, inputs.transposed(), inputs, linalg::Part::kLower,
           [this](int64_t i) { return row(i); }, threads);
     }
     rows_ += x.rows;
@@ -269,9 +269,9 @@ class CrossMoment {
           for (int64_t k = 0; k < cols_; ++k) d[k] -= q[k];
         }
       });
-      const StridedMatrix<float> a{difference.data(), cols_, 1}, b{block.data(), cols_, 1};
-      multiply_add(
-          cols_, cols_, count, 1.0f, a.transposed(), b, Part::kAll,
+      const linalg::StridedMatrix<float> a{difference.data(), cols_, 1}, b{block.data(), cols_, 1};
+      linalg::multiply_add(
+          cols_, cols_, count, 1.0f, a.transposed(), b, linalg::Part::kAll,
           [this](int64_t i) { return sums_.data() + i * cols_; }, threads);
     }
     rows_ += left.rows;

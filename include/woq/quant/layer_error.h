@@ -44,12 +44,13 @@ class LayerObjective {
     std::vector<float> product(static_cast<size_t>(rows * std::min(cols_, kPanel)));
     for (int64_t begin = 0; begin < cols_; begin += kPanel) {
       const int64_t width = std::min(kPanel, cols_ - begin);
-      const StridedMatrix<float> before{d, cols_, 1}, within{d + begin, cols_, 1};
+      const linalg::StridedMatrix<float> before{d, cols_, 1}, within{d + begin, cols_, 1};
       std::fill(product.begin(), product.end(), 0.0f);
-      multiply_add(rows, width, begin, 2.0f, before, {h_.data() + begin, cols_, 1}, product.data(),
-                   width, threads);
-      multiply_add(rows, width, width, 1.0f, within, {h_.data() + begin * cols_ + begin, cols_, 1},
-                   product.data(), width, threads);
+      linalg::multiply_add(rows, width, begin, 2.0f, before, {h_.data() + begin, cols_, 1},
+                           product.data(), width, threads);
+      linalg::multiply_add(rows, width, width, 1.0f, within,
+                           {h_.data() + begin * cols_ + begin, cols_, 1}, product.data(), width,
+                           threads);
       parallel_for(rows, useful_threads(threads, rows * width, kElementGrain),
                    [&](int64_t first, int64_t end) {
                      for (int64_t n = first; n < end; ++n) {
@@ -75,8 +76,8 @@ class LayerObjective {
   // out [rows, K] = D H, half of the error's gradient.
   void product(const float* d, int64_t rows, float* out, int threads) const {
     std::fill_n(out, rows * cols_, 0.0f);
-    multiply_add(rows, cols_, cols_, 1.0f, StridedMatrix<float>{d, cols_, 1},
-                 StridedMatrix<float>{h_.data(), cols_, 1}, out, cols_, threads);
+    linalg::multiply_add(rows, cols_, cols_, 1.0f, linalg::StridedMatrix<float>{d, cols_, 1},
+                         linalg::StridedMatrix<float>{h_.data(), cols_, 1}, out, cols_, threads);
   }
 
  private:

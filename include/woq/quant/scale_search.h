@@ -8,7 +8,7 @@
 #include <limits>
 #include <vector>
 
-#include "woq/linalg/fit.h"
+#include "woq/quant/fit.h"
 #include "woq/quant/group.h"
 
 namespace woq::detail {
@@ -58,8 +58,8 @@ inline constexpr int kWeightedSearchRounds = 3;
 class WeightedSearch {
  public:
   WeightedSearch(const QuantScheme& scheme, int64_t group_length)
-      : scheme_(scheme), dtype_(traits_of(scheme.dtype)), kernel_(fit_kernel()) {
-    const int64_t padded = (group_length + kFitStep - 1) / kFitStep * kFitStep;
+      : scheme_(scheme), dtype_(traits_of(scheme.dtype)), kernel_(quant::fit_kernel()) {
+    const int64_t padded = (group_length + quant::kFitStep - 1) / quant::kFitStep * quant::kFitStep;
     w_.resize(static_cast<size_t>(padded));
     weights_.resize(w_.size());
     signed_scales_ = has_signed_scales(scheme);
@@ -75,7 +75,7 @@ class WeightedSearch {
 
   // For the group w [n], whose errors count by `weights` [n].
   GroupParameters search(const GroupRange& range, const float* w, const float* weights, int64_t n) {
-    length_ = (n + kFitStep - 1) / kFitStep * kFitStep;
+    length_ = (n + quant::kFitStep - 1) / quant::kFitStep * quant::kFitStep;
     std::copy_n(w, n, w_.data());
     std::copy_n(weights, n, weights_.data());
     std::fill(w_.begin() + n, w_.begin() + length_, 0.0f);
@@ -107,8 +107,8 @@ class WeightedSearch {
   bool attempt(float scale, float zero) {
     const float inverse = 1.0f / scale;
     if (!std::isfinite(inverse)) return false;
-    const FitSums fit = dtype_.is_integer()
-                            ? kernel_.integers(length_, w_.data(), weights_.data(), inverse, -zero,
+    const quant::FitSums fit =
+        dtype_.is_integer() ? kernel_.integers(length_, w_.data(), weights_.data(), inverse, -zero,
                                                static_cast<float>(dtype_.max_code()) - zero)
                             : kernel_.table(length_, w_.data(), weights_.data(), inverse, values_,
                                             dtype_.codebook->thresholds);
@@ -126,7 +126,7 @@ class WeightedSearch {
 
   QuantScheme scheme_;
   const DtypeTraits& dtype_;
-  FitKernel kernel_;
+  quant::FitKernel kernel_;
   bool signed_scales_ = false;  // whether a negative scale can be better, and be stored
   float values_[16] = {};       // of the codebook, ascending
   std::vector<float> w_, weights_;

@@ -107,7 +107,7 @@ void attend(const py::object& q, const py::object& k, const py::object& v, const
     fail("q has ", queries.cols, " columns, which is no multiple of ", heads, " heads");
   if (queries.rows % batch != 0)
     fail("q has ", queries.rows, " rows, which is no multiple of a batch of ", batch);
-  AttentionShape shape;
+  ops::AttentionShape shape;
   shape.batch = batch;
   shape.queries = queries.rows / batch;
   shape.keys = keys.rows / batch;
@@ -117,7 +117,7 @@ void attend(const py::object& q, const py::object& k, const py::object& v, const
   shape.scale = scale;
   shape.causal = causal;
   const py::gil_scoped_release unlocked;
-  attention(shape, queries, keys, values, output, num_threads);
+  ops::attention(shape, queries, keys, values, output, num_threads);
 }
 
 py::dict explain(const WeightOnlyLinear& layer) {
@@ -265,8 +265,8 @@ PYBIND11_MODULE(_woq, module) {
   module.def("attention", &attend, py::arg("q"), py::arg("k"), py::arg("v"), py::arg("out"),
              py::arg("batch"), py::arg("heads"), py::arg("kv_heads"), py::arg("scale"),
              py::arg("causal") = false, py::arg("num_threads") = 0);
-  module.def("has_bf16_products", &has_pairs);
-  module.attr("MAX_HEAD_DIM") = kMaxHeadDim;
+  module.def("has_bf16_products", &has_bf16_products);
+  module.attr("MAX_HEAD_DIM") = ops::kMaxHeadDim;
   module.def("cpu_info", &cpu_info);
   module.def("targets", &targets);
   module.def("build_info", &build_info);

@@ -6,7 +6,7 @@
 namespace woq {
 
 KernelTable kernels_amx() {
-  return amx::kTable;
+  return kernels::amx::kTable;
 }
 
 }  // namespace woq

@@ -6,7 +6,7 @@
 namespace woq {
 
 KernelTable kernels_avx2() {
-  return avx2::kTable;
+  return kernels::avx2::kTable;
 }
 
 }  // namespace woq

@@ -6,7 +6,7 @@
 namespace woq {
 
 KernelTable kernels_avx512() {
-  return avx512::kTable;
+  return kernels::avx512::kTable;
 }
 
 }  // namespace woq

@@ -6,7 +6,7 @@
 namespace woq {
 
 KernelTable kernels_avx512_bf16() {
-  return avx512_bf16::kTable;
+  return kernels::avx512_bf16::kTable;
 }
 
 }  // namespace woq

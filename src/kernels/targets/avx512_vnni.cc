@@ -6,7 +6,7 @@
 namespace woq {
 
 KernelTable kernels_avx512_vnni() {
-  return avx512_vnni::kTable;
+  return kernels::avx512_vnni::kTable;
 }
 
 }  // namespace woq

@@ -6,7 +6,7 @@
 namespace woq {
 
 KernelTable kernels_avx_vnni() {
-  return avx_vnni::kTable;
+  return kernels::avx_vnni::kTable;
 }
 
 }  // namespace woq

@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "woq/kernels/targets/ref.h"
 
+#include "woq/kernels/select.h"
+
 namespace woq {
 
 KernelTable kernels_ref() {
-  return ref::kTable;
+  return kernels::ref::kTable;
 }
 
 }  // namespace woq

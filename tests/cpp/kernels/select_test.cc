@@ -10,6 +10,10 @@
 namespace woq::testing {
 namespace {
 
+const CpuFeatureSet kAvx2Features = traits_of(Target::kAvx2).required;
+const CpuFeatureSet kAvx512Features = traits_of(Target::kAvx512).required;
+const CpuFeatureSet kAvx512VnniFeatures = traits_of(Target::kAvx512Vnni).required;
+const CpuFeatureSet kAvx512Bf16Features = traits_of(Target::kAvx512Bf16).required;
 constexpr CpuFeatureSet kEverything = (CpuFeatureSet{1} << kCpuFeatureCount) - 1;
 constexpr WeightKind kKinds[] = {WeightKind::kU4, WeightKind::kT4, WeightKind::kU8};
 constexpr ComputeType kComputes[] = {ComputeType::kFp32, ComputeType::kBf16, ComputeType::kInt8};

@@ -16,6 +16,8 @@
 namespace woq::testing {
 namespace {
 
+using namespace linalg;
+
 template <class T>
 std::vector<T> random_values(Random& random, int64_t count) {
   std::vector<T> values(static_cast<size_t>(count));

@@ -1,12 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
-// The register widths of the linear algebra on this machine, and forcing one of them.
+// The targets for which linear algebra and ops have code of their own, and forcing one of them.
 #pragma once
 
+#include <gtest/gtest.h>
+
 #include <cstdlib>
+#include <optional>
+#include <string>
 #include <vector>
 
-#include "woq/core/cpu.h"
-#include "woq/core/target.h"
+#include "woq/linalg/tile.h"
+#include "woq/simd/cpu.h"
+#include "woq/simd/target.h"
 
 namespace woq::testing {
 
@@ -14,14 +19,42 @@ namespace woq::testing {
 class ForcedTarget {
  public:
   explicit ForcedTarget(const char* name) { setenv("WOQ_FORCE_TARGET", name, 1); }
+  ForcedTarget(const ForcedTarget&) = delete;
+  ForcedTarget& operator=(const ForcedTarget&) = delete;
   ~ForcedTarget() { unsetenv("WOQ_FORCE_TARGET"); }
 };
 
+// Of every build, whatever the CPU.
+inline std::vector<Target> code_targets() {
+#define WOQ_ROW(name, enumerator) Target::enumerator
+  return {WOQ_CODE_TARGETS(WOQ_ROW)};
+#undef WOQ_ROW
+}
+
+// Names of those that run here.
 inline std::vector<const char*> widths() {
-  std::vector<const char*> names = {"ref"};
-  if (runs_on(Target::kAvx2, cpu_features())) names.push_back("avx2");
-  if (runs_on(Target::kAvx512, cpu_features())) names.push_back("avx512");
+  std::vector<const char*> names;
+  for (const Target target : code_targets()) {
+    if (runs_on(target, cpu_features())) names.push_back(name_of(target));
+  }
   return names;
+}
+
+// Tests of a target's code, forced; skipped where the CPU lacks the target's instructions.
+class OnTarget : public ::testing::TestWithParam<Target> {
+ protected:
+  void SetUp() override {
+    const CpuFeatureSet missing = traits_of(GetParam()).required & ~cpu_features();
+    if (missing != 0) GTEST_SKIP() << "this CPU lacks " << names_of(missing);
+    forced_.emplace(name_of(GetParam()));
+  }
+
+ private:
+  std::optional<ForcedTarget> forced_;
+};
+
+inline std::string target_test_name(const ::testing::TestParamInfo<Target>& info) {
+  return name_of(info.param);
 }
 
 }  // namespace woq::testing

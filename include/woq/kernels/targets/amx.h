@@ -4,10 +4,11 @@
 
 #include "woq/kernels/target_includes.h"
 
-#define WOQ_TARGET amx
-#include "woq/kernels/target_begin.h"
+#define WOQ_REGION kernels
+#define WOQ_TARGET_amx 1
+#include "woq/simd/target_begin.h"
 //
-#include "woq/kernels/simd_512-inl.h"
+#include "woq/kernels/blocks-inl.h"
 //
 #include "woq/kernels/prepare-inl.h"
 //
@@ -29,4 +30,6 @@ inline constexpr KernelTable kTable = {kKernels, static_cast<int>(std::size(kKer
 
 }  // namespace woq::WOQ_TARGET_NS
 
-#include "woq/kernels/target_end.h"
+#include "woq/simd/target_end.h"
+#undef WOQ_TARGET_amx
+#undef WOQ_REGION

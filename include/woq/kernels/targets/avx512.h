@@ -4,10 +4,11 @@
 
 #include "woq/kernels/target_includes.h"
 
-#define WOQ_TARGET avx512
-#include "woq/kernels/target_begin.h"
+#define WOQ_REGION kernels
+#define WOQ_TARGET_avx512 1
+#include "woq/simd/target_begin.h"
 //
-#include "woq/kernels/simd_512-inl.h"
+#include "woq/kernels/blocks-inl.h"
 //
 #include "woq/kernels/prepare-inl.h"
 //
@@ -20,4 +21,6 @@ inline constexpr KernelTable kTable = {kKernels, static_cast<int>(std::size(kKer
 
 }  // namespace woq::WOQ_TARGET_NS
 
-#include "woq/kernels/target_end.h"
+#include "woq/simd/target_end.h"
+#undef WOQ_TARGET_avx512
+#undef WOQ_REGION

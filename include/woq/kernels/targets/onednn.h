@@ -1,14 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
-// Dequantization and oneDNN's dense products in place of avx512's and avx512_bf16's for many rows.
+// Target onednn, empty where this build has no oneDNN: for many rows, dequantization and oneDNN's
+// dense products in place of avx512's and avx512_bf16's.
 #pragma once
 
+#if defined(WOQ_WITH_ONEDNN)
 #include "woq/kernels/dense_matmul.h"
 #include "woq/kernels/target_includes.h"
 
-#define WOQ_TARGET onednn
-#include "woq/kernels/target_begin.h"
+#define WOQ_REGION kernels
+#define WOQ_TARGET_onednn 1
+#include "woq/simd/target_begin.h"
 //
-#include "woq/kernels/simd_512-inl.h"
+#include "woq/kernels/blocks-inl.h"
 //
 #include "woq/kernels/prepare-inl.h"
 //
@@ -30,4 +33,32 @@ inline constexpr KernelTable kTable = {kKernels, static_cast<int>(std::size(kKer
 
 }  // namespace woq::WOQ_TARGET_NS
 
-#include "woq/kernels/target_end.h"
+#include "woq/simd/target_end.h"
+#undef WOQ_TARGET_onednn
+#undef WOQ_REGION
+
+namespace woq {
+
+// Of the oneDNN in use, such as "2.6.3"; empty where this build has none.
+inline std::string version_of_onednn() {
+  return dense::version();
+}
+
+}  // namespace woq
+#else
+#include <string>
+
+#include "woq/kernels/kernel.h"
+
+namespace woq {
+
+namespace kernels::onednn {
+inline constexpr KernelTable kTable;
+}
+
+inline std::string version_of_onednn() {
+  return {};
+}
+
+}  // namespace woq
+#endif

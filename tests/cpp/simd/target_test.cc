@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "woq/core/target.h"
+#include "woq/simd/target.h"
 
 #include <gtest/gtest.h>
 
@@ -11,6 +11,7 @@
 namespace woq::testing {
 namespace {
 
+const CpuFeatureSet kAvx512Features = traits_of(Target::kAvx512).required;
 constexpr CpuFeatureSet kEverything = (CpuFeatureSet{1} << kCpuFeatureCount) - 1;
 
 TEST(Target, NamesParseBack) {
@@ -93,6 +94,22 @@ TEST(Cpu, FeatureNamesFollowTheEnumeration) {
   EXPECT_EQ(names_of(features(CpuFeature::kAmxBf16)), "amx_bf16");
   EXPECT_EQ(names_of(features(CpuFeature::kAvx2, CpuFeature::kFma)), "avx2, fma");
   EXPECT_EQ(std::size(kCpuFeatureNames), static_cast<size_t>(kCpuFeatureCount));
+}
+
+TEST(Cpu, OptionsOfTheCompilerNameFeatures) {
+  EXPECT_EQ(simd::features_of_options(""), 0u);
+  EXPECT_EQ(simd::features_of_options("avxvnni,fma"),
+            features(CpuFeature::kAvxVnni, CpuFeature::kFma));
+  EXPECT_ANY_THROW(simd::features_of_options("avx2,,fma"));
+  EXPECT_ANY_THROW(simd::features_of_options("avx1024"));
+}
+
+TEST(Target, SelectTakesTheLastThatRuns) {
+  constexpr simd::Choice<int> kChoices[] = {
+      {Target::kRef, 1}, {Target::kAvx2, 2}, {Target::kAvx512Bf16, 3}};
+  EXPECT_EQ(simd::select(kChoices, 0).code, 1);
+  EXPECT_EQ(simd::select(kChoices, kAvx512Features).code, 2);
+  EXPECT_EQ(simd::select(kChoices, kEverything).code, 3);
 }
 
 #if WOQ_X86

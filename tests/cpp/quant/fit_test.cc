@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // The sums of a fit against rounding one by one in fp64, on every register width.
-#include "woq/linalg/fit.h"
+#include "woq/quant/fit.h"
 
 #include <gtest/gtest.h>
 
@@ -15,6 +15,10 @@
 
 namespace woq::testing {
 namespace {
+
+using quant::fit_kernel;
+using quant::FitKernel;
+using quant::FitSums;
 
 struct Sample {
   std::vector<float> x, weights;

@@ -1,20 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The scalar reference: kernel.h's formulas, one element at a time. Runs on every machine, and is
 // what all other targets are compared with.
-#pragma once
-
-#include <algorithm>
-#include <cmath>
-#include <cstdint>
-#include <cstring>
-#include <limits>
-
-#include "woq/core/float16.h"
-#include "woq/kernels/kernel.h"
-#include "woq/kernels/silu.h"
-#include "woq/pack/pack.h"
-
-namespace woq::ref {
+namespace woq::WOQ_TARGET_NS {
 
 inline float element(const ConstMatrixView& matrix, int64_t m, int64_t n) {
   float value;
@@ -31,20 +18,6 @@ inline void load_block(const PrepareTask& task, int64_t m, int64_t k0, int64_t k
     if (task.scales != nullptr) out[i] *= task.scales[k0 + i];
   }
   std::fill(out + valid, out + (k1 - k0), 0.0f);
-}
-
-// Calls body(k0, k1, block) for each block of a row.
-template <class Body>
-void for_each_block(const BlockGeometry& geometry, const Body& body) {
-  int64_t k = 0, block = 0;
-  for (int64_t g = 0; g < geometry.groups; ++g) {
-    const int64_t group_end = geometry.group_end(g);
-    for (; k < group_end; ++block) {
-      const int64_t end = std::min(group_end, k + kBlock);
-      body(k, end, block);
-      k = end;
-    }
-  }
 }
 
 template <ActFormat kFormat>
@@ -180,25 +153,4 @@ void gemm(const GemmTask& task) {
   }
 }
 
-inline constexpr Kernel kKernels[] = {
-    {"gemm_f32_u4_1x1_ref", Target::kRef, ComputeType::kFp32, WeightKind::kU4, ActFormat::kF32,
-     &prepare_float<ActFormat::kF32>, &gemm<ComputeType::kFp32>},
-    {"gemm_f32_t4_1x1_ref", Target::kRef, ComputeType::kFp32, WeightKind::kT4, ActFormat::kF32,
-     &prepare_float<ActFormat::kF32>, &gemm<ComputeType::kFp32>},
-    {"gemm_f32_u8_1x1_ref", Target::kRef, ComputeType::kFp32, WeightKind::kU8, ActFormat::kF32,
-     &prepare_float<ActFormat::kF32>, &gemm<ComputeType::kFp32>},
-    {"gemm_f32b_u4_1x1_ref", Target::kRef, ComputeType::kBf16, WeightKind::kU4, ActFormat::kF32B,
-     &prepare_float<ActFormat::kF32B>, &gemm<ComputeType::kBf16>},
-    {"gemm_f32b_t4_1x1_ref", Target::kRef, ComputeType::kBf16, WeightKind::kT4, ActFormat::kF32B,
-     &prepare_float<ActFormat::kF32B>, &gemm<ComputeType::kBf16>},
-    {"gemm_f32b_u8_1x1_ref", Target::kRef, ComputeType::kBf16, WeightKind::kU8, ActFormat::kF32B,
-     &prepare_float<ActFormat::kF32B>, &gemm<ComputeType::kBf16>},
-    {"gemm_s8_u4_1x1_ref", Target::kRef, ComputeType::kInt8, WeightKind::kU4, ActFormat::kS8,
-     &prepare_s8, &gemm<ComputeType::kInt8>},
-    {"gemm_s8_t4_1x1_ref", Target::kRef, ComputeType::kInt8, WeightKind::kT4, ActFormat::kS8,
-     &prepare_s8, &gemm<ComputeType::kInt8>},
-    {"gemm_s8_u8_1x1_ref", Target::kRef, ComputeType::kInt8, WeightKind::kU8, ActFormat::kS8,
-     &prepare_s8, &gemm<ComputeType::kInt8>},
-};
-
-}  // namespace woq::ref
+}  // namespace woq::WOQ_TARGET_NS

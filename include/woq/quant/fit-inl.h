@@ -1,15 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-// No include guard: how well rounded values fit, for one register width; fit.h includes this once
-// for each, as tile.h does tile-inl.h.
-//   WOQ_FIT_NS      namespace
-//   WOQ_FIT_TARGET  attribute of the functions
-//   WOQ_FIT_BYTES   bytes of a register
-namespace woq::WOQ_FIT_NS {
+// How well rounded values fit, in a target's region. Vectors are the compiler's own, because the
+// reference runs on any CPU.
+namespace woq::WOQ_TARGET_NS {
 
-typedef float FitFloats __attribute__((vector_size(WOQ_FIT_BYTES)));
-inline constexpr int kFitLanes = WOQ_FIT_BYTES / static_cast<int>(sizeof(float));
+typedef float FitFloats __attribute__((vector_size(WOQ_VECTOR_BITS / 8)));
+inline constexpr int kFitLanes = WOQ_VECTOR_BITS / 32;
 
-WOQ_FIT_TARGET inline FitSums add_lanes(const FitFloats& product, const FitFloats& square) {
+inline FitSums add_lanes(const FitFloats& product, const FitFloats& square) {
   FitSums sums;
   for (int i = 0; i < kFitLanes; ++i) {
     sums.product += product[i];
@@ -19,8 +16,8 @@ WOQ_FIT_TARGET inline FitSums add_lanes(const FitFloats& product, const FitFloat
 }
 
 // Values are the integers from `low` to `high`.
-WOQ_FIT_TARGET inline FitSums fit_integers(int64_t n, const float* x, const float* weights,
-                                           float inverse, float low, float high) {
+inline FitSums fit_integers(int64_t n, const float* x, const float* weights, float inverse,
+                            float low, float high) {
   constexpr float kMagic = 12582912.0f;  // 1.5 * 2^23, as in round_half_even()
   const FitFloats lows = FitFloats{} + low, highs = FitFloats{} + high;
   FitFloats product{}, square{};
@@ -40,9 +37,8 @@ WOQ_FIT_TARGET inline FitSums fit_integers(int64_t n, const float* x, const floa
 }
 
 // Values are values[0 .. 15], ascending; thresholds[r] lies between values[r] and values[r + 1].
-WOQ_FIT_TARGET inline FitSums fit_table(int64_t n, const float* x, const float* weights,
-                                        float inverse, const float* values,
-                                        const float* thresholds) {
+inline FitSums fit_table(int64_t n, const float* x, const float* weights, float inverse,
+                         const float* values, const float* thresholds) {
   FitFloats product{}, square{};
   for (int64_t i = 0; i < n; i += kFitLanes) {
     FitFloats in, weight;
@@ -50,9 +46,8 @@ WOQ_FIT_TARGET inline FitSums fit_table(int64_t n, const float* x, const float* 
     __builtin_memcpy(&weight, weights + i, sizeof weight);
     const FitFloats scaled = in * inverse;
     FitFloats value = FitFloats{} + values[0];
-#pragma GCC unroll 16
-    for (int r = 0; r < 15; ++r)
-      value = scaled > FitFloats{} + thresholds[r] ? FitFloats{} + values[r + 1] : value;
+    WOQ_UNROLL for (int r = 0; r < 15; ++r) value =
+        scaled > FitFloats{} + thresholds[r] ? FitFloats{} + values[r + 1] : value;
     const FitFloats weighted = weight * value;
     product += weighted * in;
     square += weighted * value;
@@ -60,8 +55,4 @@ WOQ_FIT_TARGET inline FitSums fit_table(int64_t n, const float* x, const float* 
   return add_lanes(product, square);
 }
 
-}  // namespace woq::WOQ_FIT_NS
-
-#undef WOQ_FIT_NS
-#undef WOQ_FIT_TARGET
-#undef WOQ_FIT_BYTES
+}  // namespace woq::WOQ_TARGET_NS

@@ -154,6 +154,99 @@ WOQ_INLINE void store_s8(void* p, I32 a) {
                                                              _mm256_extracti128_si256(words, 1)));
 }
 
+// Integers and bits.
+WOQ_INLINE I32 lane_numbers() {  // 0 to 15
+  return {_mm256_set_epi32(7, 6, 5, 4, 3, 2, 1, 0), _mm256_set_epi32(15, 14, 13, 12, 11, 10, 9, 8)};
+}
+WOQ_INLINE I32 multiply_i32(I32 a, I32 b) {
+  return {_mm256_mullo_epi32(a.lo, b.lo), _mm256_mullo_epi32(a.hi, b.hi)};
+}
+WOQ_INLINE I32 or_i32(I32 a, I32 b) {
+  return {_mm256_or_si256(a.lo, b.lo), _mm256_or_si256(a.hi, b.hi)};
+}
+template <int kBits>
+WOQ_INLINE I32 shift_left(I32 a) {
+  return {_mm256_slli_epi32(a.lo, kBits), _mm256_slli_epi32(a.hi, kBits)};
+}
+template <int kBits>
+WOQ_INLINE I32 shift_right(I32 a) {
+  return {_mm256_srli_epi32(a.lo, kBits), _mm256_srli_epi32(a.hi, kBits)};
+}
+WOQ_INLINE F32 as_f32(I32 a) {
+  return {_mm256_castsi256_ps(a.lo), _mm256_castsi256_ps(a.hi)};
+}
+WOQ_INLINE I32 as_i32(F32 a) {
+  return {_mm256_castps_si256(a.lo), _mm256_castps_si256(a.hi)};
+}
+WOQ_INLINE I32 load_i32(const void* p) {
+  const __m256i* const v = static_cast<const __m256i*>(p);
+  return {_mm256_loadu_si256(v), _mm256_loadu_si256(v + 1)};
+}
+WOQ_INLINE void store_i32(void* p, I32 a) {
+  _mm256_storeu_si256(static_cast<__m256i*>(p), a.lo);
+  _mm256_storeu_si256(static_cast<__m256i*>(p) + 1, a.hi);
+}
+// The first `lanes` words at p; 0 in the other lanes.
+WOQ_INLINE I32 load_u16(const void* p, int64_t lanes) {
+  __m128i halves[2] = {_mm_setzero_si128(), _mm_setzero_si128()};
+  std::memcpy(halves, p, static_cast<size_t>(lanes) * 2);
+  return {_mm256_cvtepu16_epi32(halves[0]), _mm256_cvtepu16_epi32(halves[1])};
+}
+// The dwords that lie `places` dwords behind p, in the first `lanes` lanes; 0 in the others.
+WOQ_INLINE I32 gather_i32(const void* p, I32 places, int64_t lanes) {
+  alignas(32) int32_t at[16], found[16] = {};
+  store_i32(at, places);
+  for (int64_t i = 0; i < lanes; ++i)
+    std::memcpy(found + i, static_cast<const char*>(p) + int64_t{4} * at[i], sizeof found[i]);
+  return load_i32(found);
+}
+// x in the lanes where a > b, y in the others.
+WOQ_INLINE F32 where_greater(I32 a, I32 b, F32 x, F32 y) {
+  return {_mm256_blendv_ps(y.lo, x.lo, _mm256_castsi256_ps(_mm256_cmpgt_epi32(a.lo, b.lo))),
+          _mm256_blendv_ps(y.hi, x.hi, _mm256_castsi256_ps(_mm256_cmpgt_epi32(a.hi, b.hi)))};
+}
+
+WOQ_INLINE F32 magnitude(F32 a) {
+  return as_f32(magnitude_bits(a));
+}
+WOQ_INLINE F32 nearest_integer(F32 a) {
+  constexpr int kRounding = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
+  return {_mm256_round_ps(a.lo, kRounding), _mm256_round_ps(a.hi, kRounding)};
+}
+// a 2^n, for whole n up to 0. 2^-127 and less are no normal numbers, so in two steps; 2^-252 brings
+// every finite a to 0.
+WOQ_INLINE F32 scale_by_power(F32 a, F32 n) {
+  const I32 whole = round_i32(maximum(n, set_f32(-252.0f)));
+  const I32 half = {_mm256_srai_epi32(whole.lo, 1), _mm256_srai_epi32(whole.hi, 1)};
+  const I32 rest = {_mm256_sub_epi32(whole.lo, half.lo), _mm256_sub_epi32(whole.hi, half.hi)};
+  return multiply(multiply(a, power_of_two(half)), power_of_two(rest));
+}
+
+struct F64 {  // 16 doubles
+  __m256d v[4];
+};
+WOQ_INLINE F64 zero_f64() {
+  const __m256d zero = _mm256_setzero_pd();
+  return {{zero, zero, zero, zero}};
+}
+WOQ_INLINE F64 add(const F64& a, const F64& b) {
+  return {{_mm256_add_pd(a.v[0], b.v[0]), _mm256_add_pd(a.v[1], b.v[1]),
+           _mm256_add_pd(a.v[2], b.v[2]), _mm256_add_pd(a.v[3], b.v[3])}};
+}
+WOQ_INLINE F64 to_f64(F32 a) {
+  return {{_mm256_cvtps_pd(_mm256_castps256_ps128(a.lo)),
+           _mm256_cvtps_pd(_mm256_extractf128_ps(a.lo, 1)),
+           _mm256_cvtps_pd(_mm256_castps256_ps128(a.hi)),
+           _mm256_cvtps_pd(_mm256_extractf128_ps(a.hi, 1))}};
+}
+WOQ_INLINE F64 load_f64(const double* p) {
+  return {{_mm256_loadu_pd(p), _mm256_loadu_pd(p + 4), _mm256_loadu_pd(p + 8),
+           _mm256_loadu_pd(p + 12)}};
+}
+WOQ_INLINE void store_f64(double* p, const F64& a) {
+  WOQ_UNROLL for (int i = 0; i < 4; ++i) _mm256_storeu_pd(p + 4 * i, a.v[i]);
+}
+
 // Packed codes: 64 bytes.
 WOQ_INLINE I32 load_codes(const uint8_t* p) {
   const __m256i* const v = reinterpret_cast<const __m256i*>(p);

@@ -111,6 +111,86 @@ WOQ_INLINE void store_s8(void* p, I32 a) {
   _mm_storeu_si128(static_cast<__m128i*>(p), _mm512_cvtepi32_epi8(a));
 }
 
+// Integers and bits.
+WOQ_INLINE I32 lane_numbers() {  // 0 to 15
+  return _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+}
+WOQ_INLINE I32 multiply_i32(I32 a, I32 b) {
+  return _mm512_mullo_epi32(a, b);
+}
+WOQ_INLINE I32 and_i32(I32 a, I32 b) {
+  return _mm512_and_si512(a, b);
+}
+WOQ_INLINE I32 or_i32(I32 a, I32 b) {
+  return _mm512_or_si512(a, b);
+}
+template <int kBits>
+WOQ_INLINE I32 shift_left(I32 a) {
+  return _mm512_slli_epi32(a, kBits);
+}
+template <int kBits>
+WOQ_INLINE I32 shift_right(I32 a) {
+  return _mm512_srli_epi32(a, kBits);
+}
+WOQ_INLINE F32 as_f32(I32 a) {
+  return _mm512_castsi512_ps(a);
+}
+WOQ_INLINE I32 as_i32(F32 a) {
+  return _mm512_castps_si512(a);
+}
+WOQ_INLINE I32 load_i32(const void* p) {
+  return _mm512_loadu_si512(p);
+}
+WOQ_INLINE void store_i32(void* p, I32 a) {
+  _mm512_storeu_si512(p, a);
+}
+WOQ_INLINE __mmask16 first_lanes(int64_t lanes) {
+  return static_cast<__mmask16>((1u << lanes) - 1);
+}
+// The first `lanes` words at p; 0 in the other lanes.
+WOQ_INLINE I32 load_u16(const void* p, int64_t lanes) {
+  return _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(first_lanes(lanes), p));
+}
+// The dwords that lie `places` dwords behind p, in the first `lanes` lanes; 0 in the others.
+WOQ_INLINE I32 gather_i32(const void* p, I32 places, int64_t lanes) {
+  return _mm512_mask_i32gather_epi32(zero_i32(), first_lanes(lanes), places, p, 4);
+}
+// x in the lanes where a > b, y in the others.
+WOQ_INLINE F32 where_greater(I32 a, I32 b, F32 x, F32 y) {
+  return _mm512_mask_mov_ps(y, _mm512_cmpgt_epi32_mask(a, b), x);
+}
+
+WOQ_INLINE F32 magnitude(F32 a) {
+  return _mm512_abs_ps(a);
+}
+WOQ_INLINE F32 nearest_integer(F32 a) {
+  return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
+WOQ_INLINE F32 scale_by_power(F32 a, F32 n) {  // a 2^n, for whole n up to 0
+  return _mm512_scalef_ps(a, n);
+}
+
+struct F64 {  // 16 doubles
+  __m512d lo, hi;
+};
+WOQ_INLINE F64 zero_f64() {
+  return {_mm512_setzero_pd(), _mm512_setzero_pd()};
+}
+WOQ_INLINE F64 add(const F64& a, const F64& b) {
+  return {_mm512_add_pd(a.lo, b.lo), _mm512_add_pd(a.hi, b.hi)};
+}
+WOQ_INLINE F64 to_f64(F32 a) {
+  return {_mm512_cvtps_pd(_mm512_castps512_ps256(a)),
+          _mm512_cvtps_pd(_mm512_extractf32x8_ps(a, 1))};
+}
+WOQ_INLINE F64 load_f64(const double* p) {
+  return {_mm512_loadu_pd(p), _mm512_loadu_pd(p + 8)};
+}
+WOQ_INLINE void store_f64(double* p, const F64& a) {
+  _mm512_storeu_pd(p, a.lo);
+  _mm512_storeu_pd(p + 8, a.hi);
+}
+
 // Packed codes: 64 bytes.
 WOQ_INLINE I32 load_codes(const uint8_t* p) {
   return _mm512_loadu_si512(p);
@@ -258,6 +338,25 @@ WOQ_INLINE F32 dot_bf16(F32 acc, I32 w, I32 a) {
   std::memcpy(&wh, &w, sizeof wh);
   std::memcpy(&ah, &a, sizeof ah);
   return _mm512_dpbf16_ps(acc, wh, ah);
+}
+// Lanes whose lower half is low's element in bfloat16, the upper half high's; subnormals become 0.
+WOQ_INLINE I32 pair_bf16(F32 low, F32 high) {
+  const __m256bh first = _mm512_cvtneps_pbh(low), second = _mm512_cvtneps_pbh(high);
+  __m256i lower, upper;
+  std::memcpy(&lower, &first, sizeof lower);
+  std::memcpy(&upper, &second, sizeof upper);
+  return or_i32(_mm512_cvtepu16_epi32(lower), shift_left<16>(_mm512_cvtepu16_epi32(upper)));
+}
+// Stores the first `lanes` elements, rounded to bfloat16; subnormals become 0.
+WOQ_INLINE void narrow_bf16(void* p, F32 a, int64_t lanes) {
+  const __m256bh halves = _mm512_cvtneps_pbh(a);
+  __m256i bits;
+  std::memcpy(&bits, &halves, sizeof bits);
+  if (lanes == 16) {
+    _mm256_storeu_si256(static_cast<__m256i*>(p), bits);
+  } else {
+    _mm256_mask_storeu_epi16(p, first_lanes(lanes), bits);
+  }
 }
 // 16 elements, in the order of ActFormat::kBf16.
 WOQ_INLINE void store_bf16_pairs(void* p, F32 a) {
