@@ -3,6 +3,8 @@
 
 VENV ?= .venv
 WERROR ?= OFF
+# Seconds that each fuzzer runs.
+FUZZ_SECONDS ?= 30
 export VENV WERROR
 
 STAMPS := $(VENV)/stamps
@@ -12,7 +14,8 @@ WOQ_SOURCES := $(shell find CMakeLists.txt pyproject.toml README.md cmake includ
   -type f -not -path '*/__pycache__/*')
 LANGCHAIN_SOURCES := $(shell find python/langchain-woq -name '*.py' -o -name pyproject.toml)
 
-.PHONY: demo wheel test test-cpp test-python test-emulated test-all check docs bench sanitize format clean
+.PHONY: demo wheel test test-cpp test-python test-emulated test-all check docs bench sanitize fuzz \
+  format clean
 .DELETE_ON_ERROR:
 
 demo: $(STAMPS)/model $(BUILT)/woq $(BUILT)/langchain-woq
@@ -50,10 +53,17 @@ docs: $(STAMPS)/docs $(STAMPS)/model $(BUILT)/woq
 bench: $(STAMPS)/build
 	scripts/bench.sh build/bench
 
+# GCC with AddressSanitizer and UBSan, Clang as a compiler, Clang with ThreadSanitizer, fuzzers.
 # -O1: instrumented kernels take GCC four times as long with -O2. Assertions stay on.
 sanitize: $(STAMPS)/build
 	scripts/test_cpp.sh build/sanitize -DWOQ_SANITIZE=address,undefined \
 	  -DCMAKE_BUILD_TYPE=Debug -DCMAKE_CXX_FLAGS_DEBUG=-O1
+	scripts/test_clang.sh
+	scripts/test_threads.sh
+	scripts/fuzz.sh $(FUZZ_SECONDS)
+
+fuzz: $(STAMPS)/build
+	scripts/fuzz.sh $(FUZZ_SECONDS)
 
 format: $(STAMPS)/check
 	scripts/check.sh --fix

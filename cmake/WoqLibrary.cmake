@@ -17,7 +17,10 @@ else()
     ${PROJECT_SOURCE_DIR}/src/kernels/targets/onednn.cc)
 endif()
 
-add_library(woq STATIC ${WOQ_TARGET_SOURCES})
+# Readers and writers of files.
+file(GLOB WOQ_IO_SOURCES CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/src/io/*.cc)
+
+add_library(woq STATIC ${WOQ_TARGET_SOURCES} ${WOQ_IO_SOURCES})
 add_library(woq::woq ALIAS woq)
 woq_own_target(woq)
 # Position independent, because the Python extension links it.

@@ -16,8 +16,16 @@ if(NOT Eigen3_FOUND)
     "(or configure with -DWOQ_BUILD_TESTS=OFF)")
 endif()
 
+set(WOQ_TESTS "" CACHE STRING
+  "Test sources to build, below tests/cpp and without .cc, such as core/*;linear_test; empty: all")
+set(WOQ_TEST_PATTERNS ${WOQ_TESTS})
+if(NOT WOQ_TEST_PATTERNS)
+  set(WOQ_TEST_PATTERNS "*_test")
+endif()
+list(TRANSFORM WOQ_TEST_PATTERNS PREPEND ${PROJECT_SOURCE_DIR}/tests/cpp/)
+list(TRANSFORM WOQ_TEST_PATTERNS APPEND .cc)
 file(GLOB_RECURSE WOQ_TEST_SOURCES CONFIGURE_DEPENDS
-  ${PROJECT_SOURCE_DIR}/tests/cpp/*_test.cc ${PROJECT_SOURCE_DIR}/tests/cpp/support/*.cc)
+  ${WOQ_TEST_PATTERNS} ${PROJECT_SOURCE_DIR}/tests/cpp/support/*.cc)
 # The consumer is a project of its own, built against the installed package.
 list(FILTER WOQ_TEST_SOURCES EXCLUDE REGEX "/tests/cpp/consumer/")
 

@@ -22,6 +22,7 @@ CPP_LAYERS = {
     "linalg": "core simd",
     "ops": "core simd linalg",
     "quant": "core simd linalg",
+    "io": "core quant",
     "pack": "core simd linalg quant",
     "kernels": "core simd linalg quant pack",
     "linear": "core simd linalg quant pack kernels",

@@ -49,6 +49,8 @@ need_group() {
     clang)
       need "command -v $CLANG" "$CLANG"
       need "echo 'int main() {}' | $CLANG -fopenmp -x c++ - -o /dev/null" "libomp-${CLANG#clang-}-dev"
+      need "echo 'int main() {}' | $CLANG -fsanitize=thread -x c++ - -o /dev/null" \
+        "libclang-rt-${CLANG#clang-}-dev"
       ;;
     emulation)
       need 'command -v bochs' bochs bochsbios vgabios bochs-term

@@ -310,3 +310,16 @@ def error_metrics(weight: Array, quantized: QuantizedMatrix) -> dict[str, float]
 def cpu_info() -> dict[str, Any]: ...
 def targets() -> list[TargetInfo]: ...
 def build_info() -> dict[str, Any]: ...
+def read_imatrix(
+    data: bytes, path: str
+) -> tuple[dict[str, tuple[NDArray[np.float32], NDArray[np.int64]]], list[str], int]:
+    """Importance matrix file, .dat or GGUF: {name: (mean [experts, K], counts [experts])}, names
+    of data sets, tokens of a chunk. Raises InvalidArgument; `path` is for the message."""
+
+def write_imatrix(
+    entries: Mapping[str, tuple[NDArray[np.float32], NDArray[np.int64]]],
+    datasets: Sequence[str],
+    chunk_size: int,
+    legacy: bool,
+) -> bytes:
+    """The bytes of a .dat file (legacy) or of a GGUF file."""

@@ -210,7 +210,7 @@ def test_what_is_written_as_legacy_is_the_format(tmp_path: Path) -> None:
         (legacy_file([(b"\xff", 1, [1.0])], b""), "UTF-8"),
         (legacy_file([(b"a", 1, [1.0])], b"\0\0\0\0\0\0\0\0\0"), "1 bytes after the end"),
         (b"GGUF" + struct.pack("<IQQ", 1, 0, 0), "version 1"),
-        (b"GGUF" + struct.pack("<IQQ", 3, 0, 0), "general.type is None"),
+        (b"GGUF" + struct.pack("<IQQ", 3, 0, 0), "general.type is missing"),
         (b"GGUF" + struct.pack("<IQQ", 3, 0, 2**63), "metadata 0"),
         (b"GGUF" + struct.pack("<IQQQ", 3, 0, 1, 2**64 - 1), "18446744073709551615 bytes"),
     ],

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "arrays.h"
+#include "imatrix.h"
 #include "portable.h"
 #include "quantized.h"
 #include "quantizers.h"
@@ -214,6 +215,7 @@ PYBIND11_MODULE(_woq, module) {
   bind_quantized(module);
   bind_quantizers(module);
   bind_rounding(module);
+  bind_imatrix(module);
 
   py::class_<WeightOnlyLinear>(module, "Linear")
       .def(py::init(&make_linear), py::arg("weight"), py::arg("bias") = py::none(),

@@ -37,12 +37,14 @@ __all__ = [
     "quantize_gptq",
     "quantize_hqq",
     "quantize_rtn",
+    "read_imatrix",
     "rounded_weight",
     "rounding_step",
     "scale_dtype_names",
     "targets",
     "teq_scales",
     "validate_scheme",
+    "write_imatrix",
 ]
 
 
@@ -94,10 +96,12 @@ from woq._woq import (  # noqa: E402
     quantize_gptq,
     quantize_hqq,
     quantize_rtn,
+    read_imatrix,
     rounded_weight,
     rounding_step,
     scale_dtype_names,
     targets,
     teq_scales,
     validate_scheme,
+    write_imatrix,
 )

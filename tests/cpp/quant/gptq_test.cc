@@ -88,9 +88,9 @@ TEST(Gptq, AnIdentityHessianEqualsRtn) {
 
 // The paper's algorithm 1 as it stands there, with the inverse of H that ours does without: U is
 // the upper factor of H^-1 = U^T U, and each rounded column corrects the columns behind it by U's
-// row.
-// Scales are given. A weight in flight that comes so close to the middle between two codes that
-// arithmetic in another order may decide otherwise is a failure: only decided codes are compared.
+// row. Scales are given. A weight in flight that comes so close to the middle between two codes
+// that arithmetic in another order may decide otherwise is a failure: only decided codes are
+// compared.
 std::vector<int> codes_of_the_paper(const CalibratedLayer& layer, const QuantizedMatrix& scaled,
                                     double damp) {
   const DtypeTraits& dtype = scaled.dtype();

@@ -1,0 +1,21 @@
+# SPDX-License-Identifier: Apache-2.0
+# One libFuzzer program of every tests/fuzz/*_fuzz.cc (scripts/fuzz.sh runs them). They compile the
+# readers themselves, so that the readers' branches guide the fuzzer and no kernel is instrumented.
+
+if(NOT CMAKE_CXX_COMPILER_ID STREQUAL "Clang")
+  message(FATAL_ERROR "woq: WOQ_BUILD_FUZZERS needs Clang, whose libFuzzer it uses; this is "
+    "${CMAKE_CXX_COMPILER_ID} (-DCMAKE_CXX_COMPILER=clang++-16)")
+endif()
+
+set(WOQ_FUZZ_FLAGS -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=all)
+file(GLOB WOQ_FUZZ_SOURCES CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/tests/fuzz/*_fuzz.cc)
+add_custom_target(fuzzers)
+foreach(source IN LISTS WOQ_FUZZ_SOURCES)
+  get_filename_component(name ${source} NAME_WE)
+  add_executable(${name} EXCLUDE_FROM_ALL ${source} ${WOQ_IO_SOURCES})
+  woq_own_target(${name})
+  target_link_libraries(${name} PRIVATE woq::header_only)
+  target_compile_options(${name} PRIVATE -O1 -g1 ${WOQ_FUZZ_FLAGS})
+  target_link_options(${name} PRIVATE ${WOQ_FUZZ_FLAGS})
+  add_dependencies(fuzzers ${name})
+endforeach()
