@@ -28,6 +28,7 @@ step "ruff format" ruff format --check "${python_paths[@]}"
 step mypy mypy
 step "include rules" python scripts/check_includes.py
 step "formulas in comments" python scripts/check_comments.py
+step "documentation" python scripts/check_docs.py
 step "leaked instructions" python scripts/check_symbols.py
 
 [ ${#failed[@]} -eq 0 ] || die "make check failed: $(IFS=,; echo "${failed[*]}")"

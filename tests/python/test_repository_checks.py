@@ -27,6 +27,7 @@ def load_script(name: str) -> ModuleType:
 
 check_comments = load_script("check_comments")
 check_includes = load_script("check_includes")
+check_docs = load_script("check_docs")
 check_symbols = load_script("check_symbols")
 
 FORBIDDEN = {
@@ -313,3 +314,30 @@ def test_a_formatter_that_fills_up_comments_is_reported(tmp_path: Path) -> None:
 
 def test_comments_of_the_sources_pass() -> None:
     assert check_comments.violations(ROOT) == []
+
+
+def test_files_touched_are_counted(tmp_path: Path) -> None:
+    for name, text in (("a.h", "kNew"), ("b.h", "kNew"), ("c.h", "kNew"), ("d.h", "")):
+        (tmp_path / "include").mkdir(exist_ok=True)
+        (tmp_path / "include" / name).write_text(text)
+    row = {"what": "x", "example": r"\bkNew\b", "files": ["include/a.h", "include/b.h"]}
+    (too_many,) = check_docs.check_row(tmp_path, row)
+    assert "include/c.h matches" in too_many
+    assert not list(check_docs.check_row(tmp_path, {**row, "also": ["include/c.h"]}))
+    row["files"] += ["include/c.h", "include/d.h", "include/e.h"]
+    stale, missing = check_docs.check_row(tmp_path, row)
+    assert "include/d.h does not match" in stale
+    assert "there is no include/e.h" in missing
+
+
+def test_paths_that_documents_name_exist(tmp_path: Path) -> None:
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "scripts").mkdir()
+    (tmp_path / "scripts" / "there.py").write_text("")
+    (tmp_path / "README.md").write_text("`scripts/there.py` and `scripts/gone.py`.\n")
+    (report,) = check_docs.check_paths(tmp_path)
+    assert report == "README.md: there is no scripts/gone.py"
+
+
+def test_documents_say_what_is() -> None:
+    assert check_docs.violations(ROOT) == []
