@@ -20,11 +20,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import check_comments
+import check_includes
 
 INCLUDE = Path(__file__).resolve().parent.parent / "include"
 
-# Parts of target regions and single targets are no interface.
-PRIVATE = re.compile(r"-inl\.h$|/targets/|/target_(begin|end|includes)\.h$")
+# Macros that stand for declarations, such as WOQ_TARGETS(WOQ_ROW).
+MACRO = re.compile(r"^[A-Z][A-Z0-9_]*\(.*\);?$")
 STRING = re.compile(r'"(?:\\.|[^"\\])*"|\'(?:\\.|[^\'\\])\'')
 SPECIAL = re.compile(r"[\\`*_<>{}\[\]$|#~]")
 NAMESPACE = re.compile(r"^(?:inline )?namespace (?P<name>[\w:]*) ?\{$")
@@ -48,7 +49,8 @@ class Header:
 
 
 def is_public(path: Path) -> bool:
-    return PRIVATE.search(path.as_posix()) is None
+    name = path.relative_to(INCLUDE / "woq").as_posix()
+    return check_includes.PRIVATE_HEADER.search(name) is None
 
 
 def bare(line: str) -> str:
@@ -79,6 +81,9 @@ def items(lines: list[str]) -> Iterator[tuple[list[str], list[str]]]:
             while line.endswith("\\"):
                 line = lines[index]
                 index += 1
+            comment = []
+            continue
+        if MACRO.match(line):
             comment = []
             continue
         code = [line]
