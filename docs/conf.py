@@ -35,13 +35,29 @@ napoleon_use_rtype = False
 HEADERS = re.compile(r"^<!-- headers of (\S+) -->$", re.MULTILINE)
 
 
-def fill_in_headers(_app: Any, _docname: str, source: list[str]) -> None:
+# A line of this form stands for a page of the repository's root, whose links start there.
+ROOT_PAGE = re.compile(r"^<!-- the file (\w+\.md) -->$", re.MULTILINE)
+LINK = re.compile(r"\]\((?!\w+:|#)([^)]+)\)")
+
+
+def from_docs(match: re.Match[str]) -> str:
+    target = match[1]
+    if target.startswith("docs/"):
+        return f"]({target.removeprefix('docs/')})"
+    page = target.lower()
+    return f"]({page if (ROOT / 'docs' / page).is_file() else '../' + target})"
+
+
+def fill_in(_app: Any, _docname: str, source: list[str]) -> None:
     def sections(match: re.Match[str]) -> str:
         headers = sorted((INCLUDE / match[1]).glob("*.h"))
         return "\n".join(map(header_reference.section, filter(header_reference.is_public, headers)))
 
-    source[0] = HEADERS.sub(sections, source[0])
+    def root_page(match: re.Match[str]) -> str:
+        return LINK.sub(from_docs, (ROOT / match[1]).read_text(encoding="utf-8"))
+
+    source[0] = ROOT_PAGE.sub(root_page, HEADERS.sub(sections, source[0]))
 
 
 def setup(app: Any) -> None:
-    app.connect("source-read", fill_in_headers)
+    app.connect("source-read", fill_in)
