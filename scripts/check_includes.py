@@ -70,10 +70,6 @@ PYTHON_ROOMS = {
 }
 PYTHON_PACKAGES = {"woq": "python/woq", "langchain_woq": "python/langchain-woq/langchain_woq"}
 
-# Imports against the order, inside functions only: a model that transformers made must be told of
-# its quantizer, and quantize() takes any torch model.
-LAZY_EXCEPTIONS = {("quantizing", "hf")}
-
 
 def layer_of(header: str) -> str:
     return header.split("/")[0].removesuffix(".h")
@@ -194,8 +190,7 @@ def check_python(root: Path) -> Iterator[str]:
                 continue
             module = imported if imported in modules else imported.rpartition(".")[0]
             other = room_of(imported)
-            exception = (room, other) in LAZY_EXCEPTIONS and node not in on_import
-            if module in modules and not exception and "woq" not in (name, module):
+            if module in modules and "woq" not in (name, module):
                 edges[name].add(module)
             if other == "_woq" and room != "core":
                 yield f"{where}: '{name}' must not import {imported}: woq.core.native loads it"
@@ -208,7 +203,7 @@ def check_python(root: Path) -> Iterator[str]:
             private = [part for part in imported.split(".")[2:] if part.startswith("_")]
             if private:
                 yield f"{where}: '{name}' must not import {imported}, which is private to '{other}'"
-            if order.index(other) > order.index(room) and not exception:
+            if order.index(other) > order.index(room):
                 yield f"{where}: '{name}' must not import '{imported}': '{other}' is above '{room}'"
     yield from circles(edges)
 

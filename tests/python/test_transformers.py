@@ -20,6 +20,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, pipeline
 
 import woq
 from woq import InvalidArgument, RtnConfig, Unsupported, WeightOnlyLinear, WeightOnlyQuantConfig
+from woq.core import native
 
 MODELS = {"llama": llama, "tied": lambda **k: llama(tied=True, **k), "t5": t5, "gpt2": gpt2}
 CONFIGS = {
@@ -380,6 +381,50 @@ def test_nan_in_a_checkpoint_is_one_clear_error(value, saved):
         AutoModelForCausalLM.from_pretrained(folder, quantization_config=WeightOnlyQuantConfig())
     for part in ("model.layers.1.mlp.down_proj", "row 5", "17"):
         assert part in str(error.value)
+
+
+def test_all_bad_layers_of_a_checkpoint_are_named_at_once(saved):
+    model = llama()
+    bad = ["model.layers.0.self_attn.q_proj", "model.layers.1.mlp.down_proj"]
+    with torch.no_grad():
+        for name in bad:
+            model.get_submodule(name).weight[5, 17] = float("nan")
+    with pytest.raises(InvalidArgument, match="2 layers cannot be quantized") as error:
+        AutoModelForCausalLM.from_pretrained(
+            saved(model), quantization_config=WeightOnlyQuantConfig()
+        )
+    lines = str(error.value).split("\n-")[1:]
+    assert [line.count(name) for name, line in zip(bad, lines, strict=True)] == [1, 1]
+
+
+def test_an_error_that_is_not_the_checkpoints_comes_first(saved, monkeypatch):
+    real, failed = native.quantize_rtn, RuntimeError("out of memory")
+    calls = []
+
+    def quantize_rtn(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == 2:
+            raise failed
+        return real(*args, **kwargs)
+
+    model = llama()
+    with torch.no_grad():
+        for layer in model.model.layers:
+            layer.mlp.down_proj.weight[5, 17] = float("nan")
+    folder = saved(model)
+    monkeypatch.setattr("woq.core.native.quantize_rtn", quantize_rtn)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        AutoModelForCausalLM.from_pretrained(folder, quantization_config=WeightOnlyQuantConfig())
+    assert len(calls) > 2  # the others are looked at
+
+
+def test_a_model_that_could_not_be_saved_is_not_quantized(monkeypatch):
+    model = llama()
+    monkeypatch.setattr("woq.quantizing.hooks._hooks", [])
+    with pytest.raises(Unsupported, match="could not register itself with transformers"):
+        woq.quantize(model, WeightOnlyQuantConfig())
+    assert not layers(model)
+    woq.quantize(torch.nn.Sequential(torch.nn.Linear(32, 8)), WeightOnlyQuantConfig())
 
 
 def test_wrong_shape_in_a_checkpoint(saved):

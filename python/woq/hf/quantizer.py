@@ -35,6 +35,7 @@ from ..modules.targets import (
     select,
     warn_of_idle_patterns,
 )
+from ..quantizing.hooks import add_hook
 from ..quantizing.imatrix import with_importance
 from ..quantizing.quantize import (
     attach_report,
@@ -136,11 +137,10 @@ class WoqHfQuantizer(HfQuantizer):
         `keys` are the names of the tensors in the checkpoint that `value` was made from.
 
         Errors are kept for the end of loading: transformers would catch them here, print a table
-        with their traces, and raise an error of its own that says nothing.
+        with their traces, and raise an error of its own that says nothing. So all layers that
+        cannot be quantized are named at once.
         """
         target = self._on_load.pop(name)
-        if self._errors:
-            return
         try:
             weight = value.detach()
             if tuple(weight.shape) != tuple(target.module.weight.shape):
@@ -175,13 +175,12 @@ class WoqHfQuantizer(HfQuantizer):
 
     def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:
         if self._errors:
-            raise self._errors[0]
+            raise _one_of(self._errors)
         if self.pre_quantized:
             _pack_stored_layers(model, self.quantization_config)
         elif self.quantization_config.needs_calibration:
+            model.hf_quantizer = self  # which `attach_quantizer` then tells what the model is
             quantize(model, self.quantization_config)
-            self.quantization_config = self.quantization_config.stored()
-            self.pre_quantized = True
         else:
             self._finish_quantizing(model)
         _keep_on_cpu(model)
@@ -373,8 +372,11 @@ def attach_quantizer(model: nn.Module, config: WeightOnlyQuantConfig) -> None:
                 # Inside of another module it was a linear layer like any other.
                 attached.quantize_lm_head = done[name].scheme["dtype"]
         attached.layer_config = {**_exact_rules(inner, attached), **attached.layer_config}
-        quantizer = WoqHfQuantizer(attached, pre_quantized=True)
-        inner.hf_quantizer = quantizer
+        quantizer = getattr(inner, "hf_quantizer", None)
+        if isinstance(quantizer, WoqHfQuantizer):
+            quantizer.quantization_config, quantizer.pre_quantized = attached, True
+        else:
+            quantizer = inner.hf_quantizer = WoqHfQuantizer(attached, pre_quantized=True)
         inner.is_quantized = True
         inner.quantization_method = _METHOD
         inner.config.quantization_config = quantizer.quantization_config
@@ -426,6 +428,16 @@ def declare_untied(model: nn.Module, names: Iterable[str]) -> None:
                 for key, value in declared.items()
                 if not any(re.search(key, name) or re.search(value, name) for name in gone)
             }
+
+
+def _one_of(errors: list[Exception]) -> Exception:
+    """What to raise for the errors of several layers: all bad input at once; anything else is not
+    the checkpoint's fault, and comes first."""
+    others = [error for error in errors if not isinstance(error, native.InvalidArgument)]
+    if others or len(errors) == 1:
+        return (others or errors)[0]
+    lines = "".join(f"\n- {error}" for error in errors)
+    return native.InvalidArgument(f"{len(errors)} layers cannot be quantized:{lines}")
 
 
 def _outermost_pretrained(model: nn.Module) -> list[Any]:
@@ -495,6 +507,17 @@ def _float_module(layer: WeightOnlyLinear, dtype: torch.dtype) -> nn.Module:
     return module.train(layer.training)
 
 
+class _Hook:
+    """What `woq.quantize` calls."""
+
+    def untied(self, model: nn.Module, names: Iterable[str]) -> None:
+        declare_untied(model, names)
+
+    def quantized(self, model: nn.Module, config: WeightOnlyQuantConfig) -> None:
+        attach_quantizer(model, config)
+
+
 # Importing this module is registering: `autoload` may find it half imported, if it was the first
 # to import transformers' quantizers, and cannot call anything in it then.
 register()
+add_hook(_Hook())

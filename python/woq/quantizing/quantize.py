@@ -29,6 +29,7 @@ from ..modules.targets import (
     warn_of_idle_patterns,
 )
 from .histograms import weight_histogram
+from .hooks import check_hooks, tell_quantized, tell_untied
 from .imatrix import NO_IMPORTANCE, with_importance
 from .report import LayerReport, LeftAlone, QuantizationReport
 
@@ -81,6 +82,7 @@ def quantize(
     warn_of_idle_patterns(model, config)
     targets = select(model, config)
     _check_devices(targets)
+    check_hooks(model)
     if config.needs_calibration:
         from .driver import calibrated_layers
 
@@ -110,7 +112,7 @@ def quantize(
                 replace_module(model, target.name, layer)
                 report.layers.append(entry)
                 if target.tied:
-                    _declare_untied(model, target.name)
+                    tell_untied(model, [target.name])
                 name = target.name
                 text = name if entry.loss is None else f"{name} loss {entry.loss:.2e}"
                 del finished, target, layer
@@ -131,7 +133,7 @@ def quantize(
         report.seconds += time.perf_counter() - started
         attach_report(model, report)
         if quantized_layers(model):
-            _attach_to_transformers(model, config)
+            tell_quantized(model, config)
     log_summary(model, report)
     return model
 
@@ -327,25 +329,6 @@ def _check_earlier_layers(model: nn.Module, config: WeightOnlyQuantConfig) -> No
                 f"{layer.requested_compute_dtype!r}); load the float model again to quantize it "
                 "differently"
             )
-
-
-def _declare_untied(model: nn.Module, name: str) -> None:
-    if _transformers_loaded():
-        from ..hf.quantizer import declare_untied
-
-        declare_untied(model, [name])
-
-
-def _attach_to_transformers(model: nn.Module, config: WeightOnlyQuantConfig) -> None:
-    if _transformers_loaded():
-        from ..hf.quantizer import attach_quantizer
-
-        attach_quantizer(model, config)
-
-
-def _transformers_loaded() -> bool:
-    # A transformers model cannot exist before this module is imported.
-    return "transformers.modeling_utils" in sys.modules
 
 
 def _progress(total: int, show: bool | None) -> _Progress:
