@@ -592,6 +592,8 @@ def test_from_pretrained_save_and_reload(kind, tmp_path):
         again = auto.from_pretrained(tmp_path / f"{number}")
         assert torch.equal(logits(again), expected)
     assert loaded.config.quantization_config.dataset is None
+    # What the quantizer says of the model is what the model says of itself.
+    assert loaded.hf_quantizer.quantization_config is loaded.config.quantization_config
 
 
 def test_the_tokenizer_beside_the_model(tmp_path):

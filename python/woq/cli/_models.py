@@ -178,27 +178,28 @@ def load_model(
     Raises:
         Failure: it cannot be loaded.
     """
-    import woq
+    import transformers
+
+    from ..hf import load
 
     _show_bars(output)
     keywords: dict[str, Any] = {"dtype": _DTYPES[float_dtype], **source.keywords}
-    whole = config is not None and (config.needs_calibration or source.is_gguf)
-    if config is not None and not whole:
-        keywords["quantization_config"] = config
     # transformers reads only decoders from GGUF files.
     decoder = not getattr(read_config(source), "is_encoder_decoder", False)
-    kind: Any = woq.AutoModelForCausalLM if decoder else woq.AutoModelForSeq2SeqLM
-    try:
-        model = kind.from_pretrained(source.name, **keywords)
-    except (woq.InvalidArgument, woq.Unsupported):
-        raise
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        raise Failure(_not_loaded(source, "model", error)) from error
-    if whole:
-        if config.tokenizer is None:
-            config.tokenizer = tokenizer
-        with _without_advice():
-            woq.quantize(model, config, progress=output.progress)
+    kind = transformers.AutoModelForCausalLM if decoder else transformers.AutoModelForSeq2SeqLM
+    float_first = config is not None and config.needs_calibration
+    if float_first and config.tokenizer is None:
+        config.tokenizer = tokenizer
+    with _without_advice():
+        model = load.load_model(
+            kind,
+            source.name,
+            keywords=keywords,
+            quantization_config=config,
+            float_first=float_first,
+            progress=output.progress,
+            explain=lambda error: Failure(_not_loaded(source, "model", error)),
+        )
     return model.eval()
 
 
@@ -207,15 +208,12 @@ def _without_advice() -> Iterator[None]:
     """When it is interrupted, woq.quantize tells how to go on with the model in memory: here the
     model ends with the process."""
 
-    def keep(record: logging.LogRecord) -> bool:
-        return record.funcName != "quantize"
-
-    logger = logging.getLogger("woq")
-    logger.addFilter(keep)
+    logger = logging.getLogger("woq.advice")
+    before, logger.disabled = logger.disabled, True
     try:
         yield
     finally:
-        logger.removeFilter(keep)
+        logger.disabled = before
 
 
 def read_config(source: Source) -> Any:

@@ -3,6 +3,7 @@
 
 - autoload: registers woq with transformers, whichever is imported first
 - quantizer: the quantizer that transformers calls while it loads a model
+- load: the one door through which woq loads a model
 - auto_model: `woq.AutoModelForCausalLM` and its like
 - saving: `woq.save_pretrained`
 - location: where a model's files are: a folder, a file of it, or a hub id

@@ -8,16 +8,13 @@ They return ordinary transformers models. Everything else is passed on unchanged
 from __future__ import annotations
 
 import logging
-from pathlib import Path
 from typing import Any
 
 import transformers
-from safetensors import SafetensorError, safe_open
 
 from ..config.quant_config import WeightOnlyQuantConfig
-from ..core.native import InvalidArgument, Unsupported
-from ..quantizing.quantize import quantize
-from .quantizer import register
+from ..core.native import InvalidArgument
+from .load import load_model
 
 __all__ = ["AutoModel", "AutoModelForCausalLM", "AutoModelForSeq2SeqLM"]
 
@@ -57,52 +54,22 @@ class _AutoModel:
                 safetensors file is damaged.
             Unsupported: `device_map` asks for another device than the CPU.
         """
-        register()
         config = _config(quantization_config, load_in_4bit, load_in_8bit)
         for name in _ITREX_ARGUMENTS:
             if kwargs.pop(name, None):
                 logger.warning("%s=True is ignored: woq runs transformers' model code", name)
-        if config is None:
-            return cls._load(pretrained_model_name_or_path, model_args, kwargs)
-        if kwargs.get("gguf_file") is not None:
-            return cls._quantize_gguf(pretrained_model_name_or_path, model_args, kwargs, config)
-        kwargs["quantization_config"] = config
-        return cls._load(pretrained_model_name_or_path, model_args, kwargs)
+        return load_model(
+            cls._transformers_class,
+            pretrained_model_name_or_path,
+            model_args,
+            kwargs,
+            quantization_config=config,
+        )
 
     @classmethod
     def from_config(cls, config: Any, **kwargs: Any) -> Any:
         """A model with random weights, as transformers' own class makes it."""
         return cls._transformers_class.from_config(config, **kwargs)
-
-    @classmethod
-    def _load(cls, path: Any, model_args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        try:
-            return cls._transformers_class.from_pretrained(path, *model_args, **kwargs)
-        except SafetensorError as error:
-            raise InvalidArgument(
-                f"{_damaged_file(path)} is damaged or incomplete ({error}): download or save it "
-                "again"
-            ) from error
-
-    @classmethod
-    def _quantize_gguf(
-        cls,
-        path: Any,
-        model_args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        config: WeightOnlyQuantConfig,
-    ) -> Any:
-        if kwargs.get("device_map") not in (None, "cpu", "auto"):
-            raise Unsupported(
-                f"device_map={kwargs['device_map']!r}: woq's kernels run on the CPU; leave "
-                "device_map out"
-            )
-        kwargs.pop("device_map", None)
-        wants_info = kwargs.pop("output_loading_info", False)
-        # transformers can load a GGUF file or quantize, not both (it raises ValueError).
-        loaded = cls._load(path, model_args, {**kwargs, "output_loading_info": True})
-        model = quantize(loaded[0], config)
-        return (model, loaded[1]) if wants_info else model
 
 
 class AutoModel(_AutoModel):
@@ -121,17 +88,6 @@ class AutoModelForSeq2SeqLM(_AutoModel):
     """`transformers.AutoModelForSeq2SeqLM` with `load_in_4bit` and `load_in_8bit`."""
 
     _transformers_class = transformers.AutoModelForSeq2SeqLM
-
-
-def _damaged_file(path: Any) -> str:
-    """Names the first safetensors file of a checkpoint that cannot be opened."""
-    for file in sorted(Path(path).glob("*.safetensors")):
-        try:
-            with safe_open(file, "pt"):
-                continue
-        except (SafetensorError, OSError):
-            return str(file)
-    return f"a safetensors file of {path}"
 
 
 def _config(given: Any, load_in_4bit: bool, load_in_8bit: bool) -> Any:

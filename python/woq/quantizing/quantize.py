@@ -36,6 +36,9 @@ from .report import LayerReport, LeftAlone, QuantizationReport
 __all__ = ["quantize"]
 
 logger = logging.getLogger("woq")
+# What to do with a model that an interrupt has left half quantized: a caller that does not keep the
+# model silences this one.
+advice = logging.getLogger("woq.advice")
 
 Model = TypeVar("Model", bound=nn.Module)
 _Progress = Generator[None, str, None]
@@ -119,7 +122,7 @@ def quantize(
                 bar.send(text)
         report.complete = True
     except BaseException as error:
-        logger.warning(
+        advice.warning(
             "%s after %d of %d layers: these are quantized, the others are unchanged, and the "
             "model works. Call quantize again with the same config to do the rest.",
             "interrupted" if isinstance(error, KeyboardInterrupt) else "failed",

@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The one door through which woq loads a transformers model.
+
+`woq.AutoModelForCausalLM` and its like, those of `woq.compat.itrex`, `woq.pipeline`, the LangChain
+package, the command line and the demo all come here. Here is decided whether the loader quantizes
+each weight as it reads it, or the whole float model comes first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from ..config.quant_config import WeightOnlyQuantConfig
+from ..core.native import InvalidArgument, Unsupported
+from ..quantizing.quantize import quantize
+from .quantizer import register
+
+__all__ = ["load_model"]
+
+
+def load_model(
+    auto_class: Any,
+    path: Any,
+    arguments: tuple[Any, ...] = (),
+    keywords: Mapping[str, Any] | None = None,
+    *,
+    quantization_config: Any = None,
+    float_first: bool = False,
+    progress: bool | None = None,
+    explain: Callable[[Exception], Exception] | None = None,
+) -> Any:
+    """What `auto_class.from_pretrained(path, *arguments, **keywords)` returns, quantized if asked.
+
+    Args:
+        auto_class: one of transformers' auto classes.
+        quantization_config: a `WeightOnlyQuantConfig`, another method's config, or None.
+        float_first: quantize after loading, so that `progress` is shown. A GGUF file is always
+            loaded so: transformers can read one or quantize, not both.
+        progress: as `woq.quantize` takes it.
+        explain: makes the error to raise of an error of loading that is not woq's own.
+
+    Raises:
+        InvalidArgument: a weight has NaN or Inf, or a safetensors file is damaged.
+        Unsupported: `device_map` asks for another device than the CPU.
+    """
+    register()
+    keywords = dict(keywords or {})
+    float_first = float_first or keywords.get("gguf_file") is not None
+    afterwards = float_first and isinstance(quantization_config, WeightOnlyQuantConfig)
+    if afterwards:
+        device_map = keywords.pop("device_map", None)
+        if device_map not in (None, "cpu", "auto"):
+            raise Unsupported(
+                f"device_map={device_map!r}: woq's kernels run on the CPU; leave device_map out"
+            )
+    elif quantization_config is not None:
+        keywords["quantization_config"] = quantization_config
+    try:
+        loaded = auto_class.from_pretrained(path, *arguments, **keywords)
+    except SafetensorError as error:
+        raise InvalidArgument(
+            f"{_damaged_file(path)} is damaged or incomplete ({error}): download or save it again"
+        ) from error
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        if explain is None or isinstance(error, InvalidArgument | Unsupported):
+            raise
+        raise explain(error) from error
+    if not afterwards:
+        return loaded
+    # With output_loading_info transformers returns a pair.
+    model = loaded[0] if isinstance(loaded, tuple) else loaded
+    quantize(model, quantization_config, progress=progress)
+    return loaded
+
+
+def _damaged_file(path: Any) -> str:
+    """Names the first safetensors file of a checkpoint that cannot be opened."""
+    for file in sorted(Path(path).glob("*.safetensors")):
+        try:
+            with safe_open(file, "pt"):
+                continue
+        except (SafetensorError, OSError):
+            return str(file)
+    return f"a safetensors file of {path}"
