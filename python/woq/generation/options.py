@@ -11,6 +11,7 @@ from typing import Any
 
 from transformers import GenerationConfig
 
+from ..core import transformers_private
 from ..core.native import InvalidArgument
 from .grammar import Grammar
 from .text import normalize_stops
@@ -191,15 +192,8 @@ def imply_sampling(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def options_of_pipeline(pipeline: Any) -> dict[str, Any]:
-    """The generation arguments that a transformers pipeline would use in a call without any.
-
-    They are private attributes, which differ between versions: 5.23 merges them in a method, older
-    versions keep a generation config and the keyword arguments.
-    """
-    keywords = dict(getattr(pipeline, "_forward_params", {}))
-    merge = getattr(pipeline, "_prepare_generate_kwargs", None)
-    if callable(merge):
-        keywords = dict(merge(keywords))
+    """The generation arguments that a transformers pipeline would use in a call without any."""
+    keywords = transformers_private.keywords_of_pipeline(pipeline)
     config = keywords.pop("generation_config", None) or getattr(pipeline, "generation_config", None)
     known = _known()
     options: dict[str, Any] = {}

@@ -11,6 +11,8 @@ from typing import Any, Protocol, cast
 import torch
 from transformers import LogitsProcessor, StoppingCriteria
 
+from ..core import transformers_private
+
 
 class Flag(Protocol):
     """The part of threading.Event that cancellation needs."""
@@ -118,7 +120,8 @@ def decode_steps(draw: SeededDraw | None, recorder: LogprobRecorder | None) -> A
         if draw is not None:
             logits_processor.append(draw)
             generation_config.do_sample = False
-        return model._sample(
+        return transformers_private.sample(
+            model,
             input_ids,
             logits_processor=logits_processor,
             stopping_criteria=stopping_criteria,

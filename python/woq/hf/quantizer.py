@@ -23,7 +23,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from ..algorithms.shared.finished import stored_scheme
 from ..config.quant_config import WeightOnlyQuantConfig
-from ..core import native
+from ..core import native, transformers_private
 from ..formats.pages import CheckpointPages, HeapTrimmer, release_file_pages
 from ..formats.stored_tensors import MARKER, check_marker, from_torch, tensor_specs
 from ..modules.layer import WeightOnlyLinear
@@ -169,7 +169,7 @@ class WoqHfQuantizer(HfQuantizer):
         self._heap.count(value.numel() * value.element_size())
 
     def _install(self, model: Any, layer: WeightOnlyLinear, entry: LayerReport) -> None:
-        layer._is_hf_initialized = True  # type: ignore[assignment]
+        transformers_private.keep_values(layer)
         replace_module(model, layer.name, layer)
         self._report.layers.append(entry)
 
@@ -310,7 +310,7 @@ class _StoredLayer(nn.Module):
         return [
             f"{self.target_name}.{name}"
             for name, buffer in self._buffers.items()
-            if buffer is not None and not getattr(buffer, "_is_hf_initialized", False)
+            if buffer is not None and not transformers_private.is_loaded(buffer)
         ]
 
     def pack(self, compute_dtype: str) -> WeightOnlyLinear:
@@ -382,7 +382,7 @@ def attach_quantizer(model: nn.Module, config: WeightOnlyQuantConfig) -> None:
         inner.config.quantization_config = quantizer.quantization_config
         for module in inner.modules():
             if hasattr(module, "config") and hasattr(module.config, "to_diff_dict"):
-                module.config._is_quantized = True
+                transformers_private.mark_config_quantized(module.config)
         _keep_on_cpu(inner)
 
 
@@ -420,14 +420,14 @@ def declare_untied(model: nn.Module, names: Iterable[str]) -> None:
                 for key, value in expanded.items()
                 if key not in gone and value not in gone
             }
-        declared = getattr(module, "_tied_weights_keys", None)
-        if isinstance(declared, dict):
-            # On the instance: the class attribute serves other models.
-            module._tied_weights_keys = {
+        declared = transformers_private.declared_ties(module)
+        if declared is not None:
+            kept = {
                 key: value
                 for key, value in declared.items()
                 if not any(re.search(key, name) or re.search(value, name) for name in gone)
             }
+            transformers_private.set_declared_ties(module, kept)
 
 
 def _one_of(errors: list[Exception]) -> Exception:
@@ -480,10 +480,7 @@ def _module_of(param_name: str) -> str:
 def _float_dtype(model: Any, target: Target) -> torch.dtype:
     """The dtype in which transformers would hold the float weight of `target`."""
     dtype: torch.dtype = target.module.weight.dtype
-    # transformers 5.0 has the plan in an attribute, the same one for every dtype.
-    planner = getattr(model, "_get_dtype_plan", None)
-    plan = getattr(model, "dtype_plan", None) if planner is None else planner(dtype)
-    for pattern, planned in (plan or {}).items():
+    for pattern, planned in transformers_private.planned_dtypes(model, dtype).items():
         if re.search(rf"(^|\.){pattern}(\.|$)", target.name):
             return planned
     return dtype

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from ..core import transformers_private
 from ..core.native import InvalidArgument
 from ..core.units import parse_bytes
 from ..formats.files import flush, replace_files_in
@@ -45,7 +46,7 @@ def save_pretrained(
     """
     if not hasattr(model, "save_pretrained") or not hasattr(model, "config"):
         raise InvalidArgument(f"expected a transformers model, got {type(model).__name__}")
-    if getattr(model, "_hf_peft_config_loaded", False):
+    if transformers_private.has_adapters(model):
         raise InvalidArgument("adapters are attached: save them with model.save_pretrained")
     limit = parse_bytes(max_shard_size, "max_shard_size")
     target = Path(save_directory)
@@ -73,7 +74,7 @@ def save_pretrained(
 def _write_configs(model: Any, folder: Path) -> None:
     model.config.dtype = str(model.dtype).rpartition(".")[2]
     model.config.architectures = [type(model).__name__]
-    if getattr(model, "_auto_class", None) is not None:
+    if transformers_private.has_own_code(model):
         from transformers.dynamic_module_utils import custom_object_save
 
         custom_object_save(model, folder, config=model.config)
@@ -115,7 +116,7 @@ def _entries(model: Any) -> dict[str, Entry]:
 
     with deferred_state() as deferred:
         state = model.state_dict()
-    for name in model._keys_to_ignore_on_save or ():
+    for name in transformers_private.keys_not_saved(model):
         state.pop(name, None)
     state = remove_tied_weights_from_state_dict(state, model)
     state = revert_weight_conversion(model, state)

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ..core import native
+from ..core import native, transformers_private
 
 __all__ = ["WeightStandIn", "stand_in"]
 
@@ -59,6 +59,5 @@ def stand_in(shape: tuple[int, int], dtype: torch.dtype) -> torch.Tensor:
     if torch.compiler.is_compiling():
         return values  # a compiler that traces `layer.weight.dtype` knows plain tensors only
     tensor = values.as_subclass(WeightStandIn)
-    # transformers' initialisers leave tensors with this mark alone.
-    tensor._is_hf_initialized = True  # type: ignore[attr-defined]
+    transformers_private.keep_values(tensor)
     return tensor

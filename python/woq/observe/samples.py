@@ -213,7 +213,7 @@ def _tokenizer(model: nn.Module, given: Any) -> Any:
         return given
     from transformers import AutoTokenizer
 
-    name = given or getattr(getattr(model, "config", None), "_name_or_path", "")
+    name = given or getattr(getattr(model, "config", None), "name_or_path", "")
     if not name:
         raise InvalidArgument("calibration text needs a tokenizer: pass tokenizer=")
     try:

@@ -91,7 +91,7 @@ def write_report(
 
 
 def _name_of(model: nn.Module) -> str:
-    name = str(getattr(getattr(model, "config", None), "_name_or_path", "") or "")
+    name = str(getattr(getattr(model, "config", None), "name_or_path", "") or "")
     return Path(name).name or type(model).__name__
 
 

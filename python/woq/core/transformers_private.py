@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""All names of transformers that begin with an underscore, in one file: what to look at when a new
+version of it is out. Each function says what woq needs it for.
+
+It stands in the lowest room because rooms below `hf` need some of them, and imports nothing: it
+gets the objects. Methods of `HfQuantizer` that `woq.hf.quantizer` overrides are not here; they are
+the interface for quantizers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+__all__ = [
+    "declared_ties",
+    "has_adapters",
+    "has_own_code",
+    "is_loaded",
+    "keep_values",
+    "keys_not_saved",
+    "keywords_of_pipeline",
+    "mark_config_quantized",
+    "planned_dtypes",
+    "sample",
+    "set_declared_ties",
+]
+
+
+def keep_values(thing: Any) -> None:
+    """Have transformers' initialisers leave a tensor or module alone."""
+    thing._is_hf_initialized = True
+
+
+def is_loaded(tensor: Any) -> bool:
+    """Whether the loader has filled `tensor`: it sets the same mark as `keep_values`."""
+    return bool(getattr(tensor, "_is_hf_initialized", False))
+
+
+def has_adapters(model: Any) -> bool:
+    """Whether peft's adapters are attached: they are saved apart from the model."""
+    return bool(getattr(model, "_hf_peft_config_loaded", False))
+
+
+def has_own_code(model: Any) -> bool:
+    """Whether the model's class came with its checkpoint, whose code is then saved, too."""
+    return getattr(model, "_auto_class", None) is not None
+
+
+def keys_not_saved(model: Any) -> tuple[str, ...]:
+    """Names of tensors that a checkpoint of the model leaves out."""
+    return tuple(model._keys_to_ignore_on_save or ())
+
+
+def mark_config_quantized(config: Any) -> None:
+    """What `PreTrainedConfig` looks at before it writes a quantization config."""
+    config._is_quantized = True
+
+
+def declared_ties(module: Any) -> dict[str, str] | None:
+    """Patterns of tied weights -> of those that they are tied to; None for a module without."""
+    ties = getattr(module, "_tied_weights_keys", None)
+    return ties if isinstance(ties, dict) else None
+
+
+def set_declared_ties(module: Any, ties: dict[str, str]) -> None:
+    """On the instance: the class attribute serves other models."""
+    module._tied_weights_keys = ties
+
+
+def planned_dtypes(model: Any, dtype: Any) -> Mapping[str, Any]:
+    """Patterns of modules that are held in another dtype than `dtype` -> that dtype."""
+    planner: Callable[[Any], Any] | None = getattr(model, "_get_dtype_plan", None)
+    # transformers 5.0 has the plan in an attribute, the same one for every dtype.
+    plan = getattr(model, "dtype_plan", None) if planner is None else planner(dtype)
+    return plan or {}
+
+
+def sample(model: Any, input_ids: Any, **keywords: Any) -> Any:
+    """The loop behind `generate` that draws or takes the best token, with prepared arguments."""
+    return model._sample(input_ids, **keywords)
+
+
+def keywords_of_pipeline(pipeline: Any) -> dict[str, Any]:
+    """What a pipeline passes to `generate` in a call without arguments.
+
+    5.23 merges them in a method; older versions keep a generation config and the keywords.
+    """
+    keywords = dict(getattr(pipeline, "_forward_params", {}))
+    merge = getattr(pipeline, "_prepare_generate_kwargs", None)
+    return dict(merge(keywords)) if callable(merge) else keywords
