@@ -79,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
             weight,
             hessian,
             **scheme,
-            damp_percent=_DAMP,
+            damp=_DAMP,
             block_size=_BLOCK,
             act_order="none",
             num_threads=torch.get_num_threads(),

@@ -189,6 +189,9 @@ def quantize_rtn(
     name: str = "weight",
     num_threads: int = 0,
 ) -> QuantizedMatrix: ...
+
+# Of the functions below that take `options`: {function: {option: default}}.
+def option_defaults() -> dict[str, dict[str, Any]]: ...
 def quantize_gptq(
     weight: Array,
     hessian: Hessian,
@@ -198,20 +201,13 @@ def quantize_gptq(
     asym: bool = False,
     scale_dtype: str = "fp32",
     double_quant: bool = False,
-    damp_percent: float = 0.01,
-    damp_increment: float = 0.01,
-    block_size: int = 128,
-    act_order: str = "none",
-    static_groups: bool = False,
-    mse_range: bool = False,
-    fp64: bool = False,
     cross: CrossMoment | None = None,
-    gptaq_alpha: float = 0.25,
     in_flight: Array | None = None,
     ranges: Array | None = None,
     facts: dict[str, float] | None = None,
     name: str = "weight",
     num_threads: int = 0,
+    **options: Any,
 ) -> QuantizedMatrix: ...
 def awq_scales(
     weights: Sequence[Array],
@@ -223,12 +219,9 @@ def awq_scales(
     scale_dtype: str = "fp32",
     double_quant: bool = False,
     schemes: Sequence[Mapping[str, Any]] | None = None,
-    n_grid: int = 20,
-    duo_scaling: str = "both",
-    weighted_search: bool = False,
-    max_rows: int = 128,
     name: str = "layer",
     num_threads: int = 0,
+    **options: Any,
 ) -> NDArray[np.float32]: ...
 def awq_clip(
     weight: Array,
@@ -239,10 +232,9 @@ def awq_clip(
     asym: bool = False,
     scale_dtype: str = "fp32",
     double_quant: bool = False,
-    n_grid: int = 20,
-    max_shrink: float = 0.5,
     name: str = "weight",
     num_threads: int = 0,
+    **options: Any,
 ) -> NDArray[np.float32]: ...
 def teq_scales(
     weights: Sequence[Array],
@@ -254,13 +246,10 @@ def teq_scales(
     scale_dtype: str = "fp32",
     double_quant: bool = False,
     schemes: Sequence[Mapping[str, Any]] | None = None,
-    steps: int = 60,
-    learning_rate: float = 0.05,
     start: Array | None = None,
-    weighted_search: bool = False,
-    max_rows: int = 128,
     name: str = "layer",
     num_threads: int = 0,
+    **options: Any,
 ) -> NDArray[np.float32]: ...
 def quantize_hqq(
     weight: Array,
@@ -269,12 +258,9 @@ def quantize_hqq(
     group_size: int = 64,
     scale_dtype: str = "fp32",
     double_quant: bool = False,
-    lp_norm: float = 0.7,
-    beta: float = 10.0,
-    kappa: float = 1.01,
-    steps: int = 20,
     name: str = "weight",
     num_threads: int = 0,
+    **options: Any,
 ) -> QuantizedMatrix: ...
 def layer_error(
     weight: Array, approximation: Array, hessian: Hessian, num_threads: int = 0

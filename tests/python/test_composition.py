@@ -345,7 +345,7 @@ def test_scaled_cross_moments():
     scaled = Moments(hessian, cross).scaled(1 / s)
     weight = torch.randn(16, 32)
     one, other = (
-        native.quantize_gptq(weight, h, dtype="int4_clip", cross=c, fp64=True)
+        native.quantize_gptq(weight, h, dtype="int4_clip", cross=c, gptaq_alpha=0.25, fp64=True)
         for h, c in ((scaled.hessian, scaled.cross), (direct_h, direct_c))
     )
     assert (one.codes() == other.codes()).mean() > 0.99

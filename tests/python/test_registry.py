@@ -8,6 +8,7 @@ import inspect
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 from model_support import last_json, run_python
 
@@ -16,6 +17,7 @@ from woq import InvalidArgument, WeightOnlyQuantConfig
 from woq.config import algorithm_configs
 from woq.config.options import Option, boolean, choice, integer, number, optional
 from woq.config.registry import algorithm_names, find_algorithm, known_algorithms
+from woq.core import native
 
 PACKAGE = Path(woq.__file__).parent
 METHODS = known_algorithms()
@@ -139,3 +141,33 @@ def test_only_the_registry_knows_an_algorithm() -> None:
 def test_kinds_of_options(option: Option, good, bad) -> None:
     assert all(option.allowed(value) for value in good)
     assert not any(option.allowed(value) for value in bad)
+
+
+# -- options of the core --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
+def test_defaults_are_the_cores(method) -> None:
+    """Each stands once, in the core's struct: a record's own would be a second place."""
+    functions = {"GPTQ": "quantize_gptq", "AWQ": "awq_scales", "TEQ": "teq_scales"}
+    function = functions.get(method.name, f"quantize_{method.name.lower()}")
+    defaults = native.option_defaults().get(function, {})
+    own = {option.core: option.default for option in method.options.values() if option.core}
+    if method.then is None:
+        assert {name: defaults[name] for name, value in own.items() if value is not None} == {
+            name: value for name, value in own.items() if value is not None
+        }
+        assert own.keys() <= defaults.keys()
+        assert method.core_options(method.complete("", {})).items() <= defaults.items()
+
+
+def test_the_core_refuses_options_that_do_not_fit() -> None:
+    weight = np.zeros((2, 16), np.float32)
+    with pytest.raises(
+        InvalidArgument, match=r"unknown option 'stepps'; known: lp_norm, .*, steps"
+    ):
+        native.quantize_hqq(weight, dtype="int4_clip", group_size=16, stepps=1)
+    with pytest.raises(InvalidArgument, match="option 'steps' cannot be 'many'"):
+        native.quantize_hqq(weight, dtype="int4_clip", group_size=16, steps="many")
+    with pytest.raises(InvalidArgument, match="unknown duo_scaling 'so'; known: off, on, both"):
+        native.awq_scales([weight], native.Hessian(16), duo_scaling="so")

@@ -35,8 +35,8 @@ struct AwqOptions {
   int n_grid = 20;  // alpha = 0, 1 / n_grid, ... (n_grid - 1) / n_grid
   DuoScaling duo_scaling = DuoScaling::kBoth;
   bool weighted_search = false;  // of ranges, by scaled_error(): as the rounding that follows does
-  int64_t max_rows = 128;        // of each weight, that the search looks at; 0: all
-  std::string name = "layer";    // for messages
+  int64_t max_rows = kSearchedRows;  // of each weight, that the search looks at; 0: all
+  std::string name = "layer";        // for messages
 };
 
 struct AwqResult {

@@ -57,7 +57,7 @@ struct GptqOptions {
   bool mse_search = false;     // of each group's range, with errors weighted as GPTQ weighs them
   bool fp64 = false;           // arithmetic; fp32 is twice as fast
   const CrossMoment* cross = nullptr;  // turns GPTAQ on
-  double gptaq_alpha = 0.25;
+  double gptaq_alpha = 0;              // how far GPTAQ goes; its authors' code has 0.25
   // [N, K] or null: gets every weight as it was when its turn came. Rounded to nearest with the
   // result's scales it gives the result's codes, which makes it a start for tuning them further.
   float* in_flight = nullptr;

@@ -56,6 +56,9 @@ struct SharedInputRows {
   std::vector<int64_t> weight;  // [rows]: which of the weights, in ascending order
 };
 
+// Enough for a search of multipliers; more rows make it slower and hardly better.
+inline constexpr int64_t kSearchedRows = 128;
+
 // At most max_rows of each weight; 0: all. Throws InvalidArgument for no or empty weights, widths
 // that differ from the Hessian's, and numbers that are not finite.
 inline SharedInputRows gather_rows(const std::vector<ConstMatrixView>& weights,

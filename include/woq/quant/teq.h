@@ -33,11 +33,11 @@ struct TeqOptions {
   int steps = 60;               // 0: RTN
   double learning_rate = 0.05;  // of log a; falls linearly to 0
   double beta1 = 0.9, beta2 = 0.99;
-  double warmup = 0.05;           // share of the steps in which the rate rises from 0
-  bool weighted_search = false;   // of ranges, as scaled_error() does
-  int64_t max_rows = 128;         // of each weight, that training looks at; 0: all
-  std::vector<float> start = {};  // [K], such as AWQ's scales; empty: ones
-  std::string name = "layer";     // for messages
+  double warmup = 0.05;              // share of the steps in which the rate rises from 0
+  bool weighted_search = false;      // of ranges, as scaled_error() does
+  int64_t max_rows = kSearchedRows;  // of each weight, that training looks at; 0: all
+  std::vector<float> start = {};     // [K], such as AWQ's scales; empty: ones
+  std::string name = "layer";        // for messages
 };
 
 struct TeqResult {

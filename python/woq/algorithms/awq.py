@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 __all__ = ["ALGORITHM"]
 
+_DEFAULTS = native.option_defaults()["awq_scales"]
+
 
 def quantize_block(block: Block, config: WeightOnlyQuantConfig) -> Iterator[Finished]:
     import torch
@@ -38,7 +40,7 @@ def quantize_block(block: Block, config: WeightOnlyQuantConfig) -> Iterator[Fini
             hessian,
             schemes=[target.scheme for target in group],
             **searched,
-            weighted_search=bool(config.mse_range),
+            mse_range=bool(config.mse_range),
             name=group[0].name,
             num_threads=torch.get_num_threads(),
         )
@@ -62,10 +64,10 @@ ALGORITHM = Algorithm(
     name="AWQ",
     summary="searches multipliers of the input channels",
     options={
-        "n_grid": integer(20, 1, help="exponents that are tried", core="n_grid"),
+        "n_grid": integer(_DEFAULTS["n_grid"], 1, help="exponents that are tried", core="n_grid"),
         "duo_scaling": choice(
             (True, False, "both"),
-            "both",
+            _DEFAULTS["duo_scaling"],
             help="multipliers x^a / w^(1 - a), or x^a (False), or whichever is better",
             core="duo_scaling",
         ),

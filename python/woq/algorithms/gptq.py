@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 __all__ = ["ALGORITHM", "round_columns"]
 
+_DEFAULTS = native.option_defaults()["quantize_gptq"]
+
 
 def quantize_block(block: Block, config: WeightOnlyQuantConfig) -> Iterator[Finished]:
     """Quantize the layers of `block` in the order of their calls."""
@@ -79,7 +81,7 @@ def round_columns(
         name=target.name,
         num_threads=torch.get_num_threads(),
     )
-    damp = facts["damp_percent"]
+    damp = facts["damp"]
     if damp == options["damp_percent"]:
         return matrix, ""
     return matrix, f"its Hessian is singular: damp_percent was raised to {damp:g}"
@@ -106,19 +108,19 @@ ALGORITHM = Algorithm(
     summary="rounds column after column, each making up for the errors before it",
     options={
         "blocksize": integer(
-            128,
+            _DEFAULTS["block_size"],
             1,
             help="columns that are corrected together; it changes the result by rounding only",
             also=("block_size",),
             core="block_size",
         ),
         "damp_percent": number(
-            0.01,
+            _DEFAULTS["damp"],
             "between 0 and 1",
             lambda damp: 0 < damp < 1,
             help="share (not percent) of the moments' mean diagonal that is added to the diagonal",
             also=("damp", "percdamp"),
-            core="damp_percent",
+            core="damp",
         ),
         "desc_act": boolean(
             False,
@@ -132,13 +134,15 @@ ALGORITHM = Algorithm(
             )
         ),
         "static_groups": boolean(
-            False, help="scales of the weights as they were", core="static_groups"
+            _DEFAULTS["static_groups"],
+            help="scales of the weights as they were",
+            core="static_groups",
         ),
         "true_sequential": boolean(
             False, help="layers of a block see what those before them in the block became"
         ),
         "gptaq_alpha": number(
-            0.0,
+            _DEFAULTS["gptaq_alpha"],
             "from 0 to 1",
             lambda alpha: 0 <= alpha <= 1,
             help="how far to make up for inputs that differ from the float model's (GPTAQ)",

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 __all__ = ["ALGORITHM"]
 
+_DEFAULTS = native.option_defaults()["quantize_hqq"]
+
 
 def find_zero_points(
     weight: torch.Tensor, config: WeightOnlyQuantConfig, target: Target
@@ -40,23 +42,29 @@ ALGORITHM = Algorithm(
     name="HQQ",
     summary="finds zero points for the least |error|^p",
     options={
-        "iters": integer(20, 0, help="steps; 0: round to nearest", also=("steps",), core="steps"),
+        "iters": integer(
+            _DEFAULTS["steps"],
+            0,
+            help="steps; 0: round to nearest",
+            also=("steps",),
+            core="steps",
+        ),
         "lp_norm": number(
-            0.7,
+            _DEFAULTS["lp_norm"],
             "above 0 and at most 1",
             lambda p: 0 < p <= 1,
             help="p of |error|^p: the lower, the less outliers count",
             core="lp_norm",
         ),
         "beta": number(
-            10.0,
+            _DEFAULTS["beta"],
             "above 0",
             lambda beta: beta > 0,
             help="weight of the quadratic term in the first step",
             core="beta",
         ),
         "kappa": number(
-            1.01,
+            _DEFAULTS["kappa"],
             "above 0",
             lambda kappa: kappa > 0,
             help="what beta is multiplied by after each step",

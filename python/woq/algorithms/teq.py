@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 __all__ = ["ALGORITHM"]
 
+_DEFAULTS = native.option_defaults()["teq_scales"]
+
 
 def quantize_block(block: Block, config: WeightOnlyQuantConfig) -> Iterator[Finished]:
     import torch
@@ -33,7 +35,7 @@ def quantize_block(block: Block, config: WeightOnlyQuantConfig) -> Iterator[Fini
             hessian,
             schemes=[target.scheme for target in group],
             **ALGORITHM.core_options(config.algorithm_args),
-            weighted_search=bool(config.mse_range),
+            mse_range=bool(config.mse_range),
             name=group[0].name,
             num_threads=torch.get_num_threads(),
         )
@@ -46,14 +48,21 @@ ALGORITHM = Algorithm(
     name="TEQ",
     summary="learns multipliers of the input channels",
     options={
-        "iters": integer(60, 0, help="steps; 0: no multipliers", also=("steps",), core="steps"),
+        "iters": integer(
+            _DEFAULTS["steps"],
+            0,
+            help="steps; 0: no multipliers",
+            also=("steps",),
+            core="steps",
+        ),
         # The paper's 1e-3 is for a thousand steps on the whole model's loss.
         "lr": optional(
             number(
-                0.05,
+                _DEFAULTS["learning_rate"],
                 "above 0",
                 lambda rate: rate > 0,
-                help="how far a multiplier's logarithm goes in the first step; None: 0.05",
+                help="how far a multiplier's logarithm goes in the first step; None: "
+                f"{_DEFAULTS['learning_rate']:g}",
                 also=("learning_rate",),
                 core="learning_rate",
             )

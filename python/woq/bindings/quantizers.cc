@@ -8,12 +8,74 @@
 #include <vector>
 
 #include "arrays.h"
+#include "options.h"
 #include "quantized.h"
 #include "woq/woq.h"
 
 namespace woq::python {
 
+template <>
+struct OptionValue<ActOrder> {
+  static py::object show(ActOrder value) {
+    return py::str(kActOrderNames[static_cast<int>(value)]);
+  }
+  static ActOrder read(py::handle value) { return parse_act_order(value.cast<std::string>()); }
+};
+
+template <>
+struct OptionValue<DuoScaling> {
+  static py::object show(DuoScaling value) {
+    return py::str(kDuoScalingNames[static_cast<int>(value)]);
+  }
+  static DuoScaling read(py::handle value) { return parse_duo_scaling(value.cast<std::string>()); }
+};
+
 namespace {
+
+// What the functions below take as keyword arguments, beside data.
+const OptionFields<GptqOptions> kGptqOptions = {
+    option<&GptqOptions::damp>("damp"),
+    option<&GptqOptions::damp_increment>("damp_increment"),
+    option<&GptqOptions::block_size>("block_size"),
+    option<&GptqOptions::act_order>("act_order"),
+    option<&GptqOptions::static_groups>("static_groups"),
+    option<&GptqOptions::mse_search>("mse_range"),
+    option<&GptqOptions::fp64>("fp64"),
+    option<&GptqOptions::gptaq_alpha>("gptaq_alpha"),
+};
+const OptionFields<AwqOptions> kAwqOptions = {
+    option<&AwqOptions::n_grid>("n_grid"),
+    option<&AwqOptions::duo_scaling>("duo_scaling"),
+    option<&AwqOptions::weighted_search>("mse_range"),
+    option<&AwqOptions::max_rows>("max_rows"),
+};
+const OptionFields<AwqClipOptions> kAwqClipOptions = {
+    option<&AwqClipOptions::n_grid>("n_grid"),
+    option<&AwqClipOptions::max_shrink>("max_shrink"),
+};
+const OptionFields<TeqOptions> kTeqOptions = {
+    option<&TeqOptions::steps>("steps"),
+    option<&TeqOptions::learning_rate>("learning_rate"),
+    option<&TeqOptions::weighted_search>("mse_range"),
+    option<&TeqOptions::max_rows>("max_rows"),
+};
+const OptionFields<HqqOptions> kHqqOptions = {
+    option<&HqqOptions::lp_norm>("lp_norm"),
+    option<&HqqOptions::beta>("beta"),
+    option<&HqqOptions::kappa>("kappa"),
+    option<&HqqOptions::steps>("steps"),
+};
+
+// {function: {option: default}}
+py::dict option_defaults() {
+  py::dict result;
+  result["quantize_gptq"] = default_options(kGptqOptions);
+  result["awq_scales"] = default_options(kAwqOptions);
+  result["awq_clip"] = default_options(kAwqClipOptions);
+  result["teq_scales"] = default_options(kTeqOptions);
+  result["quantize_hqq"] = default_options(kHqqOptions);
+  return result;
+}
 
 py::array_t<double> to_numpy(const Hessian& hessian) {
   py::array_t<double> array({hessian.cols(), hessian.cols()});
@@ -56,14 +118,13 @@ Hessian hessian_from_numpy(const DoubleArray& h, int64_t rows, const py::object&
 
 QuantizedMatrix gptq(const py::object& weight, const Hessian& hessian, const std::string& dtype,
                      int64_t group_size, bool asym, const std::string& scale_dtype,
-                     bool double_quant, double damp_percent, double damp_increment,
-                     int64_t block_size, const std::string& act_order, bool static_groups,
-                     bool mse_range, bool fp64, const CrossMoment* cross, double gptaq_alpha,
-                     const py::object& in_flight, const py::object& ranges, const py::object& facts,
-                     const std::string& name, int num_threads) {
+                     bool double_quant, const CrossMoment* cross, const py::object& in_flight,
+                     const py::object& ranges, const py::object& facts, const std::string& name,
+                     int num_threads, const py::kwargs& given) {
   const QuantScheme scheme = make_scheme(dtype, group_size, asym, scale_dtype, double_quant);
   const ConstMatrixView view = input_matrix(weight, name.c_str());
   GptqOptions options;
+  read_options(kGptqOptions, given, &options);
   if (!in_flight.is_none()) {
     const MatrixView out = output_matrix(in_flight, "in_flight");
     if (out.type != FloatType::kFp32 || out.rows != view.rows || out.cols != view.cols ||
@@ -73,15 +134,7 @@ QuantizedMatrix gptq(const py::object& weight, const Hessian& hessian, const std
     }
     options.in_flight = static_cast<float*>(out.row(0));
   }
-  options.damp = damp_percent;
-  options.damp_increment = damp_increment;
-  options.block_size = block_size;
-  options.act_order = parse_act_order(act_order);
-  options.static_groups = static_groups;
-  options.mse_search = mse_range;
-  options.fp64 = fp64;
   options.cross = cross;
-  options.gptaq_alpha = gptaq_alpha;
   options.name = name;
   ConstMatrixView ranges_view;
   if (!ranges.is_none()) {
@@ -93,7 +146,7 @@ QuantizedMatrix gptq(const py::object& weight, const Hessian& hessian, const std
     const py::gil_scoped_release unlocked;
     result = quantize_gptq(view, hessian, scheme, options, num_threads);
   }
-  if (!facts.is_none()) facts["damp_percent"] = result.damp;
+  if (!facts.is_none()) facts["damp"] = result.damp;
   return std::move(result.matrix);
 }
 
@@ -125,13 +178,14 @@ SharedSchemes shared_schemes(const py::object& schemes, const QuantScheme& all) 
 py::array_t<float> awq_scales(const std::vector<py::object>& weights, const Hessian& hessian,
                               const std::string& dtype, int64_t group_size, bool asym,
                               const std::string& scale_dtype, bool double_quant,
-                              const py::object& schemes, int n_grid, const std::string& duo_scaling,
-                              bool weighted_search, int64_t max_rows, const std::string& name,
-                              int num_threads) {
+                              const py::object& schemes, const std::string& name, int num_threads,
+                              const py::kwargs& given) {
   const SharedSchemes each =
       shared_schemes(schemes, make_scheme(dtype, group_size, asym, scale_dtype, double_quant));
   const std::vector<ConstMatrixView> views = input_matrices(weights, name);
-  const AwqOptions options{n_grid, parse_duo_scaling(duo_scaling), weighted_search, max_rows, name};
+  AwqOptions options;
+  read_options(kAwqOptions, given, &options);
+  options.name = name;
   AwqResult result;
   {
     const py::gil_scoped_release unlocked;
@@ -142,14 +196,17 @@ py::array_t<float> awq_scales(const std::vector<py::object>& weights, const Hess
 
 py::array_t<float> awq_clip(const py::object& weight, const Hessian& hessian,
                             const std::string& dtype, int64_t group_size, bool asym,
-                            const std::string& scale_dtype, bool double_quant, int n_grid,
-                            double max_shrink, const std::string& name, int num_threads) {
+                            const std::string& scale_dtype, bool double_quant,
+                            const std::string& name, int num_threads, const py::kwargs& given) {
   const QuantScheme scheme = make_scheme(dtype, group_size, asym, scale_dtype, double_quant);
   const ConstMatrixView view = input_matrix(weight, name.c_str());
+  AwqClipOptions options;
+  read_options(kAwqClipOptions, given, &options);
+  options.name = name;
   std::vector<float> clipped;
   {
     const py::gil_scoped_release unlocked;
-    clipped = clip_awq(view, hessian, scheme, {n_grid, max_shrink, name}, num_threads);
+    clipped = clip_awq(view, hessian, scheme, options, num_threads);
   }
   return py::array_t<float>({view.rows, view.cols}, clipped.data());
 }
@@ -157,17 +214,13 @@ py::array_t<float> awq_clip(const py::object& weight, const Hessian& hessian,
 py::array_t<float> teq_scales(const std::vector<py::object>& weights, const Hessian& hessian,
                               const std::string& dtype, int64_t group_size, bool asym,
                               const std::string& scale_dtype, bool double_quant,
-                              const py::object& schemes, int steps, double learning_rate,
-                              const py::object& start, bool weighted_search, int64_t max_rows,
-                              const std::string& name, int num_threads) {
+                              const py::object& schemes, const py::object& start,
+                              const std::string& name, int num_threads, const py::kwargs& given) {
   const SharedSchemes each =
       shared_schemes(schemes, make_scheme(dtype, group_size, asym, scale_dtype, double_quant));
   const std::vector<ConstMatrixView> views = input_matrices(weights, name);
   TeqOptions options;
-  options.steps = steps;
-  options.learning_rate = learning_rate;
-  options.weighted_search = weighted_search;
-  options.max_rows = max_rows;
+  read_options(kTeqOptions, given, &options);
   options.name = name;
   if (!start.is_none()) options.start = float_vector(start, "start");
   TeqResult result;
@@ -179,13 +232,16 @@ py::array_t<float> teq_scales(const std::vector<py::object>& weights, const Hess
 }
 
 QuantizedMatrix hqq(const py::object& weight, const std::string& dtype, int64_t group_size,
-                    const std::string& scale_dtype, bool double_quant, double lp_norm, double beta,
-                    double kappa, int steps, const std::string& name, int num_threads) {
+                    const std::string& scale_dtype, bool double_quant, const std::string& name,
+                    int num_threads, const py::kwargs& given) {
   QuantScheme scheme = make_scheme(dtype, group_size, true, scale_dtype, double_quant);
   scheme.zeros = ZeroKind::kFloat;
   const ConstMatrixView view = input_matrix(weight, name.c_str());
+  HqqOptions options;
+  read_options(kHqqOptions, given, &options);
+  options.name = name;
   const py::gil_scoped_release unlocked;
-  return quantize_hqq(view, scheme, {lp_norm, beta, kappa, steps, name}, num_threads);
+  return quantize_hqq(view, scheme, options, num_threads);
 }
 
 double layer_error(const py::object& weight, const py::object& approximation,
@@ -245,37 +301,30 @@ void bind_quantizers(py::module_& module) {
             return moment.scaled(float_vector(multipliers, "multipliers"));
           },
           py::arg("multipliers"));
+  module.def("option_defaults", &option_defaults);
   module.def("quantize_gptq", &gptq, py::arg("weight"), py::arg("hessian"), py::kw_only(),
              py::arg("dtype"), py::arg("group_size") = 32, py::arg("asym") = false,
              py::arg("scale_dtype") = "fp32", py::arg("double_quant") = false,
-             py::arg("damp_percent") = 0.01, py::arg("damp_increment") = 0.01,
-             py::arg("block_size") = 128, py::arg("act_order") = "none",
-             py::arg("static_groups") = false, py::arg("mse_range") = false,
-             py::arg("fp64") = false, py::arg("cross") = nullptr, py::arg("gptaq_alpha") = 0.25,
-             py::arg("in_flight") = py::none(), py::arg("ranges") = py::none(),
-             py::arg("facts") = py::none(), py::arg("name") = "weight", py::arg("num_threads") = 0);
+             py::arg("cross") = nullptr, py::arg("in_flight") = py::none(),
+             py::arg("ranges") = py::none(), py::arg("facts") = py::none(),
+             py::arg("name") = "weight", py::arg("num_threads") = 0);
   module.def("awq_scales", &awq_scales, py::arg("weights"), py::arg("hessian"), py::kw_only(),
              py::arg("dtype") = "int4_clip", py::arg("group_size") = 32, py::arg("asym") = false,
              py::arg("scale_dtype") = "fp32", py::arg("double_quant") = false,
-             py::arg("schemes") = py::none(), py::arg("n_grid") = 20,
-             py::arg("duo_scaling") = "both", py::arg("weighted_search") = false,
-             py::arg("max_rows") = 128, py::arg("name") = "layer", py::arg("num_threads") = 0);
+             py::arg("schemes") = py::none(), py::arg("name") = "layer",
+             py::arg("num_threads") = 0);
   module.def("awq_clip", &awq_clip, py::arg("weight"), py::arg("hessian"), py::kw_only(),
              py::arg("dtype"), py::arg("group_size") = 32, py::arg("asym") = false,
              py::arg("scale_dtype") = "fp32", py::arg("double_quant") = false,
-             py::arg("n_grid") = 20, py::arg("max_shrink") = 0.5, py::arg("name") = "weight",
-             py::arg("num_threads") = 0);
+             py::arg("name") = "weight", py::arg("num_threads") = 0);
   module.def("teq_scales", &teq_scales, py::arg("weights"), py::arg("hessian"), py::kw_only(),
              py::arg("dtype") = "int4_clip", py::arg("group_size") = 32, py::arg("asym") = false,
              py::arg("scale_dtype") = "fp32", py::arg("double_quant") = false,
-             py::arg("schemes") = py::none(), py::arg("steps") = 60,
-             py::arg("learning_rate") = 0.05, py::arg("start") = py::none(),
-             py::arg("weighted_search") = false, py::arg("max_rows") = 128,
+             py::arg("schemes") = py::none(), py::arg("start") = py::none(),
              py::arg("name") = "layer", py::arg("num_threads") = 0);
   module.def("quantize_hqq", &hqq, py::arg("weight"), py::kw_only(), py::arg("dtype"),
              py::arg("group_size") = 64, py::arg("scale_dtype") = "fp32",
-             py::arg("double_quant") = false, py::arg("lp_norm") = 0.7, py::arg("beta") = 10.0,
-             py::arg("kappa") = 1.01, py::arg("steps") = 20, py::arg("name") = "weight",
+             py::arg("double_quant") = false, py::arg("name") = "weight",
              py::arg("num_threads") = 0);
   module.def("layer_error", &layer_error, py::arg("weight"), py::arg("approximation"),
              py::arg("hessian"), py::arg("num_threads") = 0);

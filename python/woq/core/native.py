@@ -12,41 +12,6 @@ import ctypes
 import importlib.util
 from pathlib import Path
 
-__all__ = [
-    "MAX_HEAD_DIM",
-    "CrossMoment",
-    "Hessian",
-    "InvalidArgument",
-    "Linear",
-    "QuantizedMatrix",
-    "Unsupported",
-    "attention",
-    "awq_clip",
-    "awq_scales",
-    "build_info",
-    "code_values",
-    "compute_dtype_names",
-    "cpu_info",
-    "dtype_aliases",
-    "dtype_names",
-    "error_metrics",
-    "forward_gated",
-    "forward_shared",
-    "has_bf16_products",
-    "layer_error",
-    "quantize_gptq",
-    "quantize_hqq",
-    "quantize_rtn",
-    "read_imatrix",
-    "rounded_weight",
-    "rounding_step",
-    "scale_dtype_names",
-    "targets",
-    "teq_scales",
-    "validate_scheme",
-    "write_imatrix",
-]
-
 
 def _load_torch_openmp() -> bool:
     """Loads the libgomp that torch ships, without importing torch; False if there is none."""
@@ -70,38 +35,5 @@ except ImportError as error:
             "Ubuntu with: apt-get install libgomp1"
         ) from error
 
-# After the runtime that it needs.
-from woq._woq import (  # noqa: E402
-    MAX_HEAD_DIM,
-    CrossMoment,
-    Hessian,
-    InvalidArgument,
-    Linear,
-    QuantizedMatrix,
-    Unsupported,
-    attention,
-    awq_clip,
-    awq_scales,
-    build_info,
-    code_values,
-    compute_dtype_names,
-    cpu_info,
-    dtype_aliases,
-    dtype_names,
-    error_metrics,
-    forward_gated,
-    forward_shared,
-    has_bf16_products,
-    layer_error,
-    quantize_gptq,
-    quantize_hqq,
-    quantize_rtn,
-    read_imatrix,
-    rounded_weight,
-    rounding_step,
-    scale_dtype_names,
-    targets,
-    teq_scales,
-    validate_scheme,
-    write_imatrix,
-)
+# After the runtime that it needs. All of it: `_woq.pyi` is the list.
+from woq._woq import *  # noqa: E402, F403
