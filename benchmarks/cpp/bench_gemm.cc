@@ -17,6 +17,7 @@
 namespace {
 
 using namespace woq;
+using namespace woq::kernels;
 using namespace woq::bench;
 
 struct Layer {

@@ -49,8 +49,8 @@ class WeightOnlyLinear {
                    ComputeRequest compute, std::string name = "", int threads = 0,
                    const std::string& forced = forced_target())
       : name_(std::move(name)), request_(compute) {
-    const ComputeChoice chosen = choose_compute(compute, weight.dtype(), forced);
-    choice_ = select_kernel(kind_of(weight.dtype()), chosen.compute, forced);
+    const kernels::ComputeChoice chosen = kernels::choose_compute(compute, weight.dtype(), forced);
+    choice_ = kernels::select_kernel(kernels::kind_of(weight.dtype()), chosen.compute, forced);
     choice_.compute_why = chosen.why;
     if (!bias.empty() && static_cast<int64_t>(bias.size()) != weight.rows) {
       fail("layer '", name_, "': the bias has ", bias.size(), " elements, but the weight has ",
@@ -78,7 +78,7 @@ class WeightOnlyLinear {
 
   // Whether the activations that the two layers' kernels read are the same for the same input.
   bool shares_activations_with(const WeightOnlyLinear& other) const {
-    const BlockGeometry mine(weight_), theirs(other.weight_);
+    const kernels::BlockGeometry mine(weight_), theirs(other.weight_);
     return kernel().prepare == other.kernel().prepare && mine.cols == theirs.cols &&
            mine.group_length == theirs.group_length && mine.unit == theirs.unit &&
            weight_.input_order == other.weight_.input_order &&
@@ -140,7 +140,7 @@ class SharedForward {
   void run() const {
     run_team(columns_ * row_shares_, [&](const TeamMember& member) {
       for (const Source& source : sources_) {
-        PrepareTask rows = source.task;
+        kernels::PrepareTask rows = source.task;
         member.share(x_.rows, 1, &rows.m0, &rows.m1);
         if (rows.m0 < rows.m1) source.layer->kernel().prepare(rows);
       }
@@ -148,7 +148,7 @@ class SharedForward {
       // OpenMP may grant fewer threads than asked for; shares follow what came.
       const int columns = member.size == columns_ * row_shares_ ? columns_ : member.size;
       for (const Product& product : products_) {
-        GemmTask task = product.task;
+        kernels::GemmTask task = product.task;
         TeamMember{member.index % columns, columns}.share(task.weights->tiles(), 1, &task.t0,
                                                           &task.t1);
         TeamMember{member.index / columns, member.size / columns}.share(x_.rows, 8, &task.m0,
@@ -162,24 +162,25 @@ class SharedForward {
   // Activations, prepared once for every layer that shares them.
   struct Source {
     const WeightOnlyLinear* layer;
-    PrepareTask task;
+    kernels::PrepareTask task;
     int64_t offset;
   };
   struct Product {
     const WeightOnlyLinear* layer;
     size_t source;
-    GemmTask task;
+    kernels::GemmTask task;
   };
 
-  static PrepareTask make_preparation(const ConstMatrixView& x, const PackedMatrix& weight) {
-    PrepareTask task{x, BlockGeometry(weight), {}, 0, x.rows};
+  static kernels::PrepareTask make_preparation(const ConstMatrixView& x,
+                                               const PackedMatrix& weight) {
+    kernels::PrepareTask task{x, kernels::BlockGeometry(weight), {}, 0, x.rows};
     if (weight.input_order.size() > 0) task.order = weight.input_order.as<int32_t>();
     if (weight.input_scales.size() > 0) task.scales = weight.input_scales.as<float>();
     return task;
   }
 
-  static GemmTask make_task(const WeightOnlyLinear& layer, const LinearOutput& output) {
-    GemmTask task;
+  static kernels::GemmTask make_task(const WeightOnlyLinear& layer, const LinearOutput& output) {
+    kernels::GemmTask task;
     task.weights = &layer.weight_;
     task.bias = layer.bias_.empty() ? nullptr : layer.bias_.data();
     task.up = output.up;
@@ -193,14 +194,14 @@ class SharedForward {
     return round_up(x_.rows * source.task.out.blocks * 4, Buffer::kAlignment);
   }
   int64_t scratch_bytes(Source* source) const {
-    PreparedActivations& out = source->task.out;
+    kernels::PreparedActivations& out = source->task.out;
     out.blocks = source->task.geometry.blocks();
-    out.row_bytes =
-        prepared_row_bytes(source->layer->kernel().format, source->task.geometry.padded_cols);
+    out.row_bytes = kernels::prepared_row_bytes(source->layer->kernel().format,
+                                                source->task.geometry.padded_cols);
     return data_bytes(*source) + 3 * statistics_bytes(*source);
   }
   void place(uint8_t* memory, Source* source) const {
-    PreparedActivations& out = source->task.out;
+    kernels::PreparedActivations& out = source->task.out;
     out.data = memory;
     memory += data_bytes(*source);
     out.sums = reinterpret_cast<float*>(memory);

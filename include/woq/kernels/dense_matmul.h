@@ -18,7 +18,7 @@
 #include "woq/core/buffer.h"
 #include "woq/core/check.h"
 
-namespace woq::dense {
+namespace woq::kernels::dense {
 
 // C [m, n] = A [m, k] B [k, n], added to C if `accumulate`. A and B hold fp32 or bfloat16, C fp32;
 // rows of B and C follow each other without gaps.
@@ -156,4 +156,4 @@ inline std::string version() {
   return concat(v->major, ".", v->minor, ".", v->patch);
 }
 
-}  // namespace woq::dense
+}  // namespace woq::kernels::dense

@@ -42,7 +42,7 @@
 #include "woq/pack/packed_matrix.h"
 #include "woq/simd/target.h"
 
-namespace woq {
+namespace woq::kernels {
 
 // fp32: weights dequantized and accumulated in fp32. bf16: activations and code values rounded to
 // bfloat16, products accumulated in fp32, scales applied in fp32. int8: activations quantized to 8
@@ -192,5 +192,16 @@ struct KernelTable {
   const Kernel* begin = nullptr;
   int size = 0;
 };
+
+}  // namespace woq::kernels
+
+// What a user of WeightOnlyLinear meets.
+namespace woq {
+
+using kernels::ComputeRequest;
+using kernels::ComputeType;
+using kernels::kComputeTypeNames;
+using kernels::Kernel;
+using kernels::parse_compute_request;
 
 }  // namespace woq

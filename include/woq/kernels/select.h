@@ -23,19 +23,19 @@
 #include "woq/kernels/targets/onednn.h"
 #endif
 
-namespace woq {
+namespace woq::kernels {
 
 // kernels_avx2() and so on: the kernels that a target adds to those of the targets below it.
 #if defined(WOQ_HEADER_ONLY) && WOQ_X86
 #define WOQ_ROW(name, ...)              \
   inline KernelTable kernels_##name() { \
-    return kernels::name::kTable;       \
+    return name::kTable;                \
   }
 WOQ_TARGETS(WOQ_ROW)
 #undef WOQ_ROW
 #elif defined(WOQ_HEADER_ONLY)
 inline KernelTable kernels_ref() {
-  return kernels::ref::kTable;
+  return ref::kTable;
 }
 #else
 // Defined in src/kernels/targets/, one file each.
@@ -171,5 +171,15 @@ inline KernelChoice select_kernel(WeightKind weights, ComputeType compute,
   fail<Unsupported>("no kernel for ", name_of(compute), " compute of ",
                     kWeightKindNames[static_cast<int>(weights)], " weights; tried:", tried);
 }
+
+}  // namespace woq::kernels
+
+// What explain() tells.
+namespace woq {
+
+using kernels::ConsideredTarget;
+using kernels::is_built;
+using kernels::KernelChoice;
+using kernels::onednn_version;
 
 }  // namespace woq

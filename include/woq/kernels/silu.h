@@ -10,7 +10,7 @@
 
 #include "woq/core/float16.h"
 
-namespace woq {
+namespace woq::kernels {
 
 // exp(t) = 2^n exp(r), n = round(t / ln 2), |r| <= ln 2 / 2; exp(r) by the Taylor polynomial, whose
 // first term left out, r^8 / 8!, is below 2^-27. Between the ends, 2^n is a normal number; above,
@@ -35,4 +35,4 @@ inline float silu(float x) {
   return x / std::fma(p, power, 1.0f);
 }
 
-}  // namespace woq
+}  // namespace woq::kernels

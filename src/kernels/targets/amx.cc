@@ -3,10 +3,10 @@
 
 #include "woq/kernels/select.h"
 
-namespace woq {
+namespace woq::kernels {
 
 KernelTable kernels_amx() {
-  return kernels::amx::kTable;
+  return amx::kTable;
 }
 
-}  // namespace woq
+}  // namespace woq::kernels

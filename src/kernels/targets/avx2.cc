@@ -3,10 +3,10 @@
 
 #include "woq/kernels/select.h"
 
-namespace woq {
+namespace woq::kernels {
 
 KernelTable kernels_avx2() {
-  return kernels::avx2::kTable;
+  return avx2::kTable;
 }
 
-}  // namespace woq
+}  // namespace woq::kernels

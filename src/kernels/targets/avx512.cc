@@ -3,10 +3,10 @@
 
 #include "woq/kernels/select.h"
 
-namespace woq {
+namespace woq::kernels {
 
 KernelTable kernels_avx512() {
-  return kernels::avx512::kTable;
+  return avx512::kTable;
 }
 
-}  // namespace woq
+}  // namespace woq::kernels

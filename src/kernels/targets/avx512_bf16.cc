@@ -3,10 +3,10 @@
 
 #include "woq/kernels/select.h"
 
-namespace woq {
+namespace woq::kernels {
 
 KernelTable kernels_avx512_bf16() {
-  return kernels::avx512_bf16::kTable;
+  return avx512_bf16::kTable;
 }
 
-}  // namespace woq
+}  // namespace woq::kernels

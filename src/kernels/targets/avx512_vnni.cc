@@ -3,10 +3,10 @@
 
 #include "woq/kernels/select.h"
 
-namespace woq {
+namespace woq::kernels {
 
 KernelTable kernels_avx512_vnni() {
-  return kernels::avx512_vnni::kTable;
+  return avx512_vnni::kTable;
 }
 
-}  // namespace woq
+}  // namespace woq::kernels

@@ -3,10 +3,10 @@
 
 #include "woq/kernels/select.h"
 
-namespace woq {
+namespace woq::kernels {
 
 KernelTable kernels_avx_vnni() {
-  return kernels::avx_vnni::kTable;
+  return avx_vnni::kTable;
 }
 
-}  // namespace woq
+}  // namespace woq::kernels

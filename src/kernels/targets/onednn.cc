@@ -4,14 +4,14 @@
 
 #include "woq/kernels/select.h"
 
-namespace woq {
+namespace woq::kernels {
 
 KernelTable kernels_onednn() {
-  return kernels::onednn::kTable;
+  return onednn::kTable;
 }
 
 std::string onednn_version() {
   return version_of_onednn();
 }
 
-}  // namespace woq
+}  // namespace woq::kernels

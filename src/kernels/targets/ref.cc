@@ -3,10 +3,10 @@
 
 #include "woq/kernels/select.h"
 
-namespace woq {
+namespace woq::kernels {
 
 KernelTable kernels_ref() {
-  return kernels::ref::kTable;
+  return ref::kTable;
 }
 
-}  // namespace woq
+}  // namespace woq::kernels

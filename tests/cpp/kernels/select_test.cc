@@ -10,6 +10,8 @@
 namespace woq::testing {
 namespace {
 
+using namespace kernels;
+
 const CpuFeatureSet kAvx2Features = traits_of(Target::kAvx2).required;
 const CpuFeatureSet kAvx512Features = traits_of(Target::kAvx512).required;
 const CpuFeatureSet kAvx512VnniFeatures = traits_of(Target::kAvx512Vnni).required;

@@ -13,6 +13,8 @@
 
 namespace woq::testing {
 
+using namespace kernels;
+
 inline bool dequantizes(const Kernel& kernel) {
   return kernel.target == Target::kOneDnn;
 }
@@ -21,23 +23,23 @@ namespace detail {
 
 template <ComputeType kCompute>
 void dequantizing_gemm(const GemmTask& task) {
-  if (task.c.rows < kDequantizedRows) return kernels::ref::gemm<kCompute>(task);
+  if (task.c.rows < kDequantizedRows) return ref::gemm<kCompute>(task);
   const PackedMatrix& w = *task.weights;
   const bool has_zeros = w.scheme.zeros != ZeroKind::kNone;
   std::vector<float> row(static_cast<size_t>(w.cols));  // of W
   for (int64_t n = task.t0 * kTileRows; n < std::min(w.rows, task.t1 * kTileRows); ++n) {
     for (int64_t k = 0; k < w.cols; ++k) {
       const int64_t g = k / w.group_length();
-      const float t = code_value(w.dtype(), kernels::ref::packed_code(w, n, k));
-      const float centred = has_zeros ? t - kernels::ref::packed_zero(w, n, g) : t;
-      const float value = centred * kernels::ref::packed_scale(w, n, g);
+      const float t = code_value(w.dtype(), ref::packed_code(w, n, k));
+      const float centred = has_zeros ? t - ref::packed_zero(w, n, g) : t;
+      const float value = centred * ref::packed_scale(w, n, g);
       row[static_cast<size_t>(k)] = kCompute == ComputeType::kBf16 ? round_to_bf16(value) : value;
     }
     for (int64_t m = task.m0; m < task.m1; ++m) {
       const auto* const a = reinterpret_cast<const float*>(task.a.data + m * task.a.row_bytes);
       float c = 0;
       for (int64_t k = 0; k < w.cols; ++k) c = std::fma(a[k], row[static_cast<size_t>(k)], c);
-      kernels::ref::store_output(task, m, n, c);
+      ref::store_output(task, m, n, c);
     }
   }
 }
@@ -50,7 +52,7 @@ Kernel dequantizing_kernel(WeightKind weights) {
           kCompute,
           weights,
           kFormat,
-          &kernels::ref::prepare_float<kFormat>,
+          &ref::prepare_float<kFormat>,
           &dequantizing_gemm<kCompute>};
 }
 

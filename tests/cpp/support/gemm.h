@@ -20,6 +20,8 @@
 
 namespace woq::testing {
 
+using namespace kernels;
+
 // An emulated machine has one processor, and no threads.
 inline bool one_processor() {
   return std::thread::hardware_concurrency() < 2;

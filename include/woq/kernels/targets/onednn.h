@@ -37,22 +37,22 @@ inline constexpr KernelTable kTable = {kKernels, static_cast<int>(std::size(kKer
 #undef WOQ_TARGET_onednn
 #undef WOQ_REGION
 
-namespace woq {
+namespace woq::kernels {
 
 // Of the oneDNN in use, such as "2.6.3"; empty where this build has none.
 inline std::string version_of_onednn() {
   return dense::version();
 }
 
-}  // namespace woq
+}  // namespace woq::kernels
 #else
 #include <string>
 
 #include "woq/kernels/kernel.h"
 
-namespace woq {
+namespace woq::kernels {
 
-namespace kernels::onednn {
+namespace onednn {
 inline constexpr KernelTable kTable;
 }
 
@@ -60,5 +60,5 @@ inline std::string version_of_onednn() {
   return {};
 }
 
-}  // namespace woq
+}  // namespace woq::kernels
 #endif
