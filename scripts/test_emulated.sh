@@ -4,13 +4,17 @@
 # CPU (tests/emulation). Machines that have AVX-512 run them natively, and skip this unless forced.
 . "$(dirname "$0")/common.sh"
 
+# Linear algebra and attention run there too, for bfloat16 in the fp32 arithmetic that gives the bits
+# of BF16 instructions.
+#
 # Left out: what this CPU model lacks (BF16), what is too long for an emulator (minutes each; of two
-# tests one weight kind stays), mutations, which test the tests, fp16 output, because bochs 2.7's
-# vcvtps2ph rounds ties away from zero (fuzzing draws such outputs too), and memory protection, which
-# the mini kernel lacks.
+# tests one weight kind stays), what needs threads, mutations, which test the tests, fp16 output,
+# because bochs 2.7's vcvtps2ph rounds ties away from zero (fuzzing draws such outputs too), and
+# memory protection, which the mini kernel lacks.
 LEFT_OUT="*avx512_bf16*:*KernelShapes.FullGrid*:*KernelMutations*:*KernelTypes.AllOfXAndC*"
 LEFT_OUT+=":*KernelShapes.ManyRows*:*KernelShapes.EveryBlockLength*:*NoActivationsAreRead*"
 LEFT_OUT+=":*Fuzz.*:*LinearTargets.ResidualsAreAdded*"
+LEFT_OUT+=":*Attentions.EveryShape*:*Attentions.AreTheSameForAnyNumberOfThreads*"
 for long in KernelShapes.FullLong KernelPortions.AreWrittenAndNothingElse; do
   LEFT_OUT+=":*$long*_t4_*:*$long*_u8_*"
 done

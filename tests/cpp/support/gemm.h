@@ -7,11 +7,11 @@
 #include <cstdint>
 #include <limits>
 #include <string>
-#include <thread>
 #include <utility>
 #include <vector>
 
 #include "support/dequantizing.h"
+#include "support/machine.h"
 #include "support/matrices.h"
 #include "support/random.h"
 #include "support/schemes.h"
@@ -21,11 +21,6 @@
 namespace woq::testing {
 
 using namespace kernels;
-
-// An emulated machine has one processor, and no threads.
-inline bool one_processor() {
-  return std::thread::hardware_concurrency() < 2;
-}
 
 // Every kernel of this build, whatever the CPU.
 inline std::vector<const Kernel*> all_kernels() {
