@@ -53,7 +53,7 @@ ALGORITHM = Algorithm(
             _DEFAULTS["lp_norm"],
             "above 0 and at most 1",
             lambda p: 0 < p <= 1,
-            help="p of |error|^p: the lower, the less outliers count",
+            help="the power of the errors that are summed: the lower, the less outliers count",
             core="lp_norm",
         ),
         "beta": number(
