@@ -7,6 +7,7 @@ build_dir=$1
 shift
 scripts/require_system.sh tests
 say "C++ tests in $build_dir"
+mkdir -p "$build_dir"
 cmake -S . -B "$build_dir" -G Ninja -DWOQ_WERROR="$WERROR" "$@" >"$build_dir.configure.log" 2>&1 || {
   cat "$build_dir.configure.log"
   exit 1

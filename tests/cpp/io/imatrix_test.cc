@@ -104,7 +104,7 @@ TEST(Imatrix, ErrorsNameFileByteAndWhatToDo) {
 TEST(Imatrix, TensorsThatOverlapAreRefused) {
   std::vector<Tensor> tensors;
   for (int i = 0; i < 40; ++i) {
-    const std::string name = "w" + std::to_string(i);
+    const std::string name = concat("w", i);
     tensors.push_back({name + ".in_sum2", {1000}, 0});
     tensors.push_back({name + ".counts", {1}, 0});
   }
