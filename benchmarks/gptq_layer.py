@@ -71,14 +71,14 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
     moments = x.T @ x
     hessian = native.Hessian(args.shape[1])
     hessian.add(x, num_threads=torch.get_num_threads())
-    scheme = {"dtype": "int4_clip", "group_size": args.group_size}
+    scheme = native.QuantScheme("int4_clip", args.group_size)
     results: dict[str, torch.Tensor] = {}
 
     def ours() -> None:
         matrix = native.quantize_gptq(
             weight,
             hessian,
-            **scheme,
+            scheme,
             damp=_DAMP,
             block_size=_BLOCK,
             act_order="none",
@@ -95,7 +95,7 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
     def error(rounded: torch.Tensor) -> float:
         return float(native.layer_error(weight, rounded, hessian, torch.get_num_threads()))
 
-    nearest = error(torch.from_numpy(woq.quantize_rtn(weight, **scheme).dequantize()))
+    nearest = error(torch.from_numpy(woq.quantize_rtn(weight, scheme).dequantize()))
     rows = [
         {
             "case": name,

@@ -72,11 +72,11 @@ def bits_per_weight(model: Any) -> float:
         if not isinstance(layer, woq.WeightOnlyLinear):
             continue
         rows, cols, scheme = layer.out_features, layer.in_features, layer.scheme
-        width = 8 if scheme["dtype"] == "int8" else 4
-        stored = layer.stored_tensors().get("zero_points") if scheme["asym"] else None
+        width = scheme.bits
+        stored = layer.stored_tensors().get("zero_points") if scheme.asym else None
         real = stored is not None and stored.is_floating_point()  # HQQ's
-        zeros = (32 if real else width) if scheme["asym"] else 0
-        bits += stored_bits(rows, cols, scheme["group_size"], width, zeros)
+        zeros = (32 if real else width) if scheme.asym else 0
+        bits += stored_bits(rows, cols, scheme.group_size, width, zeros)
         count += rows * cols
     return bits / count
 

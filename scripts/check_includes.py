@@ -22,11 +22,11 @@ CPP_LAYERS = {
     "linalg": "core simd",
     "ops": "core simd linalg",
     "quant": "core simd linalg",
-    "io": "core quant",
+    "io": "core simd linalg quant",
     "pack": "core simd linalg quant",
     "kernels": "core simd linalg quant pack",
     "linear": "core simd linalg quant pack kernels",
-    "woq": "core simd linalg ops quant pack kernels linear",
+    "woq": "core simd linalg ops quant io pack kernels linear",
 }
 
 # What a user may include: neither parts of a target region nor a single target.

@@ -79,10 +79,7 @@ class Weight:
         values = np.random.default_rng(seed).standard_normal((work.n, work.k), dtype=np.float32)
         self.matrix = native.quantize_rtn(
             values,
-            dtype=work.dtype,
-            group_size=work.group_size,
-            asym=work.asym,
-            scale_dtype="fp16",
+            native.QuantScheme(work.dtype, work.group_size, "int" if work.asym else "none", "fp16"),
         )
 
     @cached_property

@@ -82,7 +82,7 @@ class WeightOnlyLinear {
     return kernel().prepare == other.kernel().prepare && mine.cols == theirs.cols &&
            mine.group_length == theirs.group_length && mine.unit == theirs.unit &&
            weight_.input_order == other.weight_.input_order &&
-           weight_.input_scales == other.weight_.input_scales;
+           weight_.act_scales == other.weight_.act_scales;
   }
 
  private:
@@ -175,7 +175,7 @@ class SharedForward {
                                                const PackedMatrix& weight) {
     kernels::PrepareTask task{x, kernels::BlockGeometry(weight), {}, 0, x.rows};
     if (weight.input_order.size() > 0) task.order = weight.input_order.as<int32_t>();
-    if (weight.input_scales.size() > 0) task.scales = weight.input_scales.as<float>();
+    if (weight.act_scales.size() > 0) task.scales = weight.act_scales.as<float>();
     return task;
   }
 

@@ -25,6 +25,66 @@ class ConsideredTarget(TypedDict):
     target: str
     why: str
 
+class QuantScheme:
+    """How a weight is quantized: the one form in which a number format is passed on.
+
+    Frozen, comparable, hashable. `zeros` is "none", "int" (a code for each group) or "float" (a
+    real number, as HQQ finds them); `scales` is the type in which scales are stored, or "double"
+    (8-bit codes). `scheme["dtype"]` reads a field, too.
+    """
+
+    def __init__(
+        self,
+        dtype: str = "int4_clip",
+        group_size: int = 32,
+        zeros: str = "none",
+        scales: str = "fp32",
+    ) -> None: ...
+    @property
+    def dtype(self) -> str: ...
+    @property
+    def group_size(self) -> int: ...
+    @property
+    def zeros(self) -> str: ...
+    @property
+    def scales(self) -> str: ...
+    @property
+    def asym(self) -> bool: ...
+    @property
+    def bits(self) -> int: ...
+    def group_length(self, cols: int) -> int: ...
+    def groups(self, cols: int) -> int: ...
+    def replace(
+        self,
+        *,
+        dtype: str | None = None,
+        group_size: int | None = None,
+        zeros: str | None = None,
+        scales: str | None = None,
+    ) -> QuantScheme: ...
+    def to_dict(self) -> dict[str, Any]: ...
+    @staticmethod
+    def from_dict(fields: dict[str, Any]) -> QuantScheme: ...
+    def __getitem__(self, name: str) -> Any: ...
+
+class DtypeTraits:
+    """What the core knows of a weight dtype; `values` are those of its codes at scale 1."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def bits(self) -> int: ...
+    @property
+    def is_integer(self) -> bool: ...
+    @property
+    def center(self) -> int: ...
+    @property
+    def max_code(self) -> int: ...
+    @property
+    def signed_scale(self) -> bool: ...
+    @property
+    def values(self) -> NDArray[np.float32]: ...
+
 class QuantizedMatrix:
     """A quantized weight in its canonical, instruction-set free form."""
 
@@ -33,39 +93,37 @@ class QuantizedMatrix:
     @property
     def cols(self) -> int: ...
     @property
-    def dtype(self) -> str: ...
+    def scheme(self) -> QuantScheme: ...
     @property
-    def group_size(self) -> int: ...
+    def has_g_idx(self) -> bool: ...
     @property
-    def asym(self) -> bool: ...
-    @property
-    def scale_dtype(self) -> str: ...
-    @property
-    def double_quant(self) -> bool: ...
-    @property
-    def act_order(self) -> bool: ...
-    @property
-    def scales_input(self) -> bool: ...
+    def has_act_scales(self) -> bool: ...
     @property
     def nbytes(self) -> int: ...
     def codes(self) -> NDArray[np.uint8]: ...
     def scales(self) -> NDArray[np.float32]: ...
     def zero_points(self) -> NDArray[np.uint8] | NDArray[np.float32] | None: ...
     def dequantize(self) -> NDArray[np.float32]: ...
+    def dequantize_rows(
+        self, begin: int, end: int, num_threads: int = 0
+    ) -> NDArray[np.float32]: ...
     def tensors(self) -> dict[str, NDArray[Any]]: ...
+    def with_g_idx(self, g_idx: Array | None = None) -> QuantizedMatrix: ...
+    def with_act_scales(self, act_scales: Array) -> QuantizedMatrix: ...
+    def validate(self) -> None: ...
     @staticmethod
     def from_tensors(
         tensors: dict[str, Array],
         *,
         rows: int,
         cols: int,
-        dtype: str,
-        group_size: int,
-        asym: bool,
-        scale_dtype: str,
-        double_quant: bool,
-        act_order: bool = False,
-        scales_input: bool = False,
+        scheme: QuantScheme,
+        has_g_idx: bool = False,
+        has_act_scales: bool = False,
+    ) -> QuantizedMatrix: ...
+    @staticmethod
+    def from_codes(
+        codes: Array, scales: Array, zero_points: Array | None, scheme: QuantScheme
     ) -> QuantizedMatrix: ...
 
 class Linear:
@@ -88,25 +146,15 @@ class Linear:
     @property
     def nbytes(self) -> int: ...
     @property
-    def dtype(self) -> str: ...
-    @property
     def compute_dtype(self) -> str: ...
     @property
     def requested_compute_dtype(self) -> str: ...
     @property
-    def group_size(self) -> int: ...
+    def scheme(self) -> QuantScheme: ...
     @property
-    def asym(self) -> bool: ...
+    def has_g_idx(self) -> bool: ...
     @property
-    def scale_dtype(self) -> str: ...
-    @property
-    def double_quant(self) -> bool: ...
-    @property
-    def act_order(self) -> bool: ...
-    @property
-    def scales_input(self) -> bool: ...
-    @property
-    def float_zeros(self) -> bool: ...
+    def has_act_scales(self) -> bool: ...
     def forward(self, x: Array, out: Array, num_threads: int = 0) -> None: ...
     def unpack(self) -> QuantizedMatrix: ...
     def explain(self) -> dict[str, Any]: ...
@@ -168,26 +216,26 @@ def dtype_aliases() -> dict[str, str]: ...
 def compute_dtype_names() -> list[str]: ...
 def scale_dtype_names() -> list[str]: ...
 def code_values(dtype: str) -> NDArray[np.float32]: ...
-def validate_scheme(
-    dtype: str,
-    group_size: int,
-    asym: bool,
-    scale_dtype: str,
-    double_quant: bool,
-    compute_dtype: str,
-) -> str: ...
+def scale_encoding(scale_dtype: str, doubly_quantized: bool) -> str: ...
+def dtype_traits(dtype: str) -> DtypeTraits: ...
+def check_compute_dtype(compute_dtype: str) -> None: ...
+def stored_tensors(
+    scheme: QuantScheme,
+    rows: int,
+    cols: int,
+    has_g_idx: bool = False,
+    has_act_scales: bool = False,
+) -> dict[str, tuple[tuple[int, ...], str]]: ...
+def stored_scales(scales: Array, scheme: QuantScheme) -> NDArray[np.float32]: ...
 def quantize_rtn(
     weight: Array,
+    scheme: QuantScheme | None = None,
     *,
-    dtype: str,
-    group_size: int = 32,
-    asym: bool = False,
-    scale_dtype: str = "fp32",
-    double_quant: bool = False,
     mse_range: bool = False,
     importance: Array | None = None,
     name: str = "weight",
     num_threads: int = 0,
+    **fields: Any,
 ) -> QuantizedMatrix: ...
 
 # Of the functions below that take `options`: {function: {option: default}}.
@@ -195,12 +243,8 @@ def option_defaults() -> dict[str, dict[str, Any]]: ...
 def quantize_gptq(
     weight: Array,
     hessian: Hessian,
+    scheme: QuantScheme,
     *,
-    dtype: str,
-    group_size: int = 32,
-    asym: bool = False,
-    scale_dtype: str = "fp32",
-    double_quant: bool = False,
     cross: CrossMoment | None = None,
     in_flight: Array | None = None,
     ranges: Array | None = None,
@@ -212,13 +256,8 @@ def quantize_gptq(
 def awq_scales(
     weights: Sequence[Array],
     hessian: Hessian,
+    schemes: QuantScheme | Sequence[QuantScheme],
     *,
-    dtype: str = "int4_clip",
-    group_size: int = 32,
-    asym: bool = False,
-    scale_dtype: str = "fp32",
-    double_quant: bool = False,
-    schemes: Sequence[Mapping[str, Any]] | None = None,
     name: str = "layer",
     num_threads: int = 0,
     **options: Any,
@@ -226,12 +265,8 @@ def awq_scales(
 def awq_clip(
     weight: Array,
     hessian: Hessian,
+    scheme: QuantScheme,
     *,
-    dtype: str,
-    group_size: int = 32,
-    asym: bool = False,
-    scale_dtype: str = "fp32",
-    double_quant: bool = False,
     name: str = "weight",
     num_threads: int = 0,
     **options: Any,
@@ -239,13 +274,8 @@ def awq_clip(
 def teq_scales(
     weights: Sequence[Array],
     hessian: Hessian,
+    schemes: QuantScheme | Sequence[QuantScheme],
     *,
-    dtype: str = "int4_clip",
-    group_size: int = 32,
-    asym: bool = False,
-    scale_dtype: str = "fp32",
-    double_quant: bool = False,
-    schemes: Sequence[Mapping[str, Any]] | None = None,
     start: Array | None = None,
     name: str = "layer",
     num_threads: int = 0,
@@ -253,39 +283,44 @@ def teq_scales(
 ) -> NDArray[np.float32]: ...
 def quantize_hqq(
     weight: Array,
+    scheme: QuantScheme,
     *,
-    dtype: str,
-    group_size: int = 64,
-    scale_dtype: str = "fp32",
-    double_quant: bool = False,
     name: str = "weight",
     num_threads: int = 0,
     **options: Any,
 ) -> QuantizedMatrix: ...
 def layer_error(
-    weight: Array, approximation: Array, hessian: Hessian, num_threads: int = 0
+    weight: Array,
+    approximation: QuantizedMatrix | Array,
+    hessian: Hessian,
+    num_threads: int = 0,
 ) -> float: ...
 def rounded_weight(
     weight: Array,
     offsets: Array,
     scales: Array,
     zeros: Array | None,
-    table: Array | None,
+    scheme: QuantScheme,
     *,
-    group: int,
-    top: float,
     out: Array,
     num_threads: int = 0,
 ) -> None: ...
+def rounded_codes(
+    weight: Array,
+    offsets: Array,
+    scales: Array,
+    zeros: Array | None,
+    scheme: QuantScheme,
+    *,
+    num_threads: int = 0,
+) -> NDArray[np.uint8]: ...
 def rounding_step(
     weight: Array,
     offsets: Array,
     scales: Array,
     zeros: Array | None,
-    table: Array | None,
+    scheme: QuantScheme,
     *,
-    group: int,
-    top: float,
     gradient: Array,
     rate: float,
     scale_gradients: Array,

@@ -41,7 +41,7 @@ TEST_P(LinearTargets, TheForcedTargetRunsAndAgreesWithTheReference) {
   Random random = random_of_test();
   for (const DtypeTraits& dtype : kDtypes) {
     for (const ComputeType compute : kComputes) {
-      const QuantScheme scheme{dtype.dtype, 32, {}, random.pick(kScaleEncodings)};
+      const QuantScheme scheme{dtype.dtype, 32, {}, random.pick(scale_encodings())};
       const GemmProblem problem = random_problem(random, scheme, 6, 43, 107, FloatType::kBf16);
       SCOPED_TRACE(describe(problem) + ", " + name_of(compute) + " compute");
       const WeightOnlyLinear layer(problem.hub, {}, compute, "layer", 1, GetParam().name);

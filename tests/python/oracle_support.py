@@ -25,6 +25,10 @@ class Scheme:
     dtype: str
     asym: bool = False
 
+    def of(self, group_size: int, scales: str = "fp32") -> core.QuantScheme:
+        """The core's form of it."""
+        return core.QuantScheme(self.dtype, group_size, "int" if self.asym else "none", scales)
+
     @property
     def is_integer(self) -> bool:
         return self.dtype.startswith("int")
@@ -84,14 +88,9 @@ def quantize(
     mse_range: bool = False,
     num_threads: int = 1,  # the matrices are small; a pool only waits for its own threads
 ) -> core.QuantizedMatrix:
-    double = scale_kind == "double"
     return core.quantize_rtn(
         weight,
-        dtype=scheme.dtype,
-        group_size=group_size,
-        asym=scheme.asym,
-        scale_dtype="fp32" if double else scale_kind,
-        double_quant=double,
+        scheme.of(group_size, scale_kind),
         mse_range=mse_range,
         num_threads=num_threads,
     )
@@ -107,7 +106,7 @@ def group_index(cols: int, group_size: int) -> np.ndarray:
 
 def decode(matrix: core.QuantizedMatrix, scheme: Scheme) -> tuple[np.ndarray, np.ndarray]:
     """float32 [N, K] twice: every element's value at scale 1, and its scale."""
-    index = group_index(matrix.cols, matrix.group_size)
+    index = group_index(matrix.cols, matrix.scheme.group_size)
     codes = matrix.codes()
     if scheme.asym:
         zero_points = matrix.zero_points()[:, index].astype(np.float32)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -12,7 +13,7 @@ from model_support import llama, seed
 import woq
 from woq import AutoRoundConfig
 from woq.algorithms.shared.tuned_rounding import Rounding
-from woq.core.native import code_values, dtype_names
+from woq.core.native import QuantScheme, code_values, dtype_names
 
 SCHEMES = [(dtype, False) for dtype in dtype_names()] + [("int4_clip", True), ("int8", True)]
 
@@ -22,18 +23,18 @@ def _seed(request):
     seed(request)
 
 
-def scheme(dtype, asym=False, group_size=16, scale_dtype="fp32", double_quant=False):
-    return {
-        "dtype": dtype,
-        "group_size": group_size,
-        "asym": asym,
-        "scale_dtype": scale_dtype,
-        "double_quant": double_quant,
-    }
+def scheme(dtype, asym=False, group_size=16, scales="fp32"):
+    return QuantScheme(dtype, group_size, "int" if asym else "none", scales)
+
+
+def spread_over(tuned, values):
+    """[N, G] -> [N, K]"""
+    length = tuned.scheme.group_length(tuned.cols)
+    return values.repeat_interleave(length, 1)[:, : tuned.cols]
 
 
 def rounding(weight, settings):
-    start = woq.quantize_rtn(weight, **settings)
+    start = woq.quantize_rtn(weight, settings)
     return Rounding(weight, start, settings), start
 
 
@@ -55,17 +56,17 @@ def test_untouched_it_is_rtn(dtype, asym, cols, group, stored):
     scale = torch.from_numpy(start.scales()).abs().repeat_interleave(length, 1)[:, :cols]
     widest = float(torch.from_numpy(code_values(dtype)).sort().values.diff().max())
     assert (off <= 1.001 * widest * scale).all()
-    assert (matrix.asym, matrix.nbytes) == (asym, start.nbytes)
+    assert (matrix.scheme, matrix.nbytes) == (settings, start.nbytes)
 
 
 @pytest.mark.parametrize(("dtype", "asym"), SCHEMES)
 def test_double_quantization(dtype, asym):
     """The scales are encoded a second time, so nothing is the same, but the error is."""
-    settings = scheme(dtype, asym, double_quant=True)
+    settings = scheme(dtype, asym, scales="double")
     weight = torch.randn(64, 96)
     tuned, start = rounding(weight, settings)
     matrix = tuned.matrix()
-    assert matrix.double_quant
+    assert matrix.scheme == settings
     before, after = (woq.error_metrics(weight, each)["mse"] for each in (start, matrix))
     # An 8-bit weight's error is nearly all in the scale: twice rounded, it is larger.
     assert after < (4 if dtype == "int8" else 1.05) * before
@@ -74,7 +75,7 @@ def test_double_quantization(dtype, asym):
 @pytest.mark.parametrize(("dtype", "asym"), SCHEMES)
 @pytest.mark.parametrize("stored", ["fp32", "fp16"])
 def test_the_matrix_is_what_was_tuned(dtype, asym, stored):
-    settings = scheme(dtype, asym, scale_dtype=stored)
+    settings = scheme(dtype, asym, scales=stored)
     tuned, start = rounding(torch.randn(9, 40), settings)
     with torch.no_grad():
         tuned.v.uniform_(-0.5, 0.5)
@@ -119,7 +120,7 @@ def test_gradients(dtype, asym, out, cols):
     move by the rate, against its sign."""
     settings = scheme(dtype, asym)
     weight = torch.randn(4, cols)
-    tuned = Rounding(weight, woq.quantize_rtn(weight, **settings), settings, out)
+    tuned = Rounding(weight, woq.quantize_rtn(weight, settings), settings, out)
     upstream = torch.randn(4, cols).to(out)
     with torch.no_grad():
         tuned.v.uniform_(-0.45, 0.45)
@@ -135,15 +136,15 @@ def test_gradients(dtype, asym, out, cols):
     got = [factor.grad for factor in factors]
 
     scale, zero = tuned._range()
-    x = weight / tuned._spread(scale)
+    x = weight / spread_over(tuned, scale)
     if zero is not None:
         q = x + offsets
         rounded = q + (q.round() - q).detach()
-        spread = tuned._spread(zero)
+        spread = spread_over(tuned, zero)
         soft = torch.clamp(rounded + spread, 0, tuned._top) - spread
     else:
         # By the table: the value of the chosen point, with the slope of the gap it lies in.
-        table = tuned._table
+        table = torch.from_numpy(np.unique(code_values(dtype)))
         left = torch.bucketize(x.detach(), table).sub(1).clamp(0, len(table) - 2)
         width = table[left + 1] - table[left]
         place = left + (x.detach() - table[left]) / width
@@ -152,7 +153,7 @@ def test_gradients(dtype, asym, out, cols):
         # The value moves with x by 1, and with v by the width of the gap.
         line = inside * (x - x.detach() + width * (offsets - offsets.detach()))
         soft = table[index.long()] + line
-    product = soft * tuned._spread(scale)
+    product = soft * spread_over(tuned, scale)
     tolerance = 1e-5 if out is torch.float32 else 2**-8
     torch.testing.assert_close(value.float(), product, rtol=tolerance, atol=1e-6)
     *expected, of_offsets = torch.autograd.grad(
@@ -168,7 +169,7 @@ def test_gradients(dtype, asym, out, cols):
 def test_offsets_stay_between_the_neighbours():
     settings = scheme("int4_clip")
     weight = torch.randn(4, 32)
-    tuned = Rounding(weight, woq.quantize_rtn(weight, **settings), settings)
+    tuned = Rounding(weight, woq.quantize_rtn(weight, settings), settings)
     tuned.rate = 0.3
     for _ in range(4):
         tuned.weight().backward(torch.randn(4, 32))
@@ -178,17 +179,17 @@ def test_offsets_stay_between_the_neighbours():
 def test_the_core_refuses_other_shapes():
     settings = scheme("int4_clip")
     weight = torch.randn(4, 32)
-    tuned = Rounding(weight, woq.quantize_rtn(weight, **settings), settings)
+    tuned = Rounding(weight, woq.quantize_rtn(weight, settings), settings)
     arguments = list(tuned.arguments(*tuned._range()))
     out = torch.empty(4, 32)
-    woq.core.native.rounded_weight(*arguments, **tuned.sizes(), out=out)
+    woq.core.native.rounded_weight(*arguments, out=out)
     for place, wrong in ((1, torch.zeros(4, 31)), (2, torch.ones(4, 3)), (3, torch.ones(2, 4))):
         broken = [*arguments]
         broken[place] = wrong
         with pytest.raises(woq.InvalidArgument, match="must be a contiguous float32 array"):
-            woq.core.native.rounded_weight(*broken, **tuned.sizes(), out=out)
+            woq.core.native.rounded_weight(*broken, out=out)
     with pytest.raises(woq.InvalidArgument, match="4 x 32"):
-        woq.core.native.rounded_weight(*arguments, **tuned.sizes(), out=torch.empty(3, 32))
+        woq.core.native.rounded_weight(*arguments, out=torch.empty(3, 32))
 
 
 # -- tuning ---------------------------------------------------------------------------------------

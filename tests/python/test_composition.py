@@ -33,8 +33,7 @@ def _seed(request):
 
 
 def linear_target(rows, cols, **overrides):
-    scheme = {"dtype": "int4_clip", "group_size": 16, "asym": False, "scale_dtype": "fp32"}
-    scheme |= {"double_quant": False, **overrides}
+    scheme = native.QuantScheme("int4_clip", 16).replace(**overrides)
     return Target("layer", torch.nn.Linear(cols, rows, bias=False), scheme, False, False)
 
 
@@ -103,7 +102,7 @@ def test_identity_hessian_and_alpha_zero_are_plain_gptq():
         (finished,) = one_group([target], Moments(hessian), config)
         expected, _ = round_columns(weight, plain, target, Moments(hessian))
         assert identical(finished.matrix, expected)
-        nearest = native.quantize_rtn(weight, **target.scheme)
+        nearest = native.quantize_rtn(weight, target.scheme)
         assert identical(finished.matrix, nearest) == (hessian.rows == 1)
 
 
@@ -162,7 +161,7 @@ def test_gptq_takes_the_scales_of_the_clipped_ranges():
     config = WeightOnlyQuantConfig("int4_clip", algorithm="AWQ+GPTQ", mse_range=False)
     ranges = weight.clamp(-0.06, 0.06)
     matrix, _ = round_columns(weight, config, target, Moments(hessian), ranges)
-    clipped = native.quantize_rtn(ranges, **target.scheme)
+    clipped = native.quantize_rtn(ranges, target.scheme)
     assert np.array_equal(matrix.scales(), clipped.scales())
     assert not np.array_equal(matrix.codes(), clipped.codes())
     errors = [native.layer_error(weight, each.dequantize(), hessian) for each in (matrix, clipped)]
@@ -183,14 +182,14 @@ def test_layers_of_other_schemes_share_the_scales(first):
     weights = [target.module.weight.detach() for target in targets]
     schemes = [target.scheme for target in targets]
     search = {"AWQ": native.awq_scales, "TEQ": native.teq_scales}[first]
-    scales = search(weights, hessian, schemes=schemes)
+    scales = search(weights, hessian, schemes)
     assert not np.array_equal(scales, np.ones(64, np.float32))
     # Several weights of one scheme are the old call; other schemes lead elsewhere.
-    same = search(weights, hessian, schemes=[schemes[0]] * 3)
-    assert np.array_equal(same, search(weights, hessian, **schemes[0]))
+    same = search(weights, hessian, [schemes[0]] * 3)
+    assert np.array_equal(same, search(weights, hessian, schemes[0]))
     assert not np.array_equal(same, scales)
     with pytest.raises(InvalidArgument, match="3 weights and 2 schemes"):
-        search(weights, hessian, schemes=schemes[:2])
+        search(weights, hessian, schemes[:2])
 
     def total(s):
         return sum(
@@ -198,7 +197,7 @@ def test_layers_of_other_schemes_share_the_scales(first):
             for weight, scheme in zip(weights, schemes, strict=True)
             for d in [
                 weight.numpy().astype(np.float64)
-                - native.quantize_rtn((weight.numpy() * s).astype(np.float32), **scheme)
+                - native.quantize_rtn((weight.numpy() * s).astype(np.float32), scheme)
                 .dequantize()
                 .astype(np.float64)
                 / s
@@ -250,7 +249,7 @@ def test_cross_moments_are_of_the_same_tokens():
     weight = q_proj.module.weight.detach()
     results = [
         native.quantize_gptq(
-            weight, found[0].hessian, dtype="int4_clip", cross=each, gptaq_alpha=0.25
+            weight, found[0].hessian, native.QuantScheme(), cross=each, gptaq_alpha=0.25
         )
         for each in (found[0].cross, cross, None)
     ]
@@ -345,7 +344,7 @@ def test_scaled_cross_moments():
     scaled = Moments(hessian, cross).scaled(1 / s)
     weight = torch.randn(16, 32)
     one, other = (
-        native.quantize_gptq(weight, h, dtype="int4_clip", cross=c, gptaq_alpha=0.25, fp64=True)
+        native.quantize_gptq(weight, h, native.QuantScheme(), cross=c, gptaq_alpha=0.25, fp64=True)
         for h, c in ((scaled.hessian, scaled.cross), (direct_h, direct_c))
     )
     assert (one.codes() == other.codes()).mean() > 0.99

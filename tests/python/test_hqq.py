@@ -24,8 +24,7 @@ def test_layers_are_those_of_the_core(bits: int) -> None:
     woq.quantize(model, config)
     expected = native.quantize_hqq(
         weight,
-        dtype="int8" if bits == 8 else "int4_clip",
-        group_size=32,
+        native.QuantScheme("int8" if bits == 8 else "int4_clip", 32, "float"),
         beta=5.0,
         steps=7,
     )

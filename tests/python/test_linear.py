@@ -506,13 +506,9 @@ def changed_inputs(n=24, k=40, dtype="int4_clip"):
     return tensors, {
         "rows": n,
         "cols": k,
-        "dtype": dtype,
-        "group_size": 16,
-        "asym": False,
-        "scale_dtype": "fp32",
-        "double_quant": False,
-        "act_order": True,
-        "scales_input": True,
+        "scheme": native.QuantScheme(dtype, 16),
+        "has_g_idx": True,
+        "has_act_scales": True,
     }
 
 
@@ -536,8 +532,8 @@ def test_scattered_groups_and_multiplied_inputs_are_kept():
     layer = WeightOnlyLinear.from_quantized(
         native.QuantizedMatrix.from_tensors(tensors, **arguments)
     )
-    assert layer.scheme["act_order"]
-    assert layer.scheme["scales_input"]
+    assert layer.has_g_idx
+    assert layer.has_act_scales
     x = torch.randn(3, 40)
     state = layer.state_dict()
     for key, value in tensors.items():
@@ -568,6 +564,20 @@ def test_wrong_groups_and_multipliers_are_named(change, message):
     tensors, arguments = changed_inputs()
     with pytest.raises(InvalidArgument, match=message):
         native.QuantizedMatrix.from_tensors({**tensors, **change}, **arguments)
+
+
+def test_an_error_names_everything_that_is_wrong():
+    tensors, arguments = changed_inputs()
+    del tensors["qweight"]
+    tensors["scales"] = tensors["scales"].half()
+    tensors["g_idx"] = tensors["g_idx"][:7].clone()
+    with pytest.raises(InvalidArgument) as raised:
+        native.QuantizedMatrix.from_tensors(tensors, **arguments)
+    message = str(raised.value)
+    assert "3 things are wrong" in message
+    assert "'qweight' is missing" in message
+    assert "'scales' is float16, expected float32" in message
+    assert "'g_idx' has shape [7], expected [40]" in message
 
 
 # -- several layers over one input ----------------------------------------------------------------

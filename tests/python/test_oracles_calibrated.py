@@ -13,9 +13,7 @@ EVERY_SCHEME = pytest.mark.parametrize("scheme", SCHEMES, ids=str)
 
 def rtn(weight: np.ndarray, scheme: Scheme, group_size: int, **options: object) -> np.ndarray:
     """float32 [N, K]: dequantized."""
-    matrix = core.quantize_rtn(
-        weight, dtype=scheme.dtype, asym=scheme.asym, group_size=group_size, **options
-    )
+    matrix = core.quantize_rtn(weight, scheme.of(group_size), **options)
     return matrix.dequantize()
 
 
@@ -34,8 +32,7 @@ def test_awq_takes_the_best_alpha(scheme: Scheme, duo: str) -> None:
     """The grid of AutoAWQ, by the outputs themselves."""
     weight, x = layer(f"awq {scheme} {duo}", 24, 96)
     found = core.awq_scales(
-        [weight[:10], weight[10:]], hessian_of(x), dtype=scheme.dtype, asym=scheme.asym,
-        group_size=32, n_grid=10, duo_scaling=duo,
+        [weight[:10], weight[10:]], hessian_of(x), scheme.of(32), n_grid=10, duo_scaling=duo,
     )  # fmt: skip
     groups = np.abs(weight).reshape(24, 3, 32)
     w_mean = (groups / groups.max(axis=2, keepdims=True)).reshape(24, 96).mean(axis=0)
@@ -59,7 +56,7 @@ def test_awq_clip_takes_the_best_range(scheme: Scheme) -> None:
     weight, x = layer(f"clip {scheme}", 12, 80)
     hessian = hessian_of(x)
     h = hessian.numpy()
-    ours = core.awq_clip(weight, hessian, dtype=scheme.dtype, asym=scheme.asym, group_size=32)
+    ours = core.awq_clip(weight, hessian, scheme.of(32))
     for start, stop in inputs.group_bounds(80, 32):
         group, block = weight[:, start:stop], h[start:stop, start:stop]
         best = np.full(12, np.inf)
@@ -80,7 +77,7 @@ def test_awq_clip_takes_the_best_range(scheme: Scheme) -> None:
 def test_teq_lowers_the_output_error(scheme: Scheme) -> None:
     weight, x = layer(f"teq {scheme}", 40, 128)
     hessian = hessian_of(x)
-    common = {"dtype": scheme.dtype, "asym": scheme.asym, "group_size": 32}
+    common = {"schemes": scheme.of(32)}
     scales = core.teq_scales([weight], hessian, **common)
     before = output_error(weight, rtn(weight, scheme, 32), x)
     after = output_error(weight, scaled_rtn(weight, scales, scheme, 32), x)
@@ -96,13 +93,13 @@ def test_scaled_hessian_is_that_of_scaled_inputs() -> None:
     """AWQ then GPTQ: the weight times s, the Hessian of x / s."""
     weight, x = layer("awq then gptq", 16, 96)
     hessian = hessian_of(x)
-    s = core.awq_scales([weight], hessian, dtype="int4_clip")
+    s = core.awq_scales([weight], hessian, core.QuantScheme())
     scaled = hessian.scaled(1 / s)
     np.testing.assert_allclose(
         scaled.numpy(), hessian.numpy() / np.outer(s, s), rtol=1e-5, atol=1e-8
     )
-    matrix = core.quantize_gptq((weight * s).astype(np.float32), scaled, dtype="int4_clip")
-    alone = core.quantize_gptq(weight, hessian, dtype="int4_clip")
+    matrix = core.quantize_gptq((weight * s).astype(np.float32), scaled, core.QuantScheme())
+    alone = core.quantize_gptq(weight, hessian, core.QuantScheme())
     assert output_error(weight, matrix.dequantize() / s, x) < 1.2 * output_error(
         weight, alone.dequantize(), x
     )
@@ -155,7 +152,7 @@ def paper_hqq(w: np.ndarray, scale: np.ndarray, zero: np.ndarray, steps: int) ->
 @pytest.mark.parametrize("magnitude", [0.02, 1.0])
 def test_hqq_is_the_papers(magnitude: float) -> None:
     weight = (inputs.bell("hqq", 40, 128) * magnitude).astype(np.float32)
-    matrix = core.quantize_hqq(weight, dtype="int4_clip", group_size=64)
+    matrix = core.quantize_hqq(weight, core.QuantScheme("int4_clip", 64, "float"))
     start = core.quantize_rtn(weight, dtype="int4_clip", asym=True, group_size=64)
     groups = weight.reshape(80, 64).astype(np.float64)
     expected = paper_hqq(
@@ -172,11 +169,9 @@ def test_hqq_is_the_papers(magnitude: float) -> None:
 
 def test_float_zero_points_come_back_from_their_tensors() -> None:
     weight = inputs.bell("hqq tensors", 8, 96).astype(np.float32)
-    matrix = core.quantize_hqq(weight, dtype="int4_clip", group_size=32)
-    facts = {"rows": 8, "cols": 96, "dtype": "int4_clip", "group_size": 32, "asym": True}
-    again = core.QuantizedMatrix.from_tensors(
-        matrix.tensors(), scale_dtype="fp32", double_quant=False, **facts
-    )
+    matrix = core.quantize_hqq(weight, core.QuantScheme("int4_clip", 32, "float"))
+    facts = {"rows": 8, "cols": 96, "scheme": matrix.scheme}
+    again = core.QuantizedMatrix.from_tensors(matrix.tensors(), **facts)
     np.testing.assert_array_equal(again.dequantize(), matrix.dequantize())
     linear = core.Linear(matrix)
     x, out = inputs.bell("x", 3, 96).astype(np.float32), np.empty((3, 8), dtype=np.float32)
@@ -185,4 +180,4 @@ def test_float_zero_points_come_back_from_their_tensors() -> None:
     tensors = dict(matrix.tensors())
     tensors["zero_points"] = np.full((8, 3), np.nan, dtype=np.float32)
     with pytest.raises(core.InvalidArgument, match="zero_points"):
-        core.QuantizedMatrix.from_tensors(tensors, scale_dtype="fp32", double_quant=False, **facts)
+        core.QuantizedMatrix.from_tensors(tensors, **facts)

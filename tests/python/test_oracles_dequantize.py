@@ -65,11 +65,7 @@ def test_error_metrics_see_one_wrong_code() -> None:
         tensors,
         rows=4,
         cols=64,
-        dtype="int4_clip",
-        group_size=32,
-        asym=False,
-        scale_dtype="fp32",
-        double_quant=False,
+        scheme=core.QuantScheme("int4_clip", 32),
     )
     before, after = (core.error_metrics(weight, m) for m in (matrix, wrong))
     assert after["mse"] > before["mse"]

@@ -146,9 +146,13 @@ def compare(
     order, group = plan(np.diag(h), group_size, act_order, static)
     codes, approximation = paper_gptq(weight, h, scheme, group_size, order, group, static)
     matrix = core.quantize_gptq(
-        weight, hessian, dtype=scheme.dtype, group_size=group_size, asym=scheme.asym,
-        act_order=act_order, static_groups=static, fp64=fp64,
-    )  # fmt: skip
+        weight,
+        hessian,
+        scheme.of(group_size),
+        act_order=act_order,
+        static_groups=static,
+        fp64=fp64,
+    )
     errors = [
         core.layer_error(weight, q.astype(np.float32), hessian)
         for q in (matrix.dequantize(), approximation)
@@ -201,7 +205,7 @@ def test_gptaq_is_the_papers() -> None:
             cross=alpha * moment,
         )  # fmt: skip
         matrix = core.quantize_gptq(
-            weight, hessian, dtype="int4_clip", cross=cross, gptaq_alpha=alpha, fp64=True
+            weight, hessian, scheme.of(32), cross=cross, gptaq_alpha=alpha, fp64=True
         )
         different = (matrix.codes() != codes).mean()
         assert different < 0.002, alpha  # the moment is accumulated in fp32
@@ -214,12 +218,7 @@ def test_weights_in_flight_round_to_the_codes(scheme: Scheme, act_order: str) ->
     rows, cols, group = 24, 96, 32
     weight, x = layer("in flight", rows, cols)
     moved = np.zeros_like(weight)
-    keywords = {
-        "dtype": scheme.dtype,
-        "asym": scheme.asym,
-        "group_size": group,
-        "act_order": act_order,
-    }
+    keywords = {"scheme": scheme.of(group), "act_order": act_order}
     matrix = core.quantize_gptq(weight, hessian_of(x), in_flight=moved, **keywords)
     values = matrix.dequantize()
     assert np.array_equal(
@@ -247,7 +246,7 @@ def test_in_flight_of_another_shape_is_refused() -> None:
     weight, x = layer("in flight", 24, 96)
     with pytest.raises(core.InvalidArgument, match=r"in_flight must be .* \[24, 96\]"):
         core.quantize_gptq(
-            weight, hessian_of(x), dtype="nf4", in_flight=np.zeros((24, 95), np.float32)
+            weight, hessian_of(x), core.QuantScheme("nf4"), in_flight=np.zeros((24, 95), np.float32)
         )
 
 

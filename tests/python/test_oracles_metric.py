@@ -27,11 +27,7 @@ def rebuilt(matrix: core.QuantizedMatrix, **changed: np.ndarray) -> core.Quantiz
         tensors,
         rows=matrix.rows,
         cols=matrix.cols,
-        dtype=matrix.dtype,
-        group_size=matrix.group_size,
-        asym=matrix.asym,
-        scale_dtype=matrix.scale_dtype,
-        double_quant=matrix.double_quant,
+        scheme=matrix.scheme,
     )
 
 

@@ -18,6 +18,7 @@ pytest.importorskip("transformers")
 
 import woq
 from woq import InvalidArgument, LayerPlan, WeightOnlyQuantConfig
+from woq.core import native
 from woq.modules.targets import select
 from woq.quantizing.planning import _fisher, choose, stored_bits
 
@@ -124,8 +125,8 @@ def test_bits_are_those_of_the_stored_tensors():
                 scheme = model.get_submodule(layer.name).scheme
                 bits = stored_bits(layer.shape, scheme)
                 assert bits == 8 * layer.bytes_after / layer.parameters
-    scheme = {"dtype": "int4_clip", "group_size": 32, "asym": True, "scale_dtype": "fp16"}
-    assert stored_bits((64, 96), {**scheme, "double_quant": False}) == 4 + (16 + 8) / 32
+    scheme = native.QuantScheme("int4_clip", 32, "int", "fp16")
+    assert stored_bits((64, 96), scheme) == 4 + (16 + 8) / 32
 
 
 # -- the costs ------------------------------------------------------------------------------------

@@ -163,11 +163,12 @@ def test_defaults_are_the_cores(method) -> None:
 
 def test_the_core_refuses_options_that_do_not_fit() -> None:
     weight = np.zeros((2, 16), np.float32)
+    scheme = native.QuantScheme("int4_clip", 16, "float")
     with pytest.raises(
         InvalidArgument, match=r"unknown option 'stepps'; known: lp_norm, .*, steps"
     ):
-        native.quantize_hqq(weight, dtype="int4_clip", group_size=16, stepps=1)
+        native.quantize_hqq(weight, scheme, stepps=1)
     with pytest.raises(InvalidArgument, match="option 'steps' cannot be 'many'"):
-        native.quantize_hqq(weight, dtype="int4_clip", group_size=16, steps="many")
+        native.quantize_hqq(weight, scheme, steps="many")
     with pytest.raises(InvalidArgument, match="unknown duo_scaling 'so'; known: off, on, both"):
-        native.awq_scales([weight], native.Hessian(16), duo_scaling="so")
+        native.awq_scales([weight], native.Hessian(16), scheme, duo_scaling="so")

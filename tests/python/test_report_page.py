@@ -227,7 +227,7 @@ def test_rounded_weights_of_other_algorithms_too(
         options["desc_act"] = True
     model = woq.quantize(llama(), getattr(woq, algorithm)(**options))
     matrix = model.model.layers[0].mlp.down_proj.quantized()
-    assert (matrix.scales_input, matrix.act_order) == (
+    assert (matrix.has_act_scales, matrix.has_g_idx) == (
         algorithm == "AwqConfig",
         algorithm == "GPTQConfig",
     )

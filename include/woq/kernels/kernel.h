@@ -84,12 +84,13 @@ inline ComputeRequest parse_compute_request(std::string_view text) {
   fail("unknown compute dtype '", text, "'; known: fp32, bf16, int8, auto");
 }
 
-// What kernels distinguish in a weight: 4-bit integers, 4-bit table look-ups, 8-bit integers.
+// What kernels distinguish in a weight, by the packed code: integers in 4 bits, look-ups in a table
+// by 4 bits, integers in 8 bits.
 enum class WeightKind : uint8_t { kU4, kT4, kU8 };
 inline constexpr const char* kWeightKindNames[] = {"u4", "t4", "u8"};
 
 constexpr WeightKind kind_of(const DtypeTraits& dtype) {
-  return dtype.bits == 8 ? WeightKind::kU8 : dtype.is_integer() ? WeightKind::kU4 : WeightKind::kT4;
+  return dtype.bits > 4 ? WeightKind::kU8 : dtype.is_integer() ? WeightKind::kU4 : WeightKind::kT4;
 }
 
 // How activations are laid out for a kernel; rows start at multiples of 64 bytes and are 0 past K.
@@ -160,7 +161,7 @@ struct PrepareTask {
   BlockGeometry geometry;
   PreparedActivations out;
   int64_t m0 = 0, m1 = 0;
-  // PackedMatrix's input_order and input_scales, nullptr for none: element i of a row is prepared
+  // PackedMatrix's input_order and act_scales, nullptr for none: element i of a row is prepared
   // from x[order[i]] * scales[i], one rounded product.
   const int32_t* order = nullptr;
   const float* scales = nullptr;

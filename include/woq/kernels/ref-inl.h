@@ -65,29 +65,9 @@ inline void prepare_s8(const PrepareTask& task) {
   }
 }
 
-// Element i of an array that need not be aligned.
-template <class T>
-T load(const uint8_t* array, int64_t i) {
-  T value;
-  std::memcpy(&value, array + i * static_cast<int64_t>(sizeof(T)), sizeof(T));
-  return value;
-}
-
 // Scale of row n of W in group g, from the packed form.
 inline float packed_scale(const PackedMatrix& w, int64_t n, int64_t g) {
-  const uint8_t* const scales = w.scales(n / kTileRows, g);
-  const int64_t lane = n % kTileRows;
-  switch (w.scheme.scales) {
-    case ScaleEncoding::kFp32: return load<float>(scales, lane);
-    case ScaleEncoding::kFp16: return fp16_to_float(load<uint16_t>(scales, lane));
-    case ScaleEncoding::kBf16: return bf16_to_float(load<uint16_t>(scales, lane));
-    case ScaleEncoding::kDouble: break;
-  }
-  const int64_t block = (n * w.groups() + g) / kDoubleQuantBlock;
-  const float magnitude =
-      rounded(dynamic_map()[scales[lane]] * w.block_absmax.as<float>()[block]) + w.scale_offset;
-  return w.signed_double_scales() && (scales[kTileRows + lane / 8] >> (lane % 8) & 1) ? -magnitude
-                                                                                      : magnitude;
+  return w.scale(w.scales(n / kTileRows, g), n, g);
 }
 
 // Zero point minus centre.
@@ -95,7 +75,7 @@ inline float packed_zero(const PackedMatrix& w, int64_t n, int64_t g) {
   const uint8_t* const zeros = w.zeros(n / kTileRows, g);
   const auto center = static_cast<float>(w.dtype().center());
   if (w.scheme.zeros == ZeroKind::kInt) return static_cast<float>(zeros[n % kTileRows]) - center;
-  return load<float>(zeros, n % kTileRows) - center;
+  return woq::detail::load_element<float>(zeros, n % kTileRows) - center;
 }
 
 inline int packed_code(const PackedMatrix& w, int64_t n, int64_t k) {
@@ -103,8 +83,9 @@ inline int packed_code(const PackedMatrix& w, int64_t n, int64_t k) {
   const int64_t g = std::min(k / w.group_length(), w.groups() - 1);
   const int64_t steps = (k - g * w.group_length()) / kStep, j = k % kStep;
   const uint8_t* step = w.codes(n / kTileRows, g) + steps * w.step_bytes() + 4 * (n % kTileRows);
-  if (w.dtype().bits == 8) return step[j / 4 * kStepBytes4 + j % 4];
-  return step[j % 4] >> (j / 4 * 4) & 15;
+  const int packed =
+      w.code_bits() == 8 ? step[j / 4 * kStepBytes4 + j % 4] : step[j % 4] >> (j / 4 * 4) & 15;
+  return packed - w.code_excess();
 }
 
 // Does what follows the product, and stores element (m, n) of C.

@@ -103,7 +103,7 @@ inline ComputeChoice choose_compute(ComputeRequest request, const DtypeTraits& d
   if (!runs_on(Target::kAvx2, usable)) {
     return {ComputeType::kFp32, "auto: the reference gains nothing from shorter numbers"};
   }
-  if (dtype.bits == 4) {
+  if (dtype.bits <= 4) {
     return {ComputeType::kInt8,
             "auto: fastest, and activations in 8 bits cost little beside weights in 4"};
   }

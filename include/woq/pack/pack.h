@@ -10,6 +10,7 @@
 #include "woq/core/parallel.h"
 #include "woq/pack/packed_matrix.h"
 #include "woq/quant/quantized_matrix.h"
+#include "woq/quant/validate.h"
 
 namespace woq {
 
@@ -36,7 +37,7 @@ inline uint32_t unpack_step4(uint32_t packed) {
   return gather_nibbles(packed & 0x0f0f0f0fu) | gather_nibbles(packed >> 4 & 0x0f0f0f0fu) << 16;
 }
 
-// Copies `lane` of a group's codes from or to `bytes` bytes of a row of the hub.
+// Copies `lane` of a group's codes from or to `bytes` bytes of a row in the packed width.
 inline void pack_group_codes(const uint8_t* hub, int64_t bytes, int bits, int64_t lane,
                              uint8_t* codes) {
   const int64_t unit = bits == 4 ? 4 : 8;  // bytes of a row in a step
@@ -64,55 +65,48 @@ inline void unpack_group_codes(const uint8_t* codes, int bits, int64_t lane, int
 // Columns by group, in their order within each. Throws InvalidArgument unless each group has its
 // number of columns.
 inline Buffer columns_by_group(const QuantizedMatrix& matrix) {
+  Problems problems;
+  find_g_idx_problems(matrix, &problems);
+  problems.check();
   const int64_t length = matrix.group_length(), groups = matrix.groups();
   const int32_t* const g_idx = matrix.g_idx.as<int32_t>();
   Buffer order(matrix.cols * 4);
   std::vector<int64_t> next(static_cast<size_t>(groups));
   for (int64_t g = 0; g < groups; ++g) next[static_cast<size_t>(g)] = g * length;
-  for (int64_t k = 0; k < matrix.cols; ++k) {
-    const int64_t g = g_idx[k];
-    if (g < 0 || g >= groups) fail("g_idx[", k, "] is ", g, ", but there are ", groups, " groups");
-    int64_t& place = next[static_cast<size_t>(g)];
-    if (place >= std::min(matrix.cols, (g + 1) * length))
-      fail("g_idx puts more than ", length, " columns into group ", g, ", which holds no more");
-    order.as<int32_t>()[place++] = static_cast<int32_t>(k);
-  }
+  for (int64_t k = 0; k < matrix.cols; ++k)
+    order.as<int32_t>()[next[static_cast<size_t>(g_idx[k])]++] = static_cast<int32_t>(k);
   return order;
 }
 
-// Row n of the hub with its columns in another order: stored column i is hub column order[i].
-inline void gather_codes(const QuantizedMatrix& matrix, int64_t n, const int32_t* order,
-                         uint8_t* row) {
+// A row of the hub as the packed matrix has it, before codes are put into steps: its columns in
+// `order` (nullptr: the hub's), its codes in the packed width and with the packed centre. `codes`
+// [K] is room for one row.
+inline void load_packed_row(const QuantizedMatrix& matrix, const PackedMatrix& packed, int64_t n,
+                            const int32_t* order, uint8_t* codes, uint8_t* row) {
+  const int excess = packed.code_excess();
   for (int64_t i = 0; i < matrix.cols; ++i) {
-    const int code = matrix.code(n, order[i]);
-    if (matrix.dtype().bits == 8) {
-      row[i] = static_cast<uint8_t>(code);
-    } else {
-      row[i / 2] = static_cast<uint8_t>(i % 2 == 0 ? code : row[i / 2] | code << 4);
-    }
+    const int64_t k = order == nullptr ? i : order[i];
+    codes[i] = static_cast<uint8_t>(matrix.code(n, k) + excess);
   }
-}
-inline void scatter_codes(const uint8_t* row, const int32_t* order, int64_t n,
-                          QuantizedMatrix* matrix) {
-  uint8_t* const out = matrix->row(n);
-  std::fill(out, out + matrix->row_bytes(), uint8_t{0});
-  for (int64_t i = 0; i < matrix->cols; ++i) {
-    const int64_t k = order[i];
-    if (matrix->dtype().bits == 8) {
-      out[k] = row[i];
-    } else {
-      const int code = row[i / 2] >> (i % 2 * 4) & 15;
-      out[k / 2] = static_cast<uint8_t>(out[k / 2] | code << (k % 2 * 4));
-    }
-  }
+  write_codes(codes, matrix.cols, packed.code_bits(), row);
 }
 
-// The bytes of a row of the hub that hold one group's codes: groups start at whole bytes.
+// The inverse: fills row n of the hub.
+inline void store_packed_row(const PackedMatrix& packed, const uint8_t* row, const int32_t* order,
+                             int64_t n, uint8_t* codes, QuantizedMatrix* matrix) {
+  const int excess = packed.code_excess();
+  for_each_code(row, 0, matrix->cols, packed.code_bits(), [&](int64_t i, int code) {
+    codes[order == nullptr ? i : order[i]] = static_cast<uint8_t>(code - excess);
+  });
+  write_codes(codes, matrix->cols, matrix->dtype().bits, matrix->row(n));
+}
+
+// The bytes of a row in the packed width that hold one group's codes: groups start at whole bytes.
 struct GroupBytes {
   int64_t begin, size;
 };
 inline GroupBytes group_bytes(const PackedMatrix& packed, int64_t row_bytes, int64_t g) {
-  const int64_t size = packed.group_length() * packed.dtype().bits / 8;
+  const int64_t size = packed.group_length() * packed.code_bits() / 8;
   if (packed.groups() == 1) return {0, row_bytes};
   return {g * size, std::min(size, row_bytes - g * size)};
 }
@@ -129,39 +123,41 @@ inline PackedMatrix pack(const QuantizedMatrix& matrix, int threads = 0) {
   packed.data = Buffer(packed.tiles() * packed.tile_bytes());
   packed.block_absmax = matrix.scales.block_absmax;
   packed.scale_offset = matrix.scales.offset;
-  packed.input_scales = matrix.act_scales;
+  packed.act_scales = matrix.act_scales;
   const int32_t* order = nullptr;
   if (matrix.g_idx.size() > 0) {
     packed.input_order = detail::columns_by_group(matrix);
     order = packed.input_order.as<int32_t>();
     for (int64_t i = 0; i < matrix.cols && matrix.act_scales.size() > 0; ++i)
-      packed.input_scales.as<float>()[i] = matrix.act_scales.as<float>()[order[i]];
+      packed.act_scales.as<float>()[i] = matrix.act_scales.as<float>()[order[i]];
   }
   const int64_t groups = matrix.groups(), scale_size = stored_scale_bytes(matrix.scheme.scales);
   const int64_t zero_size = packed.zero_bytes() / kTileRows;
+  const int64_t row_bytes = code_row_bytes(matrix.cols, packed.code_bits());
+  const bool rewritten = order != nullptr || packed.code_bits() != matrix.dtype().bits;
   threads = useful_threads(threads, matrix.rows * matrix.cols, kElementGrain);
   parallel_for(packed.tiles(), threads, [&](int64_t begin, int64_t end) {
-    Buffer ordered(order == nullptr ? 0 : kTileRows * matrix.row_bytes());
+    Buffer written(rewritten ? kTileRows * row_bytes : 0), codes(rewritten ? matrix.cols : 0);
     for (int64_t t = begin; t < end; ++t) {
       uint8_t* const tile = packed.tile(t);
       const int64_t lanes = std::min<int64_t>(kTileRows, matrix.rows - t * kTileRows);
       std::memset(tile, 0, static_cast<size_t>(packed.tile_bytes()));
       const uint8_t* rows = matrix.row(t * kTileRows);
-      if (order != nullptr) {
+      if (rewritten) {
         for (int64_t lane = 0; lane < lanes; ++lane) {
-          detail::gather_codes(matrix, t * kTileRows + lane, order,
-                               ordered.data() + lane * matrix.row_bytes());
+          detail::load_packed_row(matrix, packed, t * kTileRows + lane, order, codes.data(),
+                                  written.data() + lane * row_bytes);
         }
-        rows = ordered.data();
+        rows = written.data();
       }
       for (int64_t g = 0; g < groups; ++g) {
         uint8_t* const scales = tile + packed.group_offset(g);
         uint8_t* const zeros = scales + packed.scale_bytes();
-        const detail::GroupBytes bytes = detail::group_bytes(packed, matrix.row_bytes(), g);
+        const detail::GroupBytes bytes = detail::group_bytes(packed, row_bytes, g);
         for (int64_t lane = 0; lane < lanes; ++lane) {
           const int64_t n = t * kTileRows + lane, i = n * groups + g;
-          detail::pack_group_codes(rows + lane * matrix.row_bytes() + bytes.begin, bytes.size,
-                                   matrix.dtype().bits, lane, scales + packed.header_bytes());
+          detail::pack_group_codes(rows + lane * row_bytes + bytes.begin, bytes.size,
+                                   packed.code_bits(), lane, scales + packed.header_bytes());
           std::memcpy(scales + lane * scale_size, matrix.scales.values.data() + i * scale_size,
                       static_cast<size_t>(scale_size));
           if (packed.signed_double_scales() &&
@@ -187,7 +183,7 @@ inline QuantizedMatrix unpack(const PackedMatrix& packed, int threads = 0) {
                                        has_signed_scales(packed.scheme));
   matrix.scales.block_absmax = packed.block_absmax;
   matrix.scales.offset = packed.scale_offset;
-  matrix.act_scales = packed.input_scales;
+  matrix.act_scales = packed.act_scales;
   const int32_t* order = nullptr;
   if (packed.input_order.size() > 0) {
     order = packed.input_order.as<int32_t>();
@@ -195,19 +191,21 @@ inline QuantizedMatrix unpack(const PackedMatrix& packed, int threads = 0) {
     for (int64_t i = 0; i < packed.cols; ++i) {
       matrix.g_idx.as<int32_t>()[order[i]] = static_cast<int32_t>(i / packed.group_length());
       if (matrix.act_scales.size() > 0)
-        matrix.act_scales.as<float>()[order[i]] = packed.input_scales.as<float>()[i];
+        matrix.act_scales.as<float>()[order[i]] = packed.act_scales.as<float>()[i];
     }
   }
+  const int64_t row_bytes = code_row_bytes(packed.cols, packed.code_bits());
+  const bool rewritten = order != nullptr || packed.code_bits() != packed.dtype().bits;
   threads = useful_threads(threads, packed.rows * packed.cols, kElementGrain);
   parallel_for(packed.rows, threads, [&](int64_t begin, int64_t end) {
-    Buffer ordered(order == nullptr ? 0 : matrix.row_bytes());
+    Buffer written(rewritten ? row_bytes : 0), codes(rewritten ? packed.cols : 0);
     for (int64_t n = begin; n < end; ++n) {
       const int64_t t = n / kTileRows, lane = n % kTileRows;
-      uint8_t* const row = order == nullptr ? matrix.row(n) : ordered.data();
+      uint8_t* const row = rewritten ? written.data() : matrix.row(n);
       for (int64_t g = 0; g < groups; ++g) {
         const int64_t i = n * groups + g;
-        const detail::GroupBytes bytes = detail::group_bytes(packed, matrix.row_bytes(), g);
-        detail::unpack_group_codes(packed.codes(t, g), packed.dtype().bits, lane, bytes.size,
+        const detail::GroupBytes bytes = detail::group_bytes(packed, row_bytes, g);
+        detail::unpack_group_codes(packed.codes(t, g), packed.code_bits(), lane, bytes.size,
                                    row + bytes.begin);
         std::memcpy(matrix.scales.values.data() + i * scale_size,
                     packed.scales(t, g) + lane * scale_size, static_cast<size_t>(scale_size));
@@ -216,7 +214,7 @@ inline QuantizedMatrix unpack(const PackedMatrix& packed, int threads = 0) {
                       packed.zeros(t, g) + lane * zero_size, static_cast<size_t>(zero_size));
         }
       }
-      if (order != nullptr) detail::scatter_codes(row, order, n, &matrix);
+      if (rewritten) detail::store_packed_row(packed, row, order, n, codes.data(), &matrix);
     }
   });
   if (packed.signed_double_scales()) {

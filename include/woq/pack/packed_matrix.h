@@ -11,6 +11,10 @@
 // an operand of a 4-way byte dot product (vpdpbusd), its 16-bit halves are indices into a table of
 // bfloat16 pairs (vpermw), and its 32-bit lanes are indices into a table of floats (vpermps).
 //
+// Codes of up to 4 bits are stored in 4, wider ones in 8. Integers of another width than these two
+// are moved to the centre of the wider one, 8 or 128: kernels subtract no other centre from a code.
+// Zero points stay as the hub has them.
+//
 // A tile lies in one piece, group after group. A group of a tile is
 //   scales       16, in their stored encoding
 //   zero points  16, if the scheme has any
@@ -50,10 +54,15 @@ struct PackedMatrix {
   float scale_offset = 0.0f;
   // Columns are stored group by group. Preparation of activations brings these into that order and
   // multiplies them, so that kernels know of neither.
-  Buffer input_order;   // [K] int32: the hub's column of each stored one; empty: the same order
-  Buffer input_scales;  // [K] fp32, in stored order; empty: ones
+  Buffer input_order;  // [K] int32: the hub's column of each stored one; empty: the same order
+  Buffer act_scales;   // [K] fp32, in stored order; empty: ones
 
   const DtypeTraits& dtype() const { return traits_of(scheme.dtype); }
+  // Bits of a packed code, and what it has over the hub's.
+  int code_bits() const { return dtype().bits <= 4 ? 4 : 8; }
+  int code_excess() const {
+    return dtype().is_integer() ? (1 << (code_bits() - 1)) - dtype().center() : 0;
+  }
   int64_t tiles() const { return (rows + kTileRows - 1) / kTileRows; }
   int64_t padded_cols() const { return round_up(cols, kStep); }
   int64_t group_length() const { return woq::group_length(scheme, cols); }
@@ -67,12 +76,8 @@ struct PackedMatrix {
     return kTileRows * stored_scale_bytes(scheme.scales) +
            (signed_double_scales() ? kTileRows / 8 : 0);
   }
-  int64_t zero_bytes() const {
-    return scheme.zeros == ZeroKind::kInt     ? kTileRows
-           : scheme.zeros == ZeroKind::kFloat ? kTileRows * 4
-                                              : 0;
-  }
-  int64_t step_bytes() const { return kStepBytes4 * dtype().bits / 4; }
+  int64_t zero_bytes() const { return kTileRows * zero_point_bytes(scheme.zeros); }
+  int64_t step_bytes() const { return kStepBytes4 * code_bits() / 4; }
   // Bytes of a group in front of its codes.
   int64_t header_bytes() const { return scale_bytes() + zero_bytes(); }
   // Where a group starts within a tile. Groups but the last are whole steps.
@@ -84,7 +89,7 @@ struct PackedMatrix {
                     Buffer::kAlignment);
   }
   int64_t bytes() const {
-    return data.size() + block_absmax.size() + input_order.size() + input_scales.size();
+    return data.size() + block_absmax.size() + input_order.size() + act_scales.size();
   }
 
   const uint8_t* tile(int64_t t) const { return data.data() + t * tile_bytes(); }
@@ -93,6 +98,17 @@ struct PackedMatrix {
   const uint8_t* scales(int64_t t, int64_t g) const { return tile(t) + group_offset(g); }
   const uint8_t* zeros(int64_t t, int64_t g) const { return scales(t, g) + scale_bytes(); }
   const uint8_t* codes(int64_t t, int64_t g) const { return scales(t, g) + header_bytes(); }
+
+  // The scale of row n in group g; `packed` are those of its tile and group.
+  float scale(const uint8_t* packed, int64_t n, int64_t g) const {
+    const int64_t lane = n % kTileRows;
+    const float value = decode_scale(scheme.scales, packed, lane);
+    if (traits_of(scheme.scales).is_separate()) return value;
+    const bool negative =
+        signed_double_scales() && (packed[kTileRows + lane / 8] >> (lane % 8) & 1) != 0;
+    return decode_double(value, block_absmax.as<float>()[(n * groups() + g) / kDoubleQuantBlock],
+                         scale_offset, negative);
+  }
 };
 
 }  // namespace woq

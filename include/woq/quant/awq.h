@@ -34,7 +34,7 @@ inline DuoScaling parse_duo_scaling(std::string_view text) {
 struct AwqOptions {
   int n_grid = 20;  // alpha = 0, 1 / n_grid, ... (n_grid - 1) / n_grid
   DuoScaling duo_scaling = DuoScaling::kBoth;
-  bool weighted_search = false;  // of ranges, by scaled_error(): as the rounding that follows does
+  bool mse_range = false;  // of ranges, by scaled_error(): as the rounding that follows does
   int64_t max_rows = kSearchedRows;  // of each weight, that the search looks at; 0: all
   std::string name = "layer";        // for messages
 };
@@ -112,8 +112,7 @@ inline AwqResult search_awq_scales(const std::vector<ConstMatrixView>& weights,
   const LayerObjective objective(hessian);
   AwqResult best;
   best.scales.assign(static_cast<size_t>(rows.cols), 1.0f);
-  best.rtn_error =
-      scaled_error(rows, objective, schemes, options.weighted_search, best.scales, threads);
+  best.rtn_error = scaled_error(rows, objective, schemes, options.mse_range, best.scales, threads);
   best.error = best.rtn_error;
   if (hessian.dead_columns() == hessian.cols()) return best;
 
@@ -128,7 +127,7 @@ inline AwqResult search_awq_scales(const std::vector<ConstMatrixView>& weights,
         s[k] = std::pow(x[k], alpha) / (duo ? std::pow(w[k], 1 - alpha) + 1e-4 : 1.0);
       std::vector<float> scales = detail::normalised(std::move(s));
       const double error =
-          scaled_error(rows, objective, schemes, options.weighted_search, scales, threads);
+          scaled_error(rows, objective, schemes, options.mse_range, scales, threads);
       if (error < best.error) best = {std::move(scales), alpha, duo, error, best.rtn_error};
     }
   }

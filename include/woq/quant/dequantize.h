@@ -24,6 +24,10 @@ inline void dequantize_scattered_row(const QuantizedMatrix& matrix, int64_t n, f
   }
 }
 
+// Codes of which a group's values are computed once and looked up. Larger sets of codes, all of
+// them integers, would cost more than the group has weights.
+inline constexpr int kTableCodes = 16;
+
 inline void dequantize_grouped_row(const QuantizedMatrix& matrix, int64_t n, float* out) {
   const DtypeTraits& dtype = matrix.dtype();
   const int64_t length = matrix.group_length(), groups = matrix.groups();
@@ -31,21 +35,18 @@ inline void dequantize_grouped_row(const QuantizedMatrix& matrix, int64_t n, flo
   for (int64_t g = 0; g < groups; ++g) {
     const int64_t begin = g * length, end = std::min(matrix.cols, begin + length);
     const float scale = matrix.scales.at(n, g), zero = matrix.zero_point(n, g);
-    if (dtype.bits == 8) {
-      for (int64_t k = begin; k < end; ++k) out[k] = scale * (static_cast<float>(row[k]) - zero);
+    if (dtype.max_code() >= kTableCodes) {
+      for_each_code(row, begin, end, dtype.bits, [&](int64_t k, int code) {
+        out[k] = scale * (static_cast<float>(code) - zero);
+      });
       continue;
     }
-    float values[16];  // of this group's codes
-    for (int code = 0; code < 16; ++code) {
+    float values[kTableCodes];  // of this group's codes
+    for (int code = 0; code <= dtype.max_code(); ++code) {
       values[code] = scale * (dtype.is_integer() ? static_cast<float>(code) - zero
                                                  : dtype.codebook->values[code]);
     }
-    // Groups start at even k.
-    for (int64_t k = begin; k + 1 < end; k += 2) {
-      out[k] = values[row[k / 2] & 15];
-      out[k + 1] = values[row[k / 2] >> 4];
-    }
-    if (end % 2 != 0) out[end - 1] = values[row[end / 2] & 15];
+    for_each_code(row, begin, end, dtype.bits, [&](int64_t k, int code) { out[k] = values[code]; });
   }
 }
 
@@ -64,12 +65,20 @@ inline void dequantize_row(const QuantizedMatrix& matrix, int64_t n, float* out)
   }
 }
 
+// Writes rows [begin, end) of W, row stride K. Throws InvalidArgument for rows that W lacks.
+inline void dequantize_rows(const QuantizedMatrix& matrix, int64_t begin, int64_t end, float* out,
+                            int threads = 0) {
+  if (begin < 0 || begin > end || end > matrix.rows)
+    fail("rows [", begin, ", ", end, ") are not those of a matrix of ", matrix.rows, " rows");
+  threads = useful_threads(threads, (end - begin) * matrix.cols, kElementGrain);
+  parallel_for(end - begin, threads, [&](int64_t first, int64_t last) {
+    for (int64_t i = first; i < last; ++i) dequantize_row(matrix, begin + i, out + i * matrix.cols);
+  });
+}
+
 // Writes W [N, K], row stride K.
 inline void dequantize(const QuantizedMatrix& matrix, float* out, int threads = 0) {
-  threads = useful_threads(threads, matrix.rows * matrix.cols, kElementGrain);
-  parallel_for(matrix.rows, threads, [&](int64_t begin, int64_t end) {
-    for (int64_t n = begin; n < end; ++n) dequantize_row(matrix, n, out + n * matrix.cols);
-  });
+  dequantize_rows(matrix, 0, matrix.rows, out, threads);
 }
 
 }  // namespace woq

@@ -54,7 +54,7 @@ struct GptqOptions {
   int64_t block_size = 128;      // columns that are corrected by one product of matrices
   ActOrder act_order = ActOrder::kNone;
   bool static_groups = false;  // scales from the original weights, not from those in flight
-  bool mse_search = false;     // of each group's range, with errors weighted as GPTQ weighs them
+  bool mse_range = false;      // of each group's range, with errors weighted as GPTQ weighs them
   bool fp64 = false;           // arithmetic; fp32 is twice as fast
   const CrossMoment* cross = nullptr;  // turns GPTAQ on
   double gptaq_alpha = 0;              // how far GPTAQ goes; its authors' code has 0.25
@@ -375,7 +375,7 @@ struct GptqSweep {
         spread(i, high, count, difference, r, ahead.data());
       }
       const float* weights = nullptr;
-      if (sweep.options.mse_search) {
+      if (sweep.options.mse_range) {
         set_importance(segment);
         weights = importance.data();
       }
@@ -473,7 +473,7 @@ void run_gptq(const std::vector<float>& weight, const Hessian& hessian,
   };
   if (order.segments.empty()) {
     std::vector<float> importance;
-    if (options.mse_search) {
+    if (options.mse_range) {
       importance.resize(static_cast<size_t>(cols));
       const float largest = *std::max_element(factor.weight.begin(), factor.weight.end());
       for (size_t p = 0; p < importance.size(); ++p)
@@ -495,7 +495,7 @@ void run_gptq(const std::vector<float>& weight, const Hessian& hessian,
     matrix.zero_points.data()[i] = static_cast<uint8_t>(coders[i].zero);
   parallel_for(rows, team, [&](int64_t begin, int64_t end) {
     for (int64_t n = begin; n < end; ++n)
-      store_codes(codes.data() + n * cols, cols, matrix.dtype().bits, matrix.row(n));
+      write_codes(codes.data() + n * cols, cols, matrix.dtype().bits, matrix.row(n));
   });
 }
 

@@ -117,7 +117,7 @@ inline QuantizedMatrix quantize_hqq(const ConstMatrixView& weight, const QuantSc
                                                 codes.data() + g * length);
         }
       }
-      detail::store_codes(codes.data(), cols, dtype.bits, matrix.row(n));
+      write_codes(codes.data(), cols, dtype.bits, matrix.row(n));
     }
   });
   return matrix;

@@ -134,4 +134,12 @@ inline double relative_layer_error(const ConstMatrixView& weight,
   return whole > 0 ? objective.error(d.data(), weight.rows, threads) / whole : 0;
 }
 
+inline double relative_layer_error(const ConstMatrixView& weight, const QuantizedMatrix& matrix,
+                                   const Hessian& hessian, int threads = 0) {
+  std::vector<float> values(static_cast<size_t>(matrix.rows * matrix.cols));
+  dequantize(matrix, values.data(), threads);
+  return relative_layer_error(weight, view_of(values.data(), matrix.rows, matrix.cols), hessian,
+                              threads);
+}
+
 }  // namespace woq

@@ -7,18 +7,23 @@
 
 #include "woq/core/buffer.h"
 #include "woq/core/check.h"
+#include "woq/core/code_row.h"
 #include "woq/quant/scales.h"
 #include "woq/quant/scheme.h"
 
 namespace woq {
 
+// Bytes of a stored zero point.
+constexpr int64_t zero_point_bytes(ZeroKind zeros) {
+  return zeros == ZeroKind::kInt ? 1 : zeros == ZeroKind::kFloat ? 4 : 0;
+}
+
 struct QuantizedMatrix {
   QuantScheme scheme;
   int64_t rows = 0, cols = 0;  // N, K
-  Buffer
-      qweight;  // [N, ceil(K * bits / 8)]; 4 bits: two codes a byte, the even k in the low nibble
-  ScaleTable scales;   // [N, G]
-  Buffer zero_points;  // [N, G]; kInt: uint8 codes, kFloat: fp32, kNone: empty
+  Buffer qweight;              // [N, ceil(K * bits / 8)]: rows of codes, see core/code_row.h
+  ScaleTable scales;           // [N, G]
+  Buffer zero_points;          // [N, G]; kInt: uint8 codes, kFloat: fp32, kNone: empty
   // Both optional. g_idx: act-order (GPTQ, arXiv 2210.17323, section 3.3); the group of each
   // column, every group but the last group_length columns. act_scales: what the input is multiplied
   // by (AWQ, arXiv 2306.00978, section 3.2; TEQ, arXiv 2310.10944): y = (x * act_scales) W^T.
@@ -28,7 +33,7 @@ struct QuantizedMatrix {
   const DtypeTraits& dtype() const { return traits_of(scheme.dtype); }
   int64_t group_length() const { return woq::group_length(scheme, cols); }
   int64_t groups() const { return group_count(scheme, cols); }
-  int64_t row_bytes() const { return (cols * dtype().bits + 7) / 8; }
+  int64_t row_bytes() const { return code_row_bytes(cols, dtype().bits); }
   int64_t bytes() const {
     return qweight.size() + scales.bytes() + zero_points.size() + g_idx.size() + act_scales.size();
   }
@@ -39,10 +44,7 @@ struct QuantizedMatrix {
   const uint8_t* row(int64_t n) const { return qweight.data() + n * row_bytes(); }
   uint8_t* row(int64_t n) { return qweight.data() + n * row_bytes(); }
 
-  int code(int64_t n, int64_t k) const {
-    if (dtype().bits == 8) return row(n)[k];
-    return row(n)[k / 2] >> (k % 2 * 4) & 15;
-  }
+  int code(int64_t n, int64_t k) const { return read_code(row(n), k, dtype().bits); }
 
   // In units of codes; the implied centre for a symmetric integer matrix.
   float zero_point(int64_t n, int64_t group) const {
@@ -62,10 +64,7 @@ struct QuantizedMatrix {
     matrix.rows = rows;
     matrix.cols = cols;
     matrix.qweight = Buffer(rows * matrix.row_bytes());
-    const int64_t zero_bytes = scheme.zeros == ZeroKind::kInt     ? 1
-                               : scheme.zeros == ZeroKind::kFloat ? 4
-                                                                  : 0;
-    matrix.zero_points = Buffer(rows * matrix.groups() * zero_bytes);
+    matrix.zero_points = Buffer(rows * matrix.groups() * zero_point_bytes(scheme.zeros));
     return matrix;
   }
 };

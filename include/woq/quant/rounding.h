@@ -13,8 +13,10 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <numeric>
 #include <vector>
 
+#include "woq/core/dtype.h"
 #include "woq/core/parallel.h"
 #include "woq/core/view.h"
 
@@ -32,6 +34,26 @@ struct TunedRounding {
   float top = 0;  // largest code (integers)
 
   int64_t groups() const { return (cols + group - 1) / group; }
+};
+
+// The code points of a dtype, ascending, each once, and the codes that stand for them: where two
+// codes have one value, as +0 and -0 have, the lower one.
+struct CodePoints {
+  std::vector<float> values;
+  std::vector<uint8_t> codes;
+
+  explicit CodePoints(const DtypeTraits& dtype) {
+    std::vector<int> order(static_cast<size_t>(dtype.max_code() + 1));
+    std::iota(order.begin(), order.end(), 0);
+    std::stable_sort(order.begin(), order.end(),
+                     [&](int a, int b) { return code_value(dtype, a) < code_value(dtype, b); });
+    for (const int code : order) {
+      const float value = code_value(dtype, code);
+      if (!values.empty() && value == values.back()) continue;
+      values.push_back(value);
+      codes.push_back(static_cast<uint8_t>(code));
+    }
+  }
 };
 
 namespace detail {
@@ -145,6 +167,28 @@ inline void rounded_weight(const TunedRounding& r, const MatrixView& out, int th
         auto* const halves = static_cast<uint16_t*>(out.row(n));
 #pragma omp simd
         for (int64_t k = 0; k < r.cols; ++k) halves[k] = detail::finite_to_bf16(floats[k]);
+      }
+    }
+  });
+}
+
+// Writes the code of each element of W~ to out [N, K], one a byte. `points` are those of r.table,
+// and are not asked for integers.
+inline void rounded_codes(const TunedRounding& r, const CodePoints& points, uint8_t* out,
+                          int threads = 0) {
+  threads = useful_threads(threads, r.rows * r.cols, kElementGrain);
+  parallel_for(r.rows, threads, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin * r.cols; i < end * r.cols; ++i) {
+      const int64_t g = i / r.cols * r.groups() + i % r.cols / r.group;
+      const float x = r.weight[i] / r.scales[g], last = static_cast<float>(r.points - 1);
+      if (r.table == nullptr) {
+        const float z = r.zeros[g];
+        const float q = std::clamp(x + r.offsets[i], -z, r.top - z);
+        out[i] = static_cast<uint8_t>(detail::nearest_integer(q) + z);
+      } else {
+        const float q = detail::nearest_integer(detail::point_in_table(r.table, r.points, x).place +
+                                                r.offsets[i]);
+        out[i] = points.codes[static_cast<size_t>(std::clamp(q, 0.0f, last))];
       }
     }
   });

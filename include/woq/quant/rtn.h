@@ -29,25 +29,15 @@ namespace woq {
 struct RtnOptions {
   // Searches each group's scale for the least squared error over shrunken ranges (neural-compressor
   // has one ratio for a whole layer; one per group is never worse).
-  bool mse_search = false;
+  bool mse_range = false;
   std::string name = "weight";  // for messages
   // [K], not negative, such as the mean squares of the layer's inputs (llama.cpp's imatrix). Scales
-  // are then searched for the least sum over k of importance[k] (w - quantized)^2; mse_search makes
+  // are then searched for the least sum over k of importance[k] (w - quantized)^2; mse_range makes
   // no difference. Empty: all alike.
   std::vector<float> importance = {};
 };
 
 namespace detail {
-
-inline void store_codes(const uint8_t* codes, int64_t n, int bits, uint8_t* out) {
-  if (bits == 8) {
-    std::copy_n(codes, n, out);
-    return;
-  }
-  for (int64_t i = 0; i + 1 < n; i += 2)
-    out[i / 2] = static_cast<uint8_t>(codes[i] | codes[i + 1] << 4);
-  if (n % 2 != 0) out[n / 2] = codes[n - 1];
-}
 
 [[noreturn]] inline void fail_not_finite(const std::string& name, const float* row, int64_t n,
                                          int64_t cols) {
@@ -108,7 +98,7 @@ inline QuantizedMatrix quantize_rtn(const ConstMatrixView& weight, const QuantSc
         detail::GroupParameters& found = parameters[static_cast<size_t>(n * groups + g)];
         if (!options.importance.empty()) {
           found = weighted.search(range, w, options.importance.data() + g * length, size);
-        } else if (options.mse_search) {
+        } else if (options.mse_range) {
           found = detail::search_parameters(scheme, range, w, size, scratch.data());
         } else {
           found = detail::group_parameters(scheme, range, 1.0f);
@@ -137,7 +127,7 @@ inline QuantizedMatrix quantize_rtn(const ConstMatrixView& weight, const QuantSc
         if (scheme.zeros == ZeroKind::kInt)
           matrix.zero_points.data()[index] = static_cast<uint8_t>(zero);
       }
-      detail::store_codes(codes.data(), weight.cols, dtype.bits, matrix.row(n));
+      write_codes(codes.data(), weight.cols, dtype.bits, matrix.row(n));
     }
   });
   return matrix;

@@ -44,8 +44,8 @@ inline GroupParameters search_parameters(const QuantScheme& scheme, const GroupR
 }
 
 // The ratios of the unclipped range that the weighted search starts from. Least squares does the
-// fine tuning, so the grid only has to reach every sensible set of codes: coarse at 4 bits; at 8,
-// where a step of the range shifts all codes, fine and near 1.
+// fine tuning, so the grid only has to reach every sensible set of codes: coarse at 4 bits and
+// fewer; at more, where a step of the range shifts all codes, fine and near 1.
 inline constexpr int kWeightedSearchSteps = 30;
 inline constexpr float kWeightedSearchFirst = 0.60f, kWeightedSearchStep = 0.02f;
 inline constexpr float kWeightedSearchFirst8 = 0.94f, kWeightedSearchStep8 = 0.004f;
@@ -84,8 +84,9 @@ class WeightedSearch {
     best_zero_ = zero_for(scheme_, best_, best_.scale);
     gain_ = -1;
     const bool asymmetric = scheme_.zeros == ZeroKind::kInt;
-    const float first = dtype_.bits == 8 ? kWeightedSearchFirst8 : kWeightedSearchFirst;
-    const float step = dtype_.bits == 8 ? kWeightedSearchStep8 : kWeightedSearchStep;
+    const bool fine = dtype_.bits > 4;
+    const float first = fine ? kWeightedSearchFirst8 : kWeightedSearchFirst;
+    const float step = fine ? kWeightedSearchStep8 : kWeightedSearchStep;
     for (int i = 0; i <= kWeightedSearchSteps; ++i) {
       const GroupParameters candidate =
           group_parameters(scheme_, range, first + static_cast<float>(i) * step);

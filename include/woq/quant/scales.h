@@ -6,11 +6,11 @@
 #include <array>
 #include <cmath>
 #include <cstdint>
+#include <cstring>
 
 #include "woq/core/buffer.h"
 #include "woq/core/check.h"
 #include "woq/core/float16.h"
-#include "woq/core/view.h"
 #include "woq/quant/scheme.h"
 
 namespace woq {
@@ -68,15 +68,61 @@ inline uint8_t encode_dynamic(float x) {
 }
 
 inline int64_t stored_scale_bytes(ScaleEncoding encoding) {
-  return encoding == ScaleEncoding::kFp32 ? 4 : encoding == ScaleEncoding::kDouble ? 1 : 2;
+  return size_of(traits_of(encoding).stored);
+}
+
+namespace detail {
+
+template <class T>
+T load_element(const uint8_t* array, int64_t i) {
+  T value;
+  std::memcpy(&value, array + i * static_cast<int64_t>(sizeof(T)), sizeof(T));
+  return value;
+}
+
+template <class T>
+void store_element(T value, uint8_t* array, int64_t i) {
+  std::memcpy(array + i * static_cast<int64_t>(sizeof(T)), &value, sizeof(T));
+}
+
+}  // namespace detail
+
+// Scale number i of an array in an encoding's type; the array need not be aligned. For double
+// quantization the value of the code: decode_double() makes a scale of it.
+inline float decode_scale(ScaleEncoding encoding, const uint8_t* scales, int64_t i) {
+  switch (encoding) {
+    case ScaleEncoding::kFp32: return detail::load_element<float>(scales, i);
+    case ScaleEncoding::kFp16: return fp16_to_float(detail::load_element<uint16_t>(scales, i));
+    case ScaleEncoding::kBf16: return bf16_to_float(detail::load_element<uint16_t>(scales, i));
+    case ScaleEncoding::kDouble: break;
+  }
+  return dynamic_map()[scales[i]];
+}
+
+// The inverse: rounds to the nearest, and for double quantization to the code of the nearest value.
+inline void encode_scale(ScaleEncoding encoding, float scale, uint8_t* scales, int64_t i) {
+  switch (encoding) {
+    case ScaleEncoding::kFp32: return detail::store_element(scale, scales, i);
+    case ScaleEncoding::kFp16: return detail::store_element(float_to_fp16(scale), scales, i);
+    case ScaleEncoding::kBf16: return detail::store_element(float_to_bf16(scale), scales, i);
+    case ScaleEncoding::kDouble: break;
+  }
+  scales[i] = encode_dynamic(scale);
+}
+
+// A doubly quantized scale from the value of its code, its block's maximum and the offset.
+inline float decode_double(float value, float block_absmax, float offset, bool negative) {
+  const float magnitude = rounded(value * block_absmax) + offset;
+  return negative ? -magnitude : magnitude;
 }
 
 // A scale as its own stored form has it; double quantization, which depends on all scales of a
 // matrix, leaves it as it is.
 inline float stored_scale(ScaleEncoding encoding, float scale) {
-  if (encoding == ScaleEncoding::kFp16) return fp16_to_float(float_to_fp16(scale));
-  if (encoding == ScaleEncoding::kBf16) return round_to_bf16(scale);
-  return scale;
+  if (!traits_of(encoding).is_separate()) return scale;
+  uint8_t stored[4];
+  encode_scale(encoding, scale, stored, 0);
+  return decode_scale(encoding, stored, 0);
 }
 
 // Stored scales. Plain data: the values, and what double quantization adds.
@@ -97,17 +143,10 @@ struct ScaleTable {
 
   // Scale number i in row-major order.
   float at(int64_t i) const {
-    switch (encoding) {
-      case ScaleEncoding::kFp32: return values.as<float>()[i];
-      case ScaleEncoding::kFp16: return fp16_to_float(values.as<uint16_t>()[i]);
-      case ScaleEncoding::kBf16: return bf16_to_float(values.as<uint16_t>()[i]);
-      case ScaleEncoding::kDouble: break;
-    }
-    const float magnitude =
-        rounded(dynamic_map()[values.data()[i]] * block_absmax.as<float>()[i / kDoubleQuantBlock]) +
-        offset;
+    const float value = decode_scale(encoding, values.data(), i);
+    if (traits_of(encoding).is_separate()) return value;
     const bool negative = signs.size() > 0 && (signs.data()[i / 8] >> (i % 8) & 1);
-    return negative ? -magnitude : magnitude;
+    return decode_double(value, block_absmax.as<float>()[i / kDoubleQuantBlock], offset, negative);
   }
   float at(int64_t row, int64_t group) const { return at(row * groups + group); }
 
@@ -133,18 +172,16 @@ struct ScaleTable {
     ScaleTable table = allocate(encoding, rows, groups, signed_scales);
     if (encoding == ScaleEncoding::kDouble) {
       table.encode_double(scales, signed_scales);
-    } else if (table.size() > 0) {
-      const FloatType type = encoding == ScaleEncoding::kFp32   ? FloatType::kFp32
-                             : encoding == ScaleEncoding::kFp16 ? FloatType::kFp16
-                                                                : FloatType::kBf16;
-      store_floats(scales, type, table.size(), table.values.data());
+    } else {
+      for (int64_t i = 0; i < table.size(); ++i)
+        encode_scale(encoding, scales[i], table.values.data(), i);
     }
     for (int64_t i = 0; i < table.size(); ++i) {
       if (std::isfinite(table.at(i))) continue;
       fail("the scale of row ", i / groups, ", group ", i % groups, " (", scales[i],
            ") does not fit ",
-           encoding == ScaleEncoding::kFp16
-               ? "fp16, whose largest value is 65504; use scale_dtype 'bf16' or 'fp32'"
+           traits_of(encoding).when_too_large != nullptr
+               ? traits_of(encoding).when_too_large
                : "its type; the weights reach the end of fp32's range: rescale them");
     }
     return table;
@@ -166,7 +203,7 @@ struct ScaleTable {
       const float inverse = 1.0f / std::max(absmax, 1e-38f);
       for (int64_t i = begin; i < end; ++i) {
         const float x = std::clamp((std::fabs(scales[i]) - offset) * inverse, -1.0f, 1.0f);
-        values.data()[i] = encode_dynamic(x);
+        encode_scale(encoding, x, values.data(), i);
         if (signed_scales && scales[i] < 0)
           signs.data()[i / 8] |= static_cast<uint8_t>(1 << (i % 8));
       }

@@ -4,40 +4,95 @@
 #pragma once
 
 #include <cstdint>
+#include <string>
 #include <string_view>
 
 #include "woq/core/check.h"
 #include "woq/core/dtype.h"
+#include "woq/core/tensor.h"
 
 namespace woq {
 
 // kInt: an unsigned code per group. kFloat: a real number per group, as HQQ and GGUF's Q4_1 have;
 // produced by quantize_hqq().
 enum class ZeroKind : uint8_t { kNone, kInt, kFloat };
+inline constexpr const char* kZeroKindNames[] = {"none", "int", "float"};
+
+inline const char* name_of(ZeroKind zeros) {
+  return kZeroKindNames[static_cast<int>(zeros)];
+}
+
+inline ZeroKind parse_zero_kind(std::string_view text) {
+  for (const ZeroKind zeros : {ZeroKind::kNone, ZeroKind::kInt, ZeroKind::kFloat}) {
+    if (text == name_of(zeros)) return zeros;
+  }
+  fail("unknown kind of zero points '", text, "'; known: none, int, float");
+}
 
 // kDouble: 8-bit codes of bitsandbytes' dynamic map, see scales.h.
 enum class ScaleEncoding : uint8_t { kFp32, kFp16, kBf16, kDouble };
+
+// The one list of encodings, in the order of the enumeration. `stored` is the type of the tensor
+// 'scales'. To add one, add a line here and its numbers to encode_scale() and decode_scale() in
+// scales.h.
+struct ScaleTraits {
+  ScaleEncoding encoding;
+  const char* name;
+  TensorType stored;
+  const char* when_too_large;  // what helps where a scale does not fit
+
+  // Whether a scale is stored by itself. Double quantization looks at all scales of a matrix, and
+  // has further tensors (io/stored_matrix.h).
+  constexpr bool is_separate() const { return encoding != ScaleEncoding::kDouble; }
+};
+inline constexpr ScaleTraits kScaleEncodings[] = {
+    {ScaleEncoding::kFp32, "fp32", TensorType::kFp32, nullptr},
+    {ScaleEncoding::kFp16, "fp16", TensorType::kFp16,
+     "fp16, whose largest value is 65504; use scale_dtype 'bf16' or 'fp32'"},
+    {ScaleEncoding::kBf16, "bf16", TensorType::kBf16, nullptr},
+    {ScaleEncoding::kDouble, "double", TensorType::kUint8, nullptr},
+};
+
+constexpr const ScaleTraits& traits_of(ScaleEncoding encoding) {
+  return kScaleEncodings[static_cast<int>(encoding)];
+}
+
+inline const char* name_of(ScaleEncoding encoding) {
+  return traits_of(encoding).name;
+}
+
+// Throws InvalidArgument for an unknown name; `only_separate` leaves out double quantization.
+inline ScaleEncoding parse_scales(std::string_view text, bool only_separate = false) {
+  std::string known;
+  for (const ScaleTraits& traits : kScaleEncodings) {
+    if (only_separate && !traits.is_separate()) continue;
+    if (text == traits.name) return traits.encoding;
+    known += concat(known.empty() ? "" : ", ", traits.name);
+  }
+  fail("unknown scale dtype '", text, "'; known: ", known);
+}
 
 struct QuantScheme {
   WeightDtype dtype = WeightDtype::kInt4Clip;
   int64_t group_size = 32;  // along K; -1: one group per row
   ZeroKind zeros = ZeroKind::kNone;
   ScaleEncoding scales = ScaleEncoding::kFp32;
+
+  friend bool operator==(const QuantScheme& a, const QuantScheme& b) {
+    return a.dtype == b.dtype && a.group_size == b.group_size && a.zeros == b.zeros &&
+           a.scales == b.scales;
+  }
+  friend bool operator!=(const QuantScheme& a, const QuantScheme& b) { return !(a == b); }
 };
 
 inline constexpr int64_t kMinGroupSize = 16;
 inline constexpr int64_t kGroupSizeStep = 8;
 
-inline ScaleEncoding parse_scale_encoding(std::string_view scale_dtype, bool double_quant) {
-  ScaleEncoding encoding = ScaleEncoding::kFp32;
-  if (scale_dtype == "fp16") {
-    encoding = ScaleEncoding::kFp16;
-  } else if (scale_dtype == "bf16") {
-    encoding = ScaleEncoding::kBf16;
-  } else if (scale_dtype != "fp32") {
-    fail("unknown scale dtype '", scale_dtype, "'; known: fp32, fp16, bf16");
-  }
-  if (!double_quant) return encoding;
+// The encoding that users name by two settings: the type of the scales, and whether they are
+// quantized again, to 8 bits.
+inline ScaleEncoding parse_scale_encoding(std::string_view scale_dtype, bool doubly_quantized) {
+  const ScaleEncoding encoding = parse_scales(scale_dtype, true);
+  if (!doubly_quantized) return encoding;
   if (encoding != ScaleEncoding::kFp32) {
     fail("scale_dtype '", scale_dtype,
          "' and double quantization exclude each other: double-quantized scales are 8-bit codes "
@@ -49,9 +104,7 @@ inline ScaleEncoding parse_scale_encoding(std::string_view scale_dtype, bool dou
 
 // The name of the type that scales have before double quantization.
 inline const char* scale_dtype_name(ScaleEncoding encoding) {
-  return encoding == ScaleEncoding::kFp16   ? "fp16"
-         : encoding == ScaleEncoding::kBf16 ? "bf16"
-                                            : "fp32";
+  return traits_of(encoding).is_separate() ? name_of(encoding) : name_of(ScaleEncoding::kFp32);
 }
 
 inline void validate(const QuantScheme& scheme) {

@@ -91,10 +91,10 @@ inline SharedInputRows gather_rows(const std::vector<ConstMatrixView>& weights,
 }
 
 // tr(D H D^T), summed over the weights, when they are rounded to nearest after scaling by s [K].
-// With `weighted_search` each group's range is searched with errors weighted by the mean squares of
+// With `mse_range` each group's range is searched with errors weighted by the mean squares of
 // the scaled inputs. Scales are not doubly quantized.
 inline double scaled_error(const SharedInputRows& weights, const LayerObjective& objective,
-                           const SharedSchemes& schemes, bool weighted_search,
+                           const SharedSchemes& schemes, bool mse_range,
                            const std::vector<float>& s, int threads) {
   const SharedSchemes plain = schemes.without_double_quantization();
   const int64_t cols = weights.cols;
@@ -106,7 +106,7 @@ inline double scaled_error(const SharedInputRows& weights, const LayerObjective&
           weights.w[static_cast<size_t>(i)] * s[static_cast<size_t>(i % cols)];
   });
   RtnOptions options;
-  if (weighted_search) options.importance = objective.importance(s);
+  if (mse_range) options.importance = objective.importance(s);
   for (int64_t first = 0, last = 0; first < weights.rows; first = last) {
     const int64_t number = weights.weight[static_cast<size_t>(first)];
     while (last < weights.rows && weights.weight[static_cast<size_t>(last)] == number) ++last;

@@ -34,7 +34,7 @@ struct TeqOptions {
   double learning_rate = 0.05;  // of log a; falls linearly to 0
   double beta1 = 0.9, beta2 = 0.99;
   double warmup = 0.05;              // share of the steps in which the rate rises from 0
-  bool weighted_search = false;      // of ranges, as scaled_error() does
+  bool mse_range = false;            // of ranges, as scaled_error() does
   int64_t max_rows = kSearchedRows;  // of each weight, that training looks at; 0: all
   std::vector<float> start = {};     // [K], such as AWQ's scales; empty: ones
   std::string name = "layer";        // for messages
@@ -250,7 +250,7 @@ inline TeqResult search_teq_scales(const std::vector<ConstMatrixView>& weights,
   TeqResult best;
   best.scales.assign(cols, 1.0f);
   std::vector<double> gradient;
-  if (options.weighted_search) loss.search_ranges(best.scales);
+  if (options.mse_range) loss.search_ranges(best.scales);
   best.rtn_error = best.error = loss(best.scales, &gradient);
   if (best.error <= 0 || (options.steps == 0 && options.start.empty())) return best;
 
@@ -261,8 +261,7 @@ inline TeqResult search_teq_scales(const std::vector<ConstMatrixView>& weights,
   const double warmup = std::max(1.0, options.warmup * options.steps);
   for (int step = 0;; ++step) {
     const bool moved = step > 0 || !options.start.empty();  // else searched above
-    if (options.weighted_search && moved && step % detail::kTeqSearchEvery == 0)
-      loss.search_ranges(a);
+    if (options.mse_range && moved && step % detail::kTeqSearchEvery == 0) loss.search_ranges(a);
     const double error = loss(a, &gradient);
     if (error < best.error) {
       best.error = error;

@@ -38,7 +38,7 @@ def quantize_block(block: Block, config: WeightOnlyQuantConfig) -> Iterator[Fini
         scales = native.awq_scales(
             weights,
             hessian,
-            schemes=[target.scheme for target in group],
+            [target.scheme for target in group],
             **searched,
             mse_range=bool(config.mse_range),
             name=group[0].name,
@@ -50,7 +50,7 @@ def quantize_block(block: Block, config: WeightOnlyQuantConfig) -> Iterator[Fini
         clipped = native.awq_clip(
             weight,
             hessian,
-            **target.scheme,
+            target.scheme,
             name=target.name,
             num_threads=torch.get_num_threads(),
         )

@@ -70,7 +70,7 @@ def round_columns(
     matrix = native.quantize_gptq(
         weight,
         seen.hessian,
-        **target.scheme,
+        target.scheme,
         **ALGORITHM.core_options(options),
         act_order=_act_order(options),
         mse_range=bool(config.mse_range),

@@ -27,11 +27,9 @@ def find_zero_points(
     """HQQ of `weight` [N, K]."""
     import torch
 
-    # The zero points are what HQQ finds.
-    scheme = {name: value for name, value in target.scheme.items() if name != "asym"}
     return native.quantize_hqq(
         weight,
-        **scheme,
+        target.scheme,
         **ALGORITHM.core_options(config.algorithm_args),
         name=target.name,
         num_threads=torch.get_num_threads(),

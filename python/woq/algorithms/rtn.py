@@ -35,9 +35,12 @@ def round_to_nearest(
     import torch
 
     searched = config.mse_range or config.imatrix is not None
+    scheme = target.scheme
+    if scheme.zeros == "float":  # which only a search finds
+        scheme = scheme.replace(zeros="int")
     return native.quantize_rtn(
         weight,
-        **target.scheme,
+        scheme,
         mse_range=bool(searched if mse_range is None else mse_range),
         importance=target.importance if importance is None else importance,
         name=target.name,

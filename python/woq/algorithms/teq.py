@@ -33,7 +33,7 @@ def quantize_block(block: Block, config: WeightOnlyQuantConfig) -> Iterator[Fini
         scales = native.teq_scales(
             weights,
             hessian,
-            schemes=[target.scheme for target in group],
+            [target.scheme for target in group],
             **ALGORITHM.core_options(config.algorithm_args),
             mse_range=bool(config.mse_range),
             name=group[0].name,

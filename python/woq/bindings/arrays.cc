@@ -13,7 +13,7 @@ struct TorchDtypes {
 
   TorchDtypes() {
     const py::module_ torch = py::module_::import("torch");
-    for (const ElementType type : kElementTypes) {
+    for (const ElementType type : kTensorTypes) {
       if (py::hasattr(torch, name_of(type)))
         known.emplace_back(torch.attr(name_of(type)).ptr(), type);
     }
@@ -35,7 +35,7 @@ ArrayRef from_numpy(const py::array& array, const char* what) {
   const py::dtype dtype = array.dtype();
   const std::string name = py::str(dtype.attr("name"));
   bool known = false;
-  for (const ElementType type : kElementTypes) {
+  for (const ElementType type : kTensorTypes) {
     if (name == name_of(type)) {
       ref.type = type;
       known = true;
@@ -108,12 +108,6 @@ bool ArrayRef::contiguous() const {
   return true;
 }
 
-std::string shape_text(const std::vector<int64_t>& shape) {
-  std::string text = "[";
-  for (size_t i = 0; i < shape.size(); ++i) text += concat(i == 0 ? "" : ", ", shape[i]);
-  return text + "]";
-}
-
 ArrayRef array_ref(py::handle object, const char* what) {
   if (py::isinstance<py::array>(object))
     return from_numpy(py::reinterpret_borrow<py::array>(object), what);
@@ -143,6 +137,16 @@ std::vector<float> float_vector(py::handle object, const char* what) {
                           static_cast<int64_t>(i) * ref.strides[0] * woq::size_of(type);
     load_floats(element, type, 1, &values[i]);
   }
+  return values;
+}
+
+std::vector<float> float_matrix(py::handle object, const char* what, int64_t rows, int64_t cols) {
+  const ConstMatrixView view = input_matrix(object, what);
+  if (view.rows != rows || view.cols != cols)
+    fail(what, " has shape [", view.rows, ", ", view.cols, "], expected [", rows, ", ", cols, "]");
+  std::vector<float> values(static_cast<size_t>(rows * cols));
+  for (int64_t n = 0; n < rows; ++n)
+    load_floats(view.row(n), view.type, cols, values.data() + n * cols);
   return values;
 }
 

@@ -14,38 +14,12 @@
 #include "quantized.h"
 #include "quantizers.h"
 #include "rounding.h"
+#include "scheme.h"
 #include "woq/woq.h"
 
 namespace woq::python {
 
 namespace {
-
-std::vector<std::string> dtype_names() {
-  std::vector<std::string> names;
-  for (const DtypeTraits& traits : kDtypes) names.emplace_back(traits.name);
-  return names;
-}
-
-py::dict dtype_aliases() {
-  py::dict aliases;
-  for (const DtypeAlias& alias : kDtypeAliases) aliases[alias.alias] = alias.name;
-  return aliases;
-}
-
-py::array_t<float> code_values(const std::string& dtype) {
-  const DtypeTraits& traits = traits_of(parse_weight_dtype(dtype));
-  py::array_t<float> values(traits.max_code() + 1);
-  for (int code = 0; code <= traits.max_code(); ++code)
-    values.mutable_at(code) = code_value(traits, code);
-  return values;
-}
-
-std::string validate_scheme(const std::string& dtype, int64_t group_size, bool asym,
-                            const std::string& scale_dtype, bool double_quant,
-                            const std::string& compute_dtype) {
-  parse_compute_request(compute_dtype);
-  return traits_of(make_scheme(dtype, group_size, asym, scale_dtype, double_quant).dtype).name;
-}
 
 std::unique_ptr<WeightOnlyLinear> make_linear(const QuantizedMatrix& weight, const py::object& bias,
                                               const std::string& compute_dtype,
@@ -202,16 +176,13 @@ PYBIND11_MODULE(_woq, module) {
   py::register_exception<InvalidArgument>(module, "InvalidArgument", PyExc_ValueError);
   py::register_exception<Unsupported>(module, "Unsupported", PyExc_RuntimeError);
 
-  module.def("dtype_names", &dtype_names);
-  module.def("dtype_aliases", &dtype_aliases);
   module.def("compute_dtype_names", [] {
     return std::vector<std::string>(std::begin(kComputeTypeNames), std::end(kComputeTypeNames));
   });
-  module.def("scale_dtype_names", [] { return std::vector<std::string>{"fp32", "fp16", "bf16"}; });
-  module.def("code_values", &code_values, py::arg("dtype"));
-  module.def("validate_scheme", &validate_scheme, py::arg("dtype"), py::arg("group_size"),
-             py::arg("asym"), py::arg("scale_dtype"), py::arg("double_quant"),
-             py::arg("compute_dtype"));
+  module.def(
+      "check_compute_dtype", [](const std::string& name) { parse_compute_request(name); },
+      py::arg("compute_dtype"));
+  bind_scheme(module);
   bind_quantized(module);
   bind_quantizers(module);
   bind_rounding(module);
@@ -224,32 +195,16 @@ PYBIND11_MODULE(_woq, module) {
       .def_property_readonly("out_features", &WeightOnlyLinear::out_features)
       .def_property_readonly("has_bias", &WeightOnlyLinear::has_bias)
       .def_property_readonly("nbytes", [](const WeightOnlyLinear& l) { return l.weight().bytes(); })
-      .def_property_readonly("dtype",
-                             [](const WeightOnlyLinear& l) { return l.weight().dtype().name; })
+      .def_property_readonly("scheme", [](const WeightOnlyLinear& l) { return l.weight().scheme; })
+      .def_property_readonly(
+          "has_g_idx", [](const WeightOnlyLinear& l) { return l.weight().input_order.size() > 0; })
+      .def_property_readonly(
+          "has_act_scales",
+          [](const WeightOnlyLinear& l) { return l.weight().act_scales.size() > 0; })
       .def_property_readonly("compute_dtype",
                              [](const WeightOnlyLinear& l) { return name_of(l.kernel().compute); })
       .def_property_readonly("requested_compute_dtype",
                              [](const WeightOnlyLinear& l) { return l.compute_request().name(); })
-      .def_property_readonly("group_size",
-                             [](const WeightOnlyLinear& l) { return l.weight().scheme.group_size; })
-      .def_property_readonly(
-          "asym",
-          [](const WeightOnlyLinear& l) { return l.weight().scheme.zeros != ZeroKind::kNone; })
-      .def_property_readonly(
-          "scale_dtype",
-          [](const WeightOnlyLinear& l) { return scale_dtype_name(l.weight().scheme.scales); })
-      .def_property_readonly("double_quant",
-                             [](const WeightOnlyLinear& l) {
-                               return l.weight().scheme.scales == ScaleEncoding::kDouble;
-                             })
-      .def_property_readonly(
-          "act_order", [](const WeightOnlyLinear& l) { return l.weight().input_order.size() > 0; })
-      .def_property_readonly(
-          "float_zeros",
-          [](const WeightOnlyLinear& l) { return l.weight().scheme.zeros == ZeroKind::kFloat; })
-      .def_property_readonly(
-          "scales_input",
-          [](const WeightOnlyLinear& l) { return l.weight().input_scales.size() > 0; })
       .def("forward", &forward, py::arg("x"), py::arg("out"), py::arg("num_threads") = 0)
       .def(
           "unpack", [](const WeightOnlyLinear& l) { return unpack(l.weight()); },

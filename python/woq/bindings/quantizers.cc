@@ -9,7 +9,6 @@
 
 #include "arrays.h"
 #include "options.h"
-#include "quantized.h"
 #include "woq/woq.h"
 
 namespace woq::python {
@@ -39,14 +38,14 @@ const OptionFields<GptqOptions> kGptqOptions = {
     option<&GptqOptions::block_size>("block_size"),
     option<&GptqOptions::act_order>("act_order"),
     option<&GptqOptions::static_groups>("static_groups"),
-    option<&GptqOptions::mse_search>("mse_range"),
+    option<&GptqOptions::mse_range>("mse_range"),
     option<&GptqOptions::fp64>("fp64"),
     option<&GptqOptions::gptaq_alpha>("gptaq_alpha"),
 };
 const OptionFields<AwqOptions> kAwqOptions = {
     option<&AwqOptions::n_grid>("n_grid"),
     option<&AwqOptions::duo_scaling>("duo_scaling"),
-    option<&AwqOptions::weighted_search>("mse_range"),
+    option<&AwqOptions::mse_range>("mse_range"),
     option<&AwqOptions::max_rows>("max_rows"),
 };
 const OptionFields<AwqClipOptions> kAwqClipOptions = {
@@ -56,7 +55,7 @@ const OptionFields<AwqClipOptions> kAwqClipOptions = {
 const OptionFields<TeqOptions> kTeqOptions = {
     option<&TeqOptions::steps>("steps"),
     option<&TeqOptions::learning_rate>("learning_rate"),
-    option<&TeqOptions::weighted_search>("mse_range"),
+    option<&TeqOptions::mse_range>("mse_range"),
     option<&TeqOptions::max_rows>("max_rows"),
 };
 const OptionFields<HqqOptions> kHqqOptions = {
@@ -116,12 +115,10 @@ Hessian hessian_from_numpy(const DoubleArray& h, int64_t rows, const py::object&
                               mean_magnitudes.is_none() ? nullptr : means.data(), name);
 }
 
-QuantizedMatrix gptq(const py::object& weight, const Hessian& hessian, const std::string& dtype,
-                     int64_t group_size, bool asym, const std::string& scale_dtype,
-                     bool double_quant, const CrossMoment* cross, const py::object& in_flight,
+QuantizedMatrix gptq(const py::object& weight, const Hessian& hessian, const QuantScheme& scheme,
+                     const CrossMoment* cross, const py::object& in_flight,
                      const py::object& ranges, const py::object& facts, const std::string& name,
                      int num_threads, const py::kwargs& given) {
-  const QuantScheme scheme = make_scheme(dtype, group_size, asym, scale_dtype, double_quant);
   const ConstMatrixView view = input_matrix(weight, name.c_str());
   GptqOptions options;
   read_options(kGptqOptions, given, &options);
@@ -161,27 +158,16 @@ std::vector<ConstMatrixView> input_matrices(const std::vector<py::object>& weigh
   return views;
 }
 
-// One dict for each weight, as the scalar arguments describe one; None: `all` for all of them.
-SharedSchemes shared_schemes(const py::object& schemes, const QuantScheme& all) {
-  if (schemes.is_none()) return all;
-  std::vector<QuantScheme> each;
-  for (const py::handle& item : schemes) {
-    const auto scheme = py::reinterpret_borrow<py::dict>(item);
-    each.push_back(make_scheme(scheme["dtype"].cast<std::string>(),
-                               scheme["group_size"].cast<int64_t>(), scheme["asym"].cast<bool>(),
-                               scheme["scale_dtype"].cast<std::string>(),
-                               scheme["double_quant"].cast<bool>()));
-  }
-  return SharedSchemes(std::move(each));
+// One scheme for each weight, or one for all of them.
+SharedSchemes shared_schemes(const py::object& schemes) {
+  if (py::isinstance<QuantScheme>(schemes)) return schemes.cast<QuantScheme>();
+  return SharedSchemes(schemes.cast<std::vector<QuantScheme>>());
 }
 
 py::array_t<float> awq_scales(const std::vector<py::object>& weights, const Hessian& hessian,
-                              const std::string& dtype, int64_t group_size, bool asym,
-                              const std::string& scale_dtype, bool double_quant,
                               const py::object& schemes, const std::string& name, int num_threads,
                               const py::kwargs& given) {
-  const SharedSchemes each =
-      shared_schemes(schemes, make_scheme(dtype, group_size, asym, scale_dtype, double_quant));
+  const SharedSchemes each = shared_schemes(schemes);
   const std::vector<ConstMatrixView> views = input_matrices(weights, name);
   AwqOptions options;
   read_options(kAwqOptions, given, &options);
@@ -195,10 +181,8 @@ py::array_t<float> awq_scales(const std::vector<py::object>& weights, const Hess
 }
 
 py::array_t<float> awq_clip(const py::object& weight, const Hessian& hessian,
-                            const std::string& dtype, int64_t group_size, bool asym,
-                            const std::string& scale_dtype, bool double_quant,
-                            const std::string& name, int num_threads, const py::kwargs& given) {
-  const QuantScheme scheme = make_scheme(dtype, group_size, asym, scale_dtype, double_quant);
+                            const QuantScheme& scheme, const std::string& name, int num_threads,
+                            const py::kwargs& given) {
   const ConstMatrixView view = input_matrix(weight, name.c_str());
   AwqClipOptions options;
   read_options(kAwqClipOptions, given, &options);
@@ -212,12 +196,9 @@ py::array_t<float> awq_clip(const py::object& weight, const Hessian& hessian,
 }
 
 py::array_t<float> teq_scales(const std::vector<py::object>& weights, const Hessian& hessian,
-                              const std::string& dtype, int64_t group_size, bool asym,
-                              const std::string& scale_dtype, bool double_quant,
                               const py::object& schemes, const py::object& start,
                               const std::string& name, int num_threads, const py::kwargs& given) {
-  const SharedSchemes each =
-      shared_schemes(schemes, make_scheme(dtype, group_size, asym, scale_dtype, double_quant));
+  const SharedSchemes each = shared_schemes(schemes);
   const std::vector<ConstMatrixView> views = input_matrices(weights, name);
   TeqOptions options;
   read_options(kTeqOptions, given, &options);
@@ -231,11 +212,8 @@ py::array_t<float> teq_scales(const std::vector<py::object>& weights, const Hess
   return to_array(result.scales);
 }
 
-QuantizedMatrix hqq(const py::object& weight, const std::string& dtype, int64_t group_size,
-                    const std::string& scale_dtype, bool double_quant, const std::string& name,
+QuantizedMatrix hqq(const py::object& weight, const QuantScheme& scheme, const std::string& name,
                     int num_threads, const py::kwargs& given) {
-  QuantScheme scheme = make_scheme(dtype, group_size, true, scale_dtype, double_quant);
-  scheme.zeros = ZeroKind::kFloat;
   const ConstMatrixView view = input_matrix(weight, name.c_str());
   HqqOptions options;
   read_options(kHqqOptions, given, &options);
@@ -244,9 +222,15 @@ QuantizedMatrix hqq(const py::object& weight, const std::string& dtype, int64_t 
   return quantize_hqq(view, scheme, options, num_threads);
 }
 
+// `approximation` is a quantized matrix, or an array.
 double layer_error(const py::object& weight, const py::object& approximation,
                    const Hessian& hessian, int num_threads) {
   const ConstMatrixView w = input_matrix(weight, "weight");
+  if (py::isinstance<QuantizedMatrix>(approximation)) {
+    const auto& matrix = approximation.cast<const QuantizedMatrix&>();
+    const py::gil_scoped_release unlocked;
+    return relative_layer_error(w, matrix, hessian, num_threads);
+  }
   const ConstMatrixView q = input_matrix(approximation, "approximation");
   const py::gil_scoped_release unlocked;
   return relative_layer_error(w, q, hessian, num_threads);
@@ -302,30 +286,19 @@ void bind_quantizers(py::module_& module) {
           },
           py::arg("multipliers"));
   module.def("option_defaults", &option_defaults);
-  module.def("quantize_gptq", &gptq, py::arg("weight"), py::arg("hessian"), py::kw_only(),
-             py::arg("dtype"), py::arg("group_size") = 32, py::arg("asym") = false,
-             py::arg("scale_dtype") = "fp32", py::arg("double_quant") = false,
-             py::arg("cross") = nullptr, py::arg("in_flight") = py::none(),
+  module.def("quantize_gptq", &gptq, py::arg("weight"), py::arg("hessian"), py::arg("scheme"),
+             py::kw_only(), py::arg("cross") = nullptr, py::arg("in_flight") = py::none(),
              py::arg("ranges") = py::none(), py::arg("facts") = py::none(),
              py::arg("name") = "weight", py::arg("num_threads") = 0);
-  module.def("awq_scales", &awq_scales, py::arg("weights"), py::arg("hessian"), py::kw_only(),
-             py::arg("dtype") = "int4_clip", py::arg("group_size") = 32, py::arg("asym") = false,
-             py::arg("scale_dtype") = "fp32", py::arg("double_quant") = false,
-             py::arg("schemes") = py::none(), py::arg("name") = "layer",
+  module.def("awq_scales", &awq_scales, py::arg("weights"), py::arg("hessian"), py::arg("schemes"),
+             py::kw_only(), py::arg("name") = "layer", py::arg("num_threads") = 0);
+  module.def("awq_clip", &awq_clip, py::arg("weight"), py::arg("hessian"), py::arg("scheme"),
+             py::kw_only(), py::arg("name") = "weight", py::arg("num_threads") = 0);
+  module.def("teq_scales", &teq_scales, py::arg("weights"), py::arg("hessian"), py::arg("schemes"),
+             py::kw_only(), py::arg("start") = py::none(), py::arg("name") = "layer",
              py::arg("num_threads") = 0);
-  module.def("awq_clip", &awq_clip, py::arg("weight"), py::arg("hessian"), py::kw_only(),
-             py::arg("dtype"), py::arg("group_size") = 32, py::arg("asym") = false,
-             py::arg("scale_dtype") = "fp32", py::arg("double_quant") = false,
+  module.def("quantize_hqq", &hqq, py::arg("weight"), py::arg("scheme"), py::kw_only(),
              py::arg("name") = "weight", py::arg("num_threads") = 0);
-  module.def("teq_scales", &teq_scales, py::arg("weights"), py::arg("hessian"), py::kw_only(),
-             py::arg("dtype") = "int4_clip", py::arg("group_size") = 32, py::arg("asym") = false,
-             py::arg("scale_dtype") = "fp32", py::arg("double_quant") = false,
-             py::arg("schemes") = py::none(), py::arg("start") = py::none(),
-             py::arg("name") = "layer", py::arg("num_threads") = 0);
-  module.def("quantize_hqq", &hqq, py::arg("weight"), py::kw_only(), py::arg("dtype"),
-             py::arg("group_size") = 64, py::arg("scale_dtype") = "fp32",
-             py::arg("double_quant") = false, py::arg("name") = "weight",
-             py::arg("num_threads") = 0);
   module.def("layer_error", &layer_error, py::arg("weight"), py::arg("approximation"),
              py::arg("hessian"), py::arg("num_threads") = 0);
 }

@@ -222,7 +222,7 @@ def _lines(
     from woq.core import native
 
     threads = torch.get_num_threads()
-    quantized = native.quantize_rtn(weight, dtype=dtype, group_size=group_size)
+    quantized = native.quantize_rtn(weight, native.QuantScheme(dtype, group_size))
     for compute in computes:
         first = native.Linear(quantized, None, compute, "", threads)
         others = [

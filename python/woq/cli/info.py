@@ -37,7 +37,7 @@ def _kernels() -> list[dict[str, str]]:
     rows = []
     weight = np.ones((64, 64), dtype=np.float32)
     for dtype in native.dtype_names():
-        matrix = native.quantize_rtn(weight, dtype=dtype)
+        matrix = native.quantize_rtn(weight, native.QuantScheme(dtype))
         row = {"weights": dtype}
         for compute in native.compute_dtype_names():
             row[compute] = str(native.Linear(matrix, None, compute).explain()["kernel"])

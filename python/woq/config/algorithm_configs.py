@@ -106,6 +106,8 @@ _SWITCHES: dict[str, _Switch] = {
 _OPTIONS = "*"
 _DATA = "bits tokenizer dataset"
 _FORMAT = "compute_dtype weight_dtype scale_dtype use_double_quant"
+_DOUBLED = "use_double_quant double_quant_scale_dtype"
+_ITREX_FORMAT = f"compute_dtype weight_dtype scale_dtype {_DOUBLED}"
 _RUN = "work_dir activation_memory"
 _ITREX = (
     "use_ggml use_quant use_neural_speed llm_int8_skip_modules quantize_lm_head device use_ipex "
@@ -216,11 +218,8 @@ class AlgorithmConfig(WeightOnlyQuantConfig):
             "bits": base.bits,
             "nbits": base.bits,
             "group_size": base.group_size,
-            "compute_dtype": base.compute_dtype,
-            "weight_dtype": base.weight_dtype,
-            "scale_dtype": base.scale_dtype,
+            **{name: getattr(base, name) for name in _FORMAT.split()},
             "mse_range": base.mse_range,
-            "use_double_quant": base.use_double_quant,
             "sym": base.sym,
             "zero_point": not base.sym,
             "llm_int8_skip_modules": base.modules_to_not_convert,
@@ -374,8 +373,8 @@ def check_switch(
 class RtnConfig(
     AlgorithmConfig,
     algorithm="RTN",
-    arguments="bits group_size compute_dtype weight_dtype scale_dtype mse_range use_double_quant "
-    "double_quant_scale_dtype sym layer_wise use_ggml use_quant use_neural_speed "
+    arguments=f"bits group_size compute_dtype weight_dtype scale_dtype mse_range {_DOUBLED} "
+    "sym layer_wise use_ggml use_quant use_neural_speed "
     "llm_int8_skip_modules quantize_lm_head device use_ipex imatrix layer_config",
     defaults={"mse_range": False},
 ):
@@ -410,7 +409,7 @@ class HqqConfig(
 class GPTQConfig(
     AlgorithmConfig,
     algorithm="GPTQ",
-    arguments=f"{_DATA} group_size {_FORMAT} double_quant_scale_dtype sym mse_range {_OPTIONS} "
+    arguments=f"{_DATA} group_size {_ITREX_FORMAT} sym mse_range {_OPTIONS} "
     f"n_samples max_input_length {_RUN} layer_wise {_ITREX}",
 ):
     """GPTQ (arXiv:2210.17323): columns are rounded one after the other, and the columns that follow
@@ -426,7 +425,7 @@ class GPTQConfig(
 class AwqConfig(
     AlgorithmConfig,
     algorithm="AWQ",
-    arguments=f"{_DATA} group_size {_FORMAT} double_quant_scale_dtype zero_point mse_range "
+    arguments=f"{_DATA} group_size {_ITREX_FORMAT} zero_point mse_range "
     f"{_OPTIONS} n_samples max_input_length calib_len {_RUN} {_ITREX} then gptq_args",
 ):
     """AWQ (arXiv:2306.00978): input channels with large activations are scaled up before rounding
@@ -447,7 +446,7 @@ class AwqConfig(
 class TeqConfig(
     AlgorithmConfig,
     algorithm="TEQ",
-    arguments=f"{_DATA} group_size {_FORMAT} double_quant_scale_dtype sym mse_range {_OPTIONS} "
+    arguments=f"{_DATA} group_size {_ITREX_FORMAT} sym mse_range {_OPTIONS} "
     f"n_samples max_input_length calib_len {_RUN} {_ITREX} then gptq_args",
 ):
     """TEQ (arXiv:2310.10944): the scaling of the input channels is learnt by gradient descent.
@@ -458,7 +457,7 @@ class TeqConfig(
 class AutoRoundConfig(
     AlgorithmConfig,
     algorithm="AUTOROUND",
-    arguments=f"{_DATA} group_size {_FORMAT} double_quant_scale_dtype sym mse_range {_OPTIONS} "
+    arguments=f"{_DATA} group_size {_ITREX_FORMAT} sym mse_range {_OPTIONS} "
     f"n_samples max_input_length calib_len {_RUN} {_ITREX}",
 ):
     """AutoRound (arXiv:2309.05516): whether each weight is rounded up or down, and how far each

@@ -34,7 +34,6 @@ _SCHEMES = ("sym", "asym")
 
 # What a rule of layer_config may set; bits and sym are other ways to write the first and the last.
 _LAYER_FIELDS = ("weight_dtype", "group_size", "scheme", "bits", "sym")
-_DTYPE_OF_BITS = {4: "int4_clip", 8: "int8"}
 
 # Names that users of other libraries try; difflib would not find the right one.
 _OTHER_NAMES = {
@@ -42,8 +41,7 @@ _OTHER_NAMES = {
     "bits": "weight_dtype",
     "bnb_4bit_compute_dtype": "compute_dtype",
     "bnb_4bit_quant_type": "weight_dtype",
-    "bnb_4bit_use_double_quant": "use_double_quant",
-    "double_quant": "use_double_quant",
+    **dict.fromkeys(("bnb_4bit_use_double_quant", "double_quant"), "use_double_quant"),
     "llm_int8_skip_modules": "modules_to_not_convert",
     "sym": "scheme",
 }
@@ -92,8 +90,9 @@ def _require(owner: str, field: str, value: Any, kind: type, what: str) -> None:
         raise native.InvalidArgument(f"{owner}.{field} must be {what}, got {value!r}")
 
 
-def _bits_of(weight_dtype: str) -> int:
-    return 8 if weight_dtype == "int8" else 4
+def _widths() -> list[int]:
+    """Bits that a weight can have; 16 stands for floating point."""
+    return sorted({native.dtype_traits(name).bits for name in native.dtype_names()} | {16})
 
 
 # Marks fields that are not part of what a checkpoint says of itself.
@@ -199,7 +198,7 @@ class WeightOnlyQuantConfig(_TransformersConfig):
 
     @property
     def bits(self) -> int:
-        return _bits_of(self.weight_dtype)
+        return native.dtype_traits(self.weight_dtype).bits
 
     @property
     def method(self) -> Algorithm:
@@ -274,7 +273,8 @@ class WeightOnlyQuantConfig(_TransformersConfig):
             for pattern in skip:
                 _check_pattern(f"{owner}.modules_to_not_convert: {pattern!r}", pattern)
             self.modules_to_not_convert = list(skip)
-        self.weight_dtype = self.validate_scheme(self.weight_dtype)
+        native.check_compute_dtype(self.compute_dtype)
+        self.weight_dtype = self.number_format().dtype
         if method.finds_zero_points and not self.asym:
             raise native.InvalidArgument(
                 f"{owner}: {method.name} finds zero points: it needs scheme='asym' and an integer "
@@ -282,7 +282,7 @@ class WeightOnlyQuantConfig(_TransformersConfig):
             )
         if not isinstance(self.quantize_lm_head, bool):
             _require(owner, "quantize_lm_head", self.quantize_lm_head, str, "a bool or a dtype")
-            self.quantize_lm_head = self.validate_scheme(self.quantize_lm_head)
+            self.quantize_lm_head = self.number_format(self.quantize_lm_head).dtype
         self.layer_config = self._validate_layer_config(self.layer_config)
 
     def _check_imatrix(self, owner: str) -> None:
@@ -302,18 +302,20 @@ class WeightOnlyQuantConfig(_TransformersConfig):
                 "no use of it"
             )
 
-    def validate_scheme(
-        self, weight_dtype: str, group_size: int | None = None, asym: bool | None = None
-    ) -> str:
-        """The canonical name of `weight_dtype`; the core checks it with the config's other fields,
-        of which `group_size` and `asym` may be replaced. Raises InvalidArgument."""
-        return native.validate_scheme(
-            weight_dtype,
+    def number_format(
+        self,
+        weight_dtype: str | None = None,
+        group_size: int | None = None,
+        asym: bool | None = None,
+    ) -> native.QuantScheme:
+        """The number format that the fields describe, some of them replaced by what is given.
+        Raises InvalidArgument."""
+        zeros = "float" if self.stores_float_zeros else "int"
+        return native.QuantScheme(
+            self.weight_dtype if weight_dtype is None else weight_dtype,
             self.group_size if group_size is None else group_size,
-            self.asym if asym is None else asym,
-            self.scale_dtype,
-            self.use_double_quant,
-            self.compute_dtype,
+            zeros if (self.asym if asym is None else asym) else "none",
+            native.scale_encoding(self.scale_dtype, self.use_double_quant),
         )
 
     def _validate_layer_config(self, rules: Any) -> dict[str, dict[str, Any] | None]:
@@ -341,8 +343,10 @@ class WeightOnlyQuantConfig(_TransformersConfig):
             if name not in _LAYER_FIELDS:
                 raise _unknown_field(where, str(name), _LAYER_FIELDS)
         bits = given.get("bits")
-        if bits is not None and (isinstance(bits, bool) or bits not in (4, 8, 16)):
-            raise native.InvalidArgument(f"{where}.bits must be 4, 8 or 16, got {bits!r}")
+        widths = _widths()
+        if bits is not None and (isinstance(bits, bool) or bits not in widths):
+            known = f"{', '.join(map(str, widths[:-1]))} or {widths[-1]}"
+            raise native.InvalidArgument(f"{where}.bits must be {known}, got {bits!r}")
         if bits == 16:
             if len(given) > 1:
                 raise native.InvalidArgument(
@@ -375,23 +379,23 @@ class WeightOnlyQuantConfig(_TransformersConfig):
         dtype = given.get("weight_dtype")
         if dtype is None and bits is not None:
             own = self.weight_dtype if self.bits == bits else None
-            dtype = own or _DTYPE_OF_BITS[bits]
+            dtype = own or f"int{bits}"
         _require(where, "weight_dtype", dtype or "", str, "a string")
         try:
-            canonical = self.validate_scheme(
-                dtype or self.weight_dtype,
+            scheme = self.number_format(
+                dtype,
                 settings.get("group_size"),
                 settings["scheme"] == "asym" if "scheme" in settings else None,
             )
         except native.InvalidArgument as error:
             raise native.InvalidArgument(f"{where}: {error}") from error
-        if bits is not None and _bits_of(canonical) != bits:
+        if bits is not None and scheme.bits != bits:
             raise native.InvalidArgument(
-                f"{where}: weight_dtype {dtype!r} has {_bits_of(canonical)} bits, bits is {bits}"
+                f"{where}: weight_dtype {dtype!r} has {scheme.bits} bits, bits is {bits}"
             )
         # The order of fields is that of the table: equal rules are written alike.
         if dtype is not None:
-            settings["weight_dtype"] = canonical
+            settings["weight_dtype"] = scheme.dtype
         return {name: settings[name] for name in _LAYER_FIELDS if name in settings}
 
     def update(self, **kwargs: Any) -> dict[str, Any]:

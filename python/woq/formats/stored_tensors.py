@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -13,15 +13,12 @@ from ..core import native
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["MARKER", "check_marker", "from_torch", "marker", "tensor_specs", "to_torch"]
+__all__ = ["MARKER", "check_marker", "from_torch", "marker", "stored_specs", "to_torch"]
 
 # Key of a one-byte tensor that holds the format version. It has the name of the float weight and
 # not its shape: a loader that knows nothing of woq stops with a shape error, where it would
 # otherwise find no weight and go on with random numbers.
 MARKER = "weight"
-
-_SCALE_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-_DOUBLE_QUANT_BLOCK = 256
 
 
 def marker() -> torch.Tensor:
@@ -42,40 +39,17 @@ def check_marker(value: torch.Tensor) -> None:
         )
 
 
-def tensor_specs(
+def stored_specs(
+    scheme: native.QuantScheme,
     rows: int,
     cols: int,
     *,
-    dtype: str,
-    group_size: int,
-    asym: bool,
-    scale_dtype: str,
-    double_quant: bool,
-    act_order: bool = False,
-    scales_input: bool = False,
-    float_zeros: bool = False,
+    has_g_idx: bool = False,
+    has_act_scales: bool = False,
 ) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
     """Shape and dtype of every stored tensor of a [rows, cols] matrix, without the marker."""
-    groups = 1 if group_size < 0 else -(-cols // group_size)
-    bits = 8 if dtype == "int8" else 4
-    count = rows * groups
-    specs: dict[str, tuple[tuple[int, ...], torch.dtype]] = {
-        "qweight": ((rows, -(-cols * bits // 8)), torch.uint8),
-        "scales": ((rows, groups), torch.uint8 if double_quant else _SCALE_DTYPES[scale_dtype]),
-    }
-    if asym:
-        zeros = torch.float32 if float_zeros else torch.uint8
-        specs["zero_points"] = ((rows, groups), zeros)
-    if act_order:
-        specs["g_idx"] = ((cols,), torch.int32)
-    if scales_input:
-        specs["act_scales"] = ((cols,), torch.float32)
-    if double_quant:
-        specs["scales_absmax"] = ((-(-count // _DOUBLE_QUANT_BLOCK),), torch.float32)
-        specs["scales_offset"] = ((1,), torch.float32)
-        if dtype == "int4_fullrange" and not asym:
-            specs["scales_sign"] = ((-(-count // 8),), torch.uint8)
-    return specs
+    specs = native.stored_tensors(scheme, rows, cols, has_g_idx, has_act_scales)
+    return {name: (shape, getattr(torch, dtype)) for name, (shape, dtype) in specs.items()}
 
 
 def to_torch(matrix: native.QuantizedMatrix) -> dict[str, torch.Tensor]:
@@ -91,12 +65,26 @@ def to_torch(matrix: native.QuantizedMatrix) -> dict[str, torch.Tensor]:
 
 
 def from_torch(
-    tensors: Mapping[str, torch.Tensor], rows: int, cols: int, scheme: Mapping[str, Any]
+    tensors: Mapping[str, torch.Tensor],
+    rows: int,
+    cols: int,
+    scheme: native.QuantScheme,
+    *,
+    has_g_idx: bool = False,
+    has_act_scales: bool = False,
 ) -> native.QuantizedMatrix:
     """The matrix that `to_torch` took apart.
 
     Raises:
-        InvalidArgument: a tensor is missing, or has another shape or dtype than the scheme says.
+        InvalidArgument: names every tensor that is missing, has another shape or dtype than the
+            scheme says, or holds what no matrix can have.
     """
     ready = {name: value.detach().contiguous() for name, value in tensors.items()}
-    return native.QuantizedMatrix.from_tensors(ready, rows=rows, cols=cols, **scheme)
+    return native.QuantizedMatrix.from_tensors(
+        ready,
+        rows=rows,
+        cols=cols,
+        scheme=scheme,
+        has_g_idx=has_g_idx,
+        has_act_scales=has_act_scales,
+    )

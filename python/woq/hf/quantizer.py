@@ -21,11 +21,11 @@ from torch import nn
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from ..algorithms.shared.finished import stored_scheme
+from ..algorithms.shared.finished import stored_extras
 from ..config.quant_config import WeightOnlyQuantConfig
 from ..core import native, transformers_private
 from ..formats.pages import CheckpointPages, HeapTrimmer, release_file_pages
-from ..formats.stored_tensors import MARKER, check_marker, from_torch, tensor_specs
+from ..formats.stored_tensors import MARKER, check_marker, from_torch, stored_specs
 from ..modules.layer import WeightOnlyLinear
 from ..modules.targets import (
     Target,
@@ -295,10 +295,9 @@ class _StoredLayer(nn.Module):
         self.rows, self.cols = target.shape
         self.transposed = target.transposed
         self.dtype = dtype
-        self.scheme = stored_scheme(config, target)
-        self.specs = tensor_specs(
-            self.rows, self.cols, float_zeros=config.stores_float_zeros, **self.scheme
-        )
+        self.scheme = target.scheme
+        self.extras = stored_extras(config)
+        self.specs = stored_specs(self.scheme, self.rows, self.cols, **self.extras)
         self.register_buffer(MARKER, torch.empty(1, dtype=torch.uint8, device="meta"))
         for name, (shape, kind) in self.specs.items():
             self.register_buffer(name, torch.empty(shape, dtype=kind, device="meta"))
@@ -323,7 +322,7 @@ class _StoredLayer(nn.Module):
         }
         bias = self._buffers["bias"]
         layer = WeightOnlyLinear.from_quantized(
-            from_torch(tensors, self.rows, self.cols, self.scheme),
+            from_torch(tensors, self.rows, self.cols, self.scheme, **self.extras),
             # A copy: the loaded one would keep the file's pages.
             None if bias is None else bias.detach().clone(),
             compute_dtype=compute_dtype,
@@ -370,7 +369,7 @@ def attach_quantizer(model: nn.Module, config: WeightOnlyQuantConfig) -> None:
         for name in output_embeddings(inner):
             if name in done and attached.lm_head_dtype is None:
                 # Inside of another module it was a linear layer like any other.
-                attached.quantize_lm_head = done[name].scheme["dtype"]
+                attached.quantize_lm_head = done[name].scheme.dtype
         attached.layer_config = {**_exact_rules(inner, attached), **attached.layer_config}
         quantizer = getattr(inner, "hf_quantizer", None)
         if isinstance(quantizer, WoqHfQuantizer):
@@ -392,14 +391,18 @@ def _exact_rules(model: nn.Module, config: WeightOnlyQuantConfig) -> dict[str, d
     rules: dict[str, dict[str, Any]] = {}
     for name, layer in quantized_layers(model).items():
         have, wanted = layer.scheme, scheme_for(config, name, head=name in heads)
-        keys = ("dtype", "group_size", "asym")
-        if wanted is None or any(have[key] != wanted[key] for key in keys):
-            rules[re.escape(name) + "$"] = {
-                "weight_dtype": have["dtype"],
-                "group_size": have["group_size"],
-                "scheme": "asym" if have["asym"] else "sym",
-            }
+        if wanted is None or _rule_of(have) != _rule_of(wanted):
+            rules[re.escape(name) + "$"] = _rule_of(have)
     return rules
+
+
+def _rule_of(scheme: native.QuantScheme) -> dict[str, Any]:
+    """What a rule of `layer_config` can say of a scheme."""
+    return {
+        "weight_dtype": scheme.dtype,
+        "group_size": scheme.group_size,
+        "scheme": "asym" if scheme.asym else "sym",
+    }
 
 
 def declare_untied(model: nn.Module, names: Iterable[str]) -> None:

@@ -25,7 +25,7 @@ from ..formats.stored_tensors import (
     check_marker,
     from_torch,
     marker,
-    tensor_specs,
+    stored_specs,
     to_torch,
 )
 from .stand_in import stand_in
@@ -138,18 +138,19 @@ class WeightOnlyLinear(nn.Module):
             _layers[number] = self
 
     @property
-    def scheme(self) -> dict[str, Any]:
-        """Number format of the weight, as `QuantizedMatrix.from_tensors` takes it."""
-        core = self._core
-        return {
-            "dtype": core.dtype,
-            "group_size": core.group_size,
-            "asym": core.asym,
-            "scale_dtype": core.scale_dtype,
-            "double_quant": core.double_quant,
-            "act_order": core.act_order,
-            "scales_input": core.scales_input,
-        }
+    def scheme(self) -> native.QuantScheme:
+        """Number format of the weight."""
+        return self._core.scheme
+
+    @property
+    def has_g_idx(self) -> bool:
+        """Whether the group of each column is stored (act-order)."""
+        return self._core.has_g_idx
+
+    @property
+    def has_act_scales(self) -> bool:
+        """Whether the input is multiplied by stored factors first."""
+        return self._core.has_act_scales
 
     @property
     def compute_dtype(self) -> str:
@@ -199,9 +200,9 @@ class WeightOnlyLinear(nn.Module):
             f"in_features={self.in_features}",
             f"out_features={self.out_features}",
             f"bias={self.bias is not None}",
-            f"dtype={core.dtype}",
-            f"group_size={core.group_size}",
-            f"scheme={'asym' if core.asym else 'sym'}",
+            f"dtype={core.scheme.dtype}",
+            f"group_size={core.scheme.group_size}",
+            f"scheme={'asym' if core.scheme.asym else 'sym'}",
             f"compute={core.compute_dtype}",
             f"kernel={self.explain()['kernel']}",
         ]
@@ -210,12 +211,10 @@ class WeightOnlyLinear(nn.Module):
     # -- state ------------------------------------------------------------------------------------
 
     def _specs(self) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
-        return tensor_specs(
-            self.out_features,
-            self.in_features,
-            float_zeros=self._core.float_zeros,
-            **self.scheme,
-        )
+        return stored_specs(self.scheme, self.out_features, self.in_features, **self._extras())
+
+    def _extras(self) -> dict[str, bool]:
+        return {"has_g_idx": self.has_g_idx, "has_act_scales": self.has_act_scales}
 
     def stored_tensors(self) -> dict[str, torch.Tensor]:
         """The tensors of this layer in a checkpoint, except for the bias."""
@@ -270,7 +269,9 @@ class WeightOnlyLinear(nn.Module):
                 raise native.InvalidArgument(
                     f"bias has shape {list(bias.shape)}, expected {list(self.bias.shape)}"
                 )
-            matrix = from_torch(tensors, self.out_features, self.in_features, self.scheme)
+            matrix = from_torch(
+                tensors, self.out_features, self.in_features, self.scheme, **self._extras()
+            )
             core = _make_core(matrix, bias, self.requested_compute_dtype, self.name)
         except (ValueError, TypeError) as error:
             error_msgs.append(f"{prefix.rstrip('.')}: {error}")
@@ -286,6 +287,7 @@ class WeightOnlyLinear(nn.Module):
         state["_stored"] = {
             "tensors": {key: array.copy() for key, array in matrix.tensors().items()},
             "scheme": self.scheme,
+            **self._extras(),
             "compute_dtype": self.requested_compute_dtype,
         }
         return state
@@ -293,10 +295,11 @@ class WeightOnlyLinear(nn.Module):
     def __setstate__(self, state: dict[str, Any]) -> None:
         stored = state.pop("_stored")
         super().__setstate__(state)
+        compute_dtype = stored.pop("compute_dtype")
         matrix = native.QuantizedMatrix.from_tensors(
-            stored["tensors"], rows=self.out_features, cols=self.in_features, **stored["scheme"]
+            rows=self.out_features, cols=self.in_features, **stored
         )
-        self._adopt(_make_core(matrix, self.bias, stored["compute_dtype"], self.name))
+        self._adopt(_make_core(matrix, self.bias, compute_dtype, self.name))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> WeightOnlyLinear:
         new = type(self).__new__(type(self))
@@ -437,29 +440,11 @@ def _op_linear_grad(grad: torch.Tensor, handle: torch.Tensor, in_features: int) 
     n, k = matrix.rows, matrix.cols
     rows = grad.detach().reshape(-1, n).float()  # [M, N]
     result = torch.zeros(rows.shape[0], k)
-    # Row slices of the stored tensors are matrices again, once the scales are decoded: blocks of
-    # doubly quantized scales run across rows.
-    stored, scales = matrix.tensors(), matrix.scales()
     step = max(1, _PANEL_ELEMENTS // max(1, k))
     for start in range(0, n, step):
         stop = min(n, start + step)
-        panel = {"qweight": stored["qweight"][start:stop], "scales": scales[start:stop]}
-        panel |= {key: stored[key] for key in ("g_idx", "act_scales") if key in stored}
-        if matrix.asym:
-            panel["zero_points"] = stored["zero_points"][start:stop]
-        weight = native.QuantizedMatrix.from_tensors(
-            panel,
-            rows=stop - start,
-            cols=k,
-            dtype=matrix.dtype,
-            group_size=matrix.group_size,
-            asym=matrix.asym,
-            scale_dtype="fp32",
-            double_quant=False,
-            act_order=matrix.act_order,
-            scales_input=matrix.scales_input,
-        ).dequantize()
-        result.addmm_(rows[:, start:stop], torch.from_numpy(weight))
+        panel = torch.from_numpy(matrix.dequantize_rows(start, stop, torch.get_num_threads()))
+        result.addmm_(rows[:, start:stop], panel)
     return result.to(grad.dtype).view(*grad.shape[:-1], k)
 
 

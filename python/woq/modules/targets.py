@@ -43,7 +43,7 @@ class Target:
 
     name: str
     module: nn.Module
-    scheme: Mapping[str, Any]  # the number format, as the core's functions take it
+    scheme: native.QuantScheme
     transposed: bool  # the float weight is [in_features, out_features]
     tied: bool  # shares its weight with another module
     # float32 [K], not negative: how much the errors of each column count; None: all alike.
@@ -51,7 +51,7 @@ class Target:
 
     @property
     def weight_dtype(self) -> str:
-        return str(self.scheme["dtype"])
+        return self.scheme.dtype
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -157,47 +157,39 @@ def select(model: nn.Module, config: WeightOnlyQuantConfig) -> list[Target]:
             continue
         scheme = scheme_for(config, name, head=name in heads)
         if scheme is not None:
-            _check_scheme(name, scheme, config)
             targets.append(Target(name, module, scheme, transposed, name in tied))
     return targets
 
 
-def _check_scheme(name: str, scheme: Mapping[str, Any], config: WeightOnlyQuantConfig) -> None:
-    """Before any work is done: a rule for an output embedding meets its own dtype only here."""
-    try:
-        config.validate_scheme(scheme["dtype"], scheme["group_size"], scheme["asym"])
-    except native.InvalidArgument as error:
-        raise type(error)(f"{name}, with its rule in layer_config: {error}") from error
-
-
 def scheme_for(
     config: WeightOnlyQuantConfig, name: str, *, head: bool = False
-) -> dict[str, Any] | None:
-    """The number format that `config` gives the module `name`, as the core's functions take it;
-    None: floating point. `head`: it is the output embedding, whose dtype `quantize_lm_head` gives
-    before the rules of `layer_config` apply."""
+) -> native.QuantScheme | None:
+    """The number format that `config` gives the module `name`; None: floating point. `head`: it is
+    the output embedding, whose dtype `quantize_lm_head` gives before the rules of `layer_config`
+    apply."""
     dtype = config.lm_head_dtype if head else config.weight_dtype
     rule = next((r for pattern, r in config.layer_config.items() if matches(name, [pattern])), {})
     if dtype is None or rule is None:
         return None
-    scheme = {
-        "dtype": dtype,
-        "group_size": config.group_size,
-        "asym": config.asym,
-        "scale_dtype": config.scale_dtype,
-        "double_quant": config.use_double_quant,
-    }
-    return overridden(scheme, rule)
+    try:
+        return config.number_format(
+            rule.get("weight_dtype", dtype),
+            rule.get("group_size"),
+            rule["scheme"] == "asym" if "scheme" in rule else None,
+        )
+    except native.InvalidArgument as error:
+        # A rule for an output embedding meets its own dtype only here.
+        raise type(error)(f"{name}, with its rule in layer_config: {error}") from error
 
 
-def overridden(scheme: Mapping[str, Any], rule: Mapping[str, Any]) -> dict[str, Any]:
+def overridden(scheme: native.QuantScheme, rule: Mapping[str, Any]) -> native.QuantScheme:
     """`scheme` with what a rule of `layer_config`, in its canonical form, sets."""
-    return {
-        **scheme,
-        "dtype": rule.get("weight_dtype", scheme["dtype"]),
-        "group_size": rule.get("group_size", scheme["group_size"]),
-        "asym": rule["scheme"] == "asym" if "scheme" in rule else scheme["asym"],
-    }
+    zeros = scheme.zeros
+    if "scheme" in rule and (rule["scheme"] == "asym") != scheme.asym:
+        zeros = "int" if rule["scheme"] == "asym" else "none"
+    return scheme.replace(
+        dtype=rule.get("weight_dtype"), group_size=rule.get("group_size"), zeros=zeros
+    )
 
 
 def left_alone(model: nn.Module) -> dict[str, tuple[tuple[int, ...], int]]:

@@ -477,7 +477,7 @@ def product_dtype(
 
 def _quantized_dtypes(module: nn.Module) -> set[str]:
     layers = (layer for layer in module.modules() if isinstance(layer, WeightOnlyLinear))
-    return {layer.scheme["dtype"] for layer in layers}
+    return {layer.scheme.dtype for layer in layers}
 
 
 @contextlib.contextmanager

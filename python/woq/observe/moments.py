@@ -91,4 +91,4 @@ def in_rounds(groups: list[list[Target]], options: Mapping[str, Any]) -> list[li
 
 def output_error(weight: torch.Tensor, matrix: native.QuantizedMatrix, hessian: Any) -> float:
     """tr((W - Q) H (W - Q)^T) / tr(W H W^T): the squared error of the layer's output, relative."""
-    return float(native.layer_error(weight, matrix.dequantize(), hessian, torch.get_num_threads()))
+    return float(native.layer_error(weight, matrix, hessian, torch.get_num_threads()))

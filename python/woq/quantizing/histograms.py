@@ -24,8 +24,8 @@ _MARGIN = 0.07  # of the span of the code points, on either side
 def weight_histogram(weight: Any, matrix: native.QuantizedMatrix) -> WeightHistogram:
     """The weights of evenly spaced rows of `weight` [N, K] (a torch tensor), in the units of
     `matrix`'s codes."""
-    points = np.unique(native.code_values(matrix.dtype))
-    if matrix.asym:
+    points = np.unique(native.code_values(matrix.scheme.dtype))
+    if matrix.scheme.asym:
         points = points - points[0]  # codes count from 0, and so do zero points
     count = min(matrix.rows, max(1, _SAMPLE // max(1, matrix.cols)))
     rows = np.linspace(0, matrix.rows - 1, count).astype(np.int64)
@@ -44,12 +44,12 @@ def weight_histogram(weight: Any, matrix: native.QuantizedMatrix) -> WeightHisto
 
 def _in_units(sample: Any, matrix: native.QuantizedMatrix, rows: Any) -> Any:
     """`sample` (the rows `rows` of the float weight) divided by scales, plus zero points."""
-    groups = np.arange(matrix.cols) // (matrix.group_size if matrix.group_size > 0 else matrix.cols)
-    if matrix.act_order or matrix.scales_input:
+    groups = np.arange(matrix.cols) // matrix.scheme.group_length(matrix.cols)
+    if matrix.has_g_idx or matrix.has_act_scales:
         stored = matrix.tensors()
-        if matrix.act_order:
+        if matrix.has_g_idx:
             groups = stored["g_idx"]
-        if matrix.scales_input:
+        if matrix.has_act_scales:
             # The input is multiplied by these, and what is left was quantized.
             sample = sample / np.asarray(stored["act_scales"], dtype=np.float32)
     scales = matrix.scales()[rows][:, groups]

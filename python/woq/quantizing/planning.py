@@ -28,10 +28,11 @@ import torch
 from torch import nn
 
 from ..algorithms.rtn import round_to_nearest
+from ..algorithms.shared.finished import stored_extras
 from ..config.quant_config import WeightOnlyQuantConfig
 from ..core import native
 from ..core.units import parse_bytes
-from ..formats.stored_tensors import tensor_specs
+from ..formats.stored_tensors import stored_specs
 from ..modules.targets import Target, linear_parameters, matches, overridden, select
 from ..observe.block import (
     Block,
@@ -189,19 +190,15 @@ def plan_layer_config(
 
 
 def stored_bits(
-    shape: tuple[int, int], scheme: Mapping[str, Any], config: WeightOnlyQuantConfig | None = None
+    shape: tuple[int, int],
+    scheme: native.QuantScheme,
+    config: WeightOnlyQuantConfig | None = None,
 ) -> float:
     """Stored bits for each weight of a [N, K] matrix in `scheme`, with what the algorithm of
     `config` stores besides."""
     rows, cols = shape
-    extra: dict[str, Any] = {}
-    if config is not None:
-        extra = {
-            "float_zeros": config.stores_float_zeros,
-            "act_order": config.stores_g_idx,
-            "scales_input": config.stores_act_scales,
-        }
-    specs = tensor_specs(rows, cols, **scheme, **extra).values()
+    extras = {} if config is None else stored_extras(config)
+    specs = stored_specs(scheme, rows, cols, **extras).values()
     return 8 * sum(math.prod(size) * dtype.itemsize for size, dtype in specs) / (rows * cols)
 
 

@@ -320,13 +320,7 @@ def _check_earlier_layers(model: nn.Module, config: WeightOnlyQuantConfig) -> No
     for name, layer in quantized_layers(model).items():
         wanted = scheme_for(config, name, head=name in heads)
         have = layer.scheme
-        # Doubly quantized scales are 8-bit codes: what they were before is not kept.
-        differing = wanted is None or [
-            key
-            for key, value in wanted.items()
-            if have[key] != value and not (key == "scale_dtype" and config.use_double_quant)
-        ]
-        if differing or layer.requested_compute_dtype != config.compute_dtype:
+        if have != wanted or layer.requested_compute_dtype != config.compute_dtype:
             raise native.InvalidArgument(
                 f"{name} is already quantized with other settings ({have}, compute_dtype "
                 f"{layer.requested_compute_dtype!r}); load the float model again to quantize it "

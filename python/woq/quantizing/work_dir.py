@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..algorithms.shared.finished import Finished, stored_scheme
+from ..algorithms.shared.finished import Finished, stored_extras
 from ..config.quant_config import WeightOnlyQuantConfig
 from ..core import native
 from ..formats.files import replace_file
@@ -119,7 +119,7 @@ class WorkDir:
                 facts = json.loads(file.metadata()["woq"])
                 tensors = {key: file.get_tensor(key).clone() for key in file.keys()}  # noqa: SIM118
             rows, cols = int(facts["rows"]), int(facts["cols"])
-            matrix = from_torch(tensors, rows, cols, stored_scheme(self._config, target))
+            matrix = from_torch(tensors, rows, cols, target.scheme, **stored_extras(self._config))
         except (SafetensorError, KeyError, TypeError, ValueError) as error:
             logger.warning("%s is damaged (%s): the layer is done again", path, error)
             return None

@@ -20,7 +20,7 @@ TEST_P(KernelSchemes, All) {
   Random random = random_of_test();
   for (const WeightDtype dtype : dtypes_of(kernel().weights)) {
     for (const ZeroKind zeros : zero_kinds_of(traits_of(dtype))) {
-      for (const ScaleEncoding scales : kScaleEncodings) {
+      for (const ScaleEncoding scales : scale_encodings()) {
         for (const int64_t group_size : kGroupSizes) {
           const GemmProblem problem = random_problem(random, {dtype, group_size, zeros, scales},
                                                      random.pick(kRows), 19, 239);

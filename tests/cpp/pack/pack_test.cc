@@ -20,7 +20,7 @@ TEST(Pack, UnpackingGivesTheSameBits) {
   Random random = random_of_test();
   for (const DtypeTraits& dtype : kDtypes) {
     for (const ZeroKind zeros : zero_kinds_of(dtype)) {
-      for (const ScaleEncoding scales : kScaleEncodings) {
+      for (const ScaleEncoding scales : scale_encodings()) {
         for (const int64_t group_size : kGroupSizes) {
           for (const auto& [n, k] : kShapes) {
             const QuantizedMatrix hub =
@@ -142,7 +142,7 @@ TEST(Pack, RealLayersGrowByAtMostFivePercent) {
                                     {896, 4864},   {151936, 896}};
   for (const DtypeTraits& dtype : kDtypes) {
     for (const ZeroKind zeros : zero_kinds_of(dtype)) {
-      for (const ScaleEncoding scales : kScaleEncodings) {
+      for (const ScaleEncoding scales : scale_encodings()) {
         for (const int64_t group_size : {-1, 32, 64, 128}) {
           for (const auto& [n, k] : kLayers) {
             PackedMatrix packed;
@@ -171,7 +171,7 @@ TEST(Pack, RealLayersGrowByAtMostFivePercent) {
 // The sizes above, on real matrices.
 TEST(Pack, BytesAreWhatIsAllocated) {
   Random random = random_of_test();
-  for (const ScaleEncoding scales : kScaleEncodings) {
+  for (const ScaleEncoding scales : scale_encodings()) {
     const QuantizedMatrix hub =
         random_hub(random, {WeightDtype::kInt4Fullrange, 32, ZeroKind::kNone, scales}, 192, 576);
     const PackedMatrix packed = pack(hub, 1);

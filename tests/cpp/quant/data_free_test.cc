@@ -43,7 +43,7 @@ TEST(ImportanceRtn, LowersTheWeightedErrorOfEveryScheme) {
   const ConstMatrixView weight = view_of(w.data(), rows, cols);
   RtnOptions options, searched;
   options.importance = random_importance(random, cols);
-  searched.mse_search = true;
+  searched.mse_range = true;
   for (const DtypeTraits& dtype : kDtypes) {
     for (const ZeroKind zeros : zero_kinds_of(dtype)) {
       if (zeros == ZeroKind::kFloat) continue;
@@ -61,7 +61,7 @@ TEST(ImportanceRtn, LowersTheWeightedErrorOfEveryScheme) {
   }
 }
 
-// With all columns alike the search still beats the grid of mse_search, or ties with it.
+// With all columns alike the search still beats the grid of mse_range, or ties with it.
 TEST(ImportanceRtn, EqualImportanceIsLeastSquares) {
   Random random = random_of_test();
   const std::vector<float> w = normal_weights(random, 40, 128), ones(128, 1.0f), tens(128, 10.0f);
@@ -69,7 +69,7 @@ TEST(ImportanceRtn, EqualImportanceIsLeastSquares) {
   RtnOptions options, scaled, searched;
   options.importance = ones;
   scaled.importance.assign(128, 16.0f);
-  searched.mse_search = true;
+  searched.mse_range = true;
   for (const DtypeTraits& dtype : kDtypes) {
     const QuantScheme scheme{dtype.dtype, 32};
     const QuantizedMatrix matrix = quantize_rtn(weight, scheme, options, 1);
@@ -152,7 +152,7 @@ TEST(Hqq, NoStepsEqualRtn) {
   options.steps = 0;
   for (const WeightDtype dtype : {WeightDtype::kInt8, WeightDtype::kInt4Clip}) {
     for (const int64_t group_size : {-1, 32, 64}) {
-      for (const ScaleEncoding scales : kScaleEncodings) {
+      for (const ScaleEncoding scales : scale_encodings()) {
         const QuantizedMatrix hqq =
             quantize_hqq(weight, {dtype, group_size, ZeroKind::kFloat, scales}, options, 1);
         const QuantizedMatrix rtn =

@@ -37,11 +37,11 @@ std::vector<GptqOptions> gptq_variants() {
   std::vector<GptqOptions> variants;
   for (const ActOrder act_order : {ActOrder::kNone, ActOrder::kDesc, ActOrder::kGroupAware}) {
     for (const bool static_groups : {false, true}) {
-      for (const bool mse_search : {false, true}) {
+      for (const bool mse_range : {false, true}) {
         GptqOptions options;
         options.act_order = act_order;
         options.static_groups = static_groups;
-        options.mse_search = mse_search;
+        options.mse_range = mse_range;
         variants.push_back(options);
       }
     }
@@ -52,7 +52,7 @@ std::vector<GptqOptions> gptq_variants() {
 std::string variant(const GptqOptions& options) {
   return concat("act_order ", kActOrderNames[static_cast<int>(options.act_order)],
                 options.static_groups ? ", static groups" : "",
-                options.mse_search ? ", mse search" : "", options.fp64 ? ", fp64" : "");
+                options.mse_range ? ", mse search" : "", options.fp64 ? ", fp64" : "");
 }
 
 // Nothing to make up for: RTN's codes and scales, to the bit. Also with no inputs at all, and with
@@ -66,12 +66,12 @@ TEST(Gptq, AnIdentityHessianEqualsRtn) {
   dead.add(view_of(zeros.data(), 4, cols), 1);
   const Hessian hessians[] = {identity_hessian(cols), Hessian(cols), dead};
   for (QuantScheme scheme : gptq_schemes({-1, 16, 128})) {
-    for (const ScaleEncoding scales : kScaleEncodings) {
+    for (const ScaleEncoding scales : scale_encodings()) {
       scheme.scales = scales;
       for (GptqOptions options : gptq_variants()) {
         // The search weighs errors, here all alike.
         RtnOptions plain;
-        if (options.mse_search) plain.importance.assign(static_cast<size_t>(cols), 1.0f);
+        if (options.mse_range) plain.importance.assign(static_cast<size_t>(cols), 1.0f);
         const QuantizedMatrix expected =
             quantize_rtn(view_of(w.data(), 11, cols), scheme, plain, 1);
         for (const Hessian& hessian : hessians) {
@@ -177,7 +177,7 @@ TEST(Gptq, BeatsRtnOnCorrelatedInputs) {
         const CalibratedLayer layer = correlated_layer(random, 8, 80);
         gptq +=
             layer.error(quantize_gptq(layer.weight(), layer.hessian, scheme, options, 1).matrix);
-        rtn += layer.error(quantize_rtn(layer.weight(), scheme, {options.mse_search, "w"}, 1));
+        rtn += layer.error(quantize_rtn(layer.weight(), scheme, {options.mse_range, "w"}, 1));
       }
       EXPECT_LT(gptq, 0.8 * rtn) << describe(scheme) << ", " << variant(options);
     }

@@ -25,7 +25,7 @@ std::vector<QuantScheme> quantizer_schemes(std::initializer_list<int64_t> group_
   for (const DtypeTraits& dtype : kDtypes) {
     for (const ZeroKind zeros : zero_kinds_of(dtype)) {
       if (zeros == ZeroKind::kFloat) continue;
-      for (const ScaleEncoding scales : kScaleEncodings) {
+      for (const ScaleEncoding scales : scale_encodings()) {
         for (const int64_t group_size : group_sizes) {
           schemes.push_back({dtype.dtype, group_size, zeros, scales});
         }

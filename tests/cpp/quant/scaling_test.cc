@@ -120,9 +120,9 @@ TEST(Scaling, LowersTheErrorThatIsLeftAfterAWeightedSearch) {
       Random random(test_seed() + seed);
       const CalibratedLayer layer = correlated_layer(random, 8, 80);
       AwqOptions awq_options;
-      awq_options.weighted_search = true;
+      awq_options.mse_range = true;
       TeqOptions teq_options;
-      teq_options.weighted_search = true;
+      teq_options.mse_range = true;
       const AwqResult awq =
           search_awq_scales({layer.weight()}, layer.hessian, scheme, awq_options, 1);
       const TeqResult teq =

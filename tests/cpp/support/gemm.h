@@ -125,7 +125,7 @@ inline QuantScheme random_scheme(Random& random, WeightKind kind) {
   scheme.dtype = random.pick(dtypes_of(kind));
   scheme.group_size = random.pick(kGroupSizes);
   scheme.zeros = random.pick(zero_kinds_of(traits_of(scheme.dtype)));
-  scheme.scales = random.pick(kScaleEncodings);
+  scheme.scales = random.pick(scale_encodings());
   return scheme;
 }
 
@@ -159,7 +159,7 @@ struct Prepared {
     view.starts = starts.empty() ? nullptr : starts.data();
     PrepareTask task{x, geometry, view, m0, m1};
     if (weights.input_order.size() > 0) task.order = weights.input_order.as<int32_t>();
-    if (weights.input_scales.size() > 0) task.scales = weights.input_scales.as<float>();
+    if (weights.act_scales.size() > 0) task.scales = weights.act_scales.as<float>();
     kernel.prepare(task);
   }
 

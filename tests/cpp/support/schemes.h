@@ -14,8 +14,15 @@
 
 namespace woq::testing {
 
-inline constexpr ScaleEncoding kScaleEncodings[] = {ScaleEncoding::kFp32, ScaleEncoding::kFp16,
-                                                    ScaleEncoding::kBf16, ScaleEncoding::kDouble};
+inline const std::vector<ScaleEncoding>& scale_encodings() {
+  static const std::vector<ScaleEncoding> all = [] {
+    std::vector<ScaleEncoding> list;
+    for (const ScaleTraits& traits : kScaleEncodings) list.push_back(traits.encoding);
+    return list;
+  }();
+  return all;
+}
+
 inline constexpr int64_t kGroupSizes[] = {-1, 16, 24, 32, 64, 128, 200};
 
 inline std::vector<ZeroKind> zero_kinds_of(const DtypeTraits& dtype) {
@@ -27,9 +34,8 @@ inline std::string describe(const QuantScheme& scheme) {
   const char* const zeros = scheme.zeros == ZeroKind::kNone  ? "sym"
                             : scheme.zeros == ZeroKind::kInt ? "asym"
                                                              : "float zeros";
-  const std::string scales = scheme.scales == ScaleEncoding::kDouble
-                                 ? "double-quantized"
-                                 : scale_dtype_name(scheme.scales);
+  const std::string scales =
+      scheme.scales == ScaleEncoding::kDouble ? "double-quantized" : name_of(scheme.scales);
   return std::string(name_of(scheme.dtype)) + " g" + std::to_string(scheme.group_size) + " " +
          zeros + ", " + scales + " scales";
 }
@@ -40,13 +46,7 @@ inline std::string describe(const QuantizedMatrix& matrix) {
 }
 
 inline void set_code(QuantizedMatrix* matrix, int64_t n, int64_t k, int code) {
-  uint8_t* const row = matrix->row(n);
-  if (matrix->dtype().bits == 8) {
-    row[k] = static_cast<uint8_t>(code);
-    return;
-  }
-  const int shift = static_cast<int>(k % 2) * 4;
-  row[k / 2] = static_cast<uint8_t>((row[k / 2] & ~(15 << shift)) | code << shift);
+  write_code(matrix->row(n), k, matrix->dtype().bits, code);
 }
 
 // Every scale is `scale`, zero points are those of a symmetric matrix.
@@ -124,10 +124,7 @@ inline bool same_bytes(const Buffer& a, const Buffer& b) {
 // "" if a and b are the same bit for bit, or the first tensor that differs.
 inline std::string difference(const QuantizedMatrix& a, const QuantizedMatrix& b) {
   if (a.rows != b.rows || a.cols != b.cols) return "shape";
-  if (a.scheme.dtype != b.scheme.dtype || a.scheme.group_size != b.scheme.group_size ||
-      a.scheme.zeros != b.scheme.zeros || a.scheme.scales != b.scheme.scales) {
-    return "scheme";
-  }
+  if (a.scheme != b.scheme) return "scheme";
   if (!same_bytes(a.qweight, b.qweight)) return "qweight";
   if (!same_bytes(a.zero_points, b.zero_points)) return "zero_points";
   if (a.scales.encoding != b.scales.encoding || a.scales.rows != b.scales.rows ||

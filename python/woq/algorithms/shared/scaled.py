@@ -17,7 +17,7 @@ from ...modules.targets import Target, linear_parameters
 from ...observe.block import Block
 from ...observe.moments import Moments, in_rounds, moments, output_error
 from ..rtn import round_to_nearest
-from .finished import Finished, with_input_scales
+from .finished import Finished
 
 __all__ = ["FindScales", "Round", "quantize_scaled", "rounding_of"]
 
@@ -94,11 +94,11 @@ def _group(
         scaled = weight * scales
         ranges = None if clip is None else clip(scaled, inner.hessian, target)
         matrix, note = rounded(scaled, config, target, inner, ranges)
-        results.append((with_input_scales(matrix, 1 / scales), note))
+        results.append((matrix.with_act_scales(1 / scales), note))
     after = errors([matrix for matrix, _ in results])
     if not sum(after) < sum(before):
         ones = torch.ones_like(scales)
-        results = [(with_input_scales(matrix, ones), note) for matrix, note in plain]
+        results = [(matrix.with_act_scales(ones), note) for matrix, note in plain]
         after = before
     for target, (matrix, note), loss, first in zip(group, results, after, start, strict=True):
         yield Finished(target, matrix, loss=loss, start_loss=first, note=note)
