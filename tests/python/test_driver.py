@@ -305,8 +305,11 @@ def test_eight_bits_are_calibrated_in_full_precision(resumed, monkeypatch):
 def test_models_of_half_precision(make, algorithm, dtype):
     """float16 has no products in bfloat16: their sums are float32, which its norms don't take."""
     steps = {"iters": 2} if algorithm in ("TEQ", "AUTOROUND") else {}
+    model = make(dtype=dtype)
+    with torch.no_grad():
+        expected = model(DATA[:2]).logits.float()
     model = woq.quantize(
-        make(dtype=dtype),
+        model,
         WeightOnlyQuantConfig(
             algorithm=algorithm,
             algorithm_args={"nsamples": 6, "seqlen": 16, "batch_size": 4, **steps},
@@ -317,7 +320,10 @@ def test_models_of_half_precision(make, algorithm, dtype):
     assert model.woq_report.complete
     assert not model.woq_report.fallbacks
     with torch.no_grad():
-        assert torch.isfinite(model(DATA[:2]).logits).all()
+        found = model(DATA[:2]).logits.float()
+    # 4 bits in groups of 16 change weights by a tenth of their size or less, which adds up over two
+    # blocks; a layer whose weights are scrambled would change the output by its own size.
+    assert 0 < (found - expected).norm() < 0.5 * expected.norm()
 
 
 @pytest.mark.parametrize("kind", [*MODELS, "bert", "gemma"])

@@ -6,6 +6,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import threading
+import time
 
 import pytest
 import torch
@@ -140,21 +141,27 @@ def test_gil_is_released():
     layer = WeightOnlyLinear.from_quantized(
         woq.quantize_rtn(torch.randn(1024, 1024), dtype="nf4"), name="big"
     )
-    x = torch.randn(1024, 1024)
+    x = torch.randn(4096, 1024)
     running, finished = threading.Event(), threading.Event()
+    spent = []
 
     def run():
+        began = time.thread_time()
         running.set()
         for _ in range(3):
             layer(x)
+        spent.append(time.thread_time() - began)
         finished.set()
 
     thread = threading.Thread(target=run)
     thread.start()
     running.wait(60)
-    ticks = 0
+    began = time.thread_time()
     while not finished.is_set():
-        ticks += 1
+        pass
+    looped = time.thread_time() - began
     thread.join(60)
-    # Three calls that held the lock would let this loop run for a switch interval between them.
-    assert ticks > 20_000
+    # The loop runs beside the calls if they release the lock. If they held it, the loop would run
+    # between them only, for a switch interval of 5 ms each, and a call takes some 50 ms. Times are
+    # the processor's, so that a busy machine slows both threads alike.
+    assert looped > spent[0] / 4, f"the loop had {looped:.4f} s, the calls {spent[0]:.4f} s"

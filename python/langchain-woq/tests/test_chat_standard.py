@@ -82,15 +82,17 @@ class TestChatWoqIntegration(ChatModelIntegrationTests):
         return False  # a ChatWoq holds one loaded model
 
     @pytest.mark.xfail(
+        strict=False,  # what the model says differs between CPUs
         reason="json_mode guarantees an object, and the test leaves its keys to the model: one of "
-        "135M parameters forgets one"
+        "135M parameters forgets one",
     )
     def test_json_mode(self, *args: Any) -> None:
         super().test_json_mode(*args)
 
     @pytest.mark.xfail(
+        strict=False,  # what the model says differs between CPUs
         reason="the test leaves it to the model whether to call a tool, and one of 135M parameters "
-        "answers in text"
+        "answers in text",
     )
     def test_agent_loop(self, *args: Any) -> None:
         super().test_agent_loop(*args)
