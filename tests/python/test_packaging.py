@@ -61,7 +61,9 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if "WOQ_WHEEL" in os.environ:
         return ROOT / os.environ["WOQ_WHEEL"]
     build = tmp_path_factory.mktemp("build")
-    return pip_wheel(build, "--no-build-isolation", f"--config-settings=build-dir={build}")
+    settings = (f"build-dir={build}", "cmake.define.WOQ_PORTABLE=ON")
+    options = [f"--config-settings={setting}" for setting in settings]
+    return pip_wheel(build, "--no-build-isolation", *options)
 
 
 @pytest.fixture(scope="session")
