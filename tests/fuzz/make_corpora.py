@@ -77,7 +77,98 @@ def imatrix_files() -> dict[str, bytes]:
     }
 
 
-TARGETS = {"imatrix": imatrix_files}
+# Indices into the core's lists, as stored_matrix_fuzz.cc takes them.
+INT8, INT4_FULLRANGE, INT4_CLIP, NF4 = range(4)
+FP32, FP16, BF16, DOUBLE = range(4)
+UINT16 = 4
+MISSING = b"\x01"
+
+
+def matrix(
+    dtype: int,
+    scales: int,
+    rows: int,
+    cols: int,
+    tensors: list[bytes],
+    *,
+    zeros: int = 0,
+    group_size: int = 16,
+    flags: int = 0,
+    shifts: int = 0,
+) -> bytes:
+    """An input of stored_matrix_fuzz: `tensors` are MISSING, `stored` or `other`."""
+    header = bytes([dtype, zeros, scales, group_size + 1, rows, cols, flags, shifts])
+    return header + b"".join(tensors)
+
+
+def stored(data: bytes) -> bytes:
+    return b"\x00" + data
+
+
+def other(kind: int, shape: tuple[int, ...], data: bytes) -> bytes:
+    return bytes([2, kind, len(shape), *shape, len(data)]) + data
+
+
+def floats(*values: float) -> bytes:
+    return struct.pack(f"<{len(values)}f", *values)
+
+
+def stored_matrix_files() -> dict[str, bytes]:
+    codes = bytes(range(0, 240, 8))  # [3, 10]: 20 columns of 4 bits
+    scales = floats(0.5, 0.25, 1.0, 2.0, 0.125, 3.0)  # [3, 2]
+    g_idx = struct.pack("<20i", *([0, 1, 0, 0, 0] * 4))  # 16 columns of group 0, 4 of group 1
+    act_scales = floats(*(1.0 + k / 4 for k in range(20)))
+    plain = [stored(codes), stored(scales)]
+    halves = struct.pack("<6e", 0.5, 0.25, 1.0, 2.0, 0.125, 3.0)
+    doubled = [stored(codes), stored(bytes(range(100, 106)))]
+    doubled += [stored(floats(0.5)), stored(floats(1.0)), stored(b"\x2a")]
+    odd = [stored(b"\x21\xf3" * 3), stored(floats(0.5, 0.25, 1.0))]  # [3, 3]
+    return {
+        "int4": matrix(INT4_CLIP, FP32, 3, 20, plain),
+        "int4_asym_fp16": matrix(
+            INT4_CLIP,
+            FP16,
+            3,
+            20,
+            [stored(codes), stored(halves), stored(b"\x08\x07\x0f\x00\x01\x02")],
+            zeros=1,
+        ),
+        "int8_float_zeros": matrix(
+            INT8,
+            FP32,
+            1,
+            20,
+            [stored(codes[:20]), stored(floats(0.5)), stored(floats(127.5))],
+            zeros=2,
+            group_size=-1,
+        ),
+        "double_signed": matrix(INT4_FULLRANGE, DOUBLE, 3, 20, doubled),
+        "g_idx_act_scales": matrix(
+            NF4, FP32, 3, 20, [*plain, stored(g_idx), stored(act_scales)], flags=3
+        ),
+        "g_idx_crowded": matrix(INT4_CLIP, FP32, 3, 20, [*plain, stored(bytes(80))], flags=1),
+        "bf16_bits": matrix(
+            NF4, BF16, 3, 20, [stored(codes), other(UINT16, (3, 2), b"\x00\x3f" * 6)]
+        ),
+        "filling_bits": matrix(
+            INT4_CLIP,
+            FP32,
+            3,
+            3,
+            [*odd, stored(struct.pack("<3i", 0, 0, 0))],
+            flags=1,
+        ),
+        "scales_infinite": matrix(
+            INT4_CLIP, FP32, 3, 20, [stored(codes), stored(floats(float("inf")))]
+        ),
+        "scales_missing": matrix(INT4_CLIP, FP32, 3, 20, [stored(codes), MISSING]),
+        "shape_wrong": matrix(INT4_CLIP, FP32, 3, 20, [stored(codes), other(FP32, (3, 3), scales)]),
+        "rows_huge": matrix(INT4_CLIP, FP32, 255, 20, plain, shifts=0x0E),
+        "cols_huge": matrix(INT8, DOUBLE, 255, 255, plain, shifts=0xD7),
+    }
+
+
+TARGETS = {"imatrix": imatrix_files, "stored_matrix": stored_matrix_files}
 
 
 def main() -> int:

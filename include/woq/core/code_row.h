@@ -40,6 +40,12 @@ constexpr void write_code(uint8_t* row, int64_t k, int bits, int code) {
   row[byte + 1] = static_cast<uint8_t>((row[byte + 1] & ~(mask >> kept)) | (code & mask) >> kept);
 }
 
+// Clears what fills up the last byte of a row of n codes. Files may hold anything there.
+constexpr void clear_filling(uint8_t* row, int64_t n, int bits) {
+  const int used = static_cast<int>(n * bits % 8);
+  if (used > 0) row[n * bits / 8] = static_cast<uint8_t>(row[n * bits / 8] & ((1 << used) - 1));
+}
+
 // Calls body(k, code) for the codes [begin, end) of a row, in order.
 template <class Body>
 void for_each_code(const uint8_t* row, int64_t begin, int64_t end, int bits, const Body& body) {

@@ -78,12 +78,11 @@ void visit_stored_tensors(Matrix& matrix, bool has_g_idx, bool has_act_scales, c
 }  // namespace detail
 
 // Names, types and shapes of the tensors of a [rows, cols] matrix. Throws InvalidArgument for a
-// scheme that is none, and an empty matrix.
+// scheme that is none, and a matrix that is empty or too large.
 inline std::vector<TensorSpec> stored_tensors(const QuantScheme& scheme, int64_t rows, int64_t cols,
                                               bool has_g_idx, bool has_act_scales) {
   validate(scheme);
-  if (rows < 1 || cols < 1)
-    fail("a quantized matrix needs at least one row and one column, got ", rows, " x ", cols);
+  check_extents(rows, cols);
   QuantizedMatrix matrix;  // without tensors: only its measures are asked
   matrix.scheme = scheme;
   matrix.rows = rows;
@@ -137,6 +136,11 @@ inline QuantizedMatrix assemble(const std::map<std::string, TensorView>& tensors
     const TensorView& given = tensors.at(tensor.spec.name);
     if (given.bytes > 0) std::memcpy(tensor.data, given.data, static_cast<size_t>(given.bytes));
   }
+  // Bits that stand for nothing: without them equal matrices have equal tensors, and packed padding
+  // is 0.
+  for (int64_t n = 0; n < rows; ++n) clear_filling(matrix.row(n), cols, matrix.dtype().bits);
+  if (matrix.scales.signs.size() > 0)
+    clear_filling(matrix.scales.signs.data(), matrix.scales.size(), 1);
   validate(matrix);
   return matrix;
 }

@@ -18,6 +18,18 @@ constexpr int64_t zero_point_bytes(ZeroKind zeros) {
   return zeros == ZeroKind::kInt ? 1 : zeros == ZeroKind::kFloat ? 4 : 0;
 }
 
+// Rows and columns that a matrix can have at most: groups and columns are numbered by int32, and
+// bytes of every tensor then fit into int64.
+inline constexpr int64_t kMaxExtent = 0x7fffffff;
+
+inline void check_extents(int64_t rows, int64_t cols) {
+  if (rows < 1 || cols < 1)
+    fail("a quantized matrix needs at least one row and one column, got ", rows, " x ", cols);
+  if (rows > kMaxExtent || cols > kMaxExtent)
+    fail("a quantized matrix has at most ", kMaxExtent, " rows and columns, got ", rows, " x ",
+         cols);
+}
+
 struct QuantizedMatrix {
   QuantScheme scheme;
   int64_t rows = 0, cols = 0;  // N, K
@@ -57,8 +69,7 @@ struct QuantizedMatrix {
   // Allocates every tensor but the scales; contents unset.
   static QuantizedMatrix allocate(const QuantScheme& scheme, int64_t rows, int64_t cols) {
     validate(scheme);
-    if (rows < 1 || cols < 1)
-      fail("a quantized matrix needs at least one row and one column, got ", rows, " x ", cols);
+    check_extents(rows, cols);
     QuantizedMatrix matrix;
     matrix.scheme = scheme;
     matrix.rows = rows;

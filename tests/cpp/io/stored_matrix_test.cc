@@ -5,10 +5,12 @@
 
 #include <map>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "support/errors.h"
 #include "support/schemes.h"
+#include "woq/pack/pack.h"
 
 namespace woq::testing {
 namespace {
@@ -96,6 +98,42 @@ TEST(StoredMatrix, WhatTensorsHoldIsChecked) {
       error_of<InvalidArgument>([&] { assemble(views_of(hub), hub.scheme, 5, 40, true, false); });
   EXPECT_MENTIONS(error, "g_idx[0] is -1");
   EXPECT_MENTIONS(error, "'scales' decodes to");
+}
+
+// Else a matrix would not come back from pack() as it was, and padding would not be packed as 0.
+TEST(StoredMatrix, BitsThatFillUpBytesAreCleared) {
+  Random random = random_of_test();
+  for (const DtypeTraits& dtype : kDtypes) {
+    for (const bool scattered : {false, true}) {
+      // 3 groups a row, 9 scales: neither rows of codes nor signs end with a byte.
+      QuantizedMatrix hub =
+          random_hub(random, {dtype.dtype, 16, {}, ScaleEncoding::kDouble}, 3, 43);
+      if (scattered) scatter_groups(random, &hub);
+      QuantizedMatrix dirty = hub;
+      const int filling = static_cast<int>(8 * hub.row_bytes() - 43 * dtype.bits);
+      for (int64_t n = 0; n < 3 && filling > 0; ++n)
+        dirty.row(n)[hub.row_bytes() - 1] |= static_cast<uint8_t>(1 << (8 - filling));
+      if (hub.scales.signs.size() > 0) dirty.scales.signs.data()[1] |= 0x80;  // 9 signs
+      const QuantizedMatrix read = assemble(views_of(dirty), hub.scheme, 3, 43, scattered, false);
+      EXPECT_EQ(difference(read, hub), "") << describe(hub);
+      EXPECT_EQ(difference(unpack(pack(read)), hub), "") << describe(hub);
+    }
+  }
+}
+
+TEST(StoredMatrix, SizesThatOverflowAreRefused) {
+  const QuantScheme scheme{WeightDtype::kInt8, 16, {}, ScaleEncoding::kDouble};
+  for (const auto& [rows, cols] : {std::pair<int64_t, int64_t>{int64_t{1} << 62, 64},
+                                   {64, int64_t{1} << 62},
+                                   {int64_t{1} << 31, 64}}) {
+    EXPECT_MENTIONS(error_of<InvalidArgument>(
+                        [&, n = rows, k = cols] { stored_tensors(scheme, n, k, true, true); }),
+                    "at most 2147483647 rows and columns");
+  }
+  // The largest sizes have numbers of bytes that can be compared with what is there.
+  EXPECT_MENTIONS(
+      error_of<InvalidArgument>([&] { assemble({}, scheme, kMaxExtent, kMaxExtent, true, true); }),
+      "'qweight' is missing");
 }
 
 TEST(StoredMatrix, Bfloat16MayComeAsBits) {
