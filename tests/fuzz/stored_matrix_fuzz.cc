@@ -3,12 +3,12 @@
 // dequantizes, and comes back unchanged when it is packed and unpacked, or taken apart and put
 // together again.
 //
-// An input is a header of 8 bytes: dtype, kind of zero points and encoding of scales as indices into
-// the core's lists; group_size + 1; rows; cols; flags (1: has g_idx, 2: has act_scales); shifts (low
-// and high half: rows and cols times 16^shift, for sizes that overflow). Then for every tensor that
-// the matrix must have, in the order of the table, a byte: 0, and then the tensor's bytes; 1: the
-// tensor is missing; else another tensor in its place: type, rank, extents, number of bytes, bytes.
-// What the input is too short for is 0.
+// An input is a header of 8 bytes: dtype, kind of zero points and encoding of scales as indices
+// into the core's lists; group_size + 1; rows; cols; flags (1: has g_idx, 2: has act_scales);
+// shifts (low and high half: rows and cols times 16^shift, for sizes that overflow). Then for every
+// tensor that the matrix must have, in the order of the table, a byte: 0, and then the tensor's
+// bytes; 1: the tensor is missing; else another tensor in its place: type, rank, extents, number of
+// bytes, bytes. What the input is too short for is 0.
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
