@@ -23,8 +23,8 @@ from woq.algorithms.rtn import round_to_nearest
 from woq.algorithms.shared.finished import Finished
 from woq.core import native
 from woq.modules.targets import select
+from woq.observe import walk
 from woq.observe.block import Activations, capture, for_calibration, product_dtype, segments
-from woq.quantizing import driver
 
 DATA = torch.randint(0, 128, (24, 16), generator=torch.Generator().manual_seed(5))
 MODELS = {"llama": llama, "gpt2": gpt2, "t5": t5, "mixtral": mixtral}
@@ -216,7 +216,7 @@ def test_inputs_and_references(make, fast, monkeypatch):
     # In bfloat16, where the CPU has it, some six values are rounded to 2^-8 one after the other.
     tolerance = 6 * 2**-8 if fast else 1e-4
     if not fast:
-        monkeypatch.setattr(driver, "product_dtype", lambda *_: None)
+        monkeypatch.setattr(walk, "product_dtype", lambda *_: None)
 
     def quantize_block(block, settings):
         assert [t.name.startswith(block.name + ".") for t in block.targets]
@@ -277,9 +277,9 @@ def test_where_products_are_bfloat16(fast, monkeypatch):
 def test_eight_bits_are_calibrated_in_full_precision(resumed, monkeypatch):
     """Also behind blocks that have no layer to quantize, or none left."""
     seen = []
-    original = driver.product_dtype
+    original = walk.product_dtype
     monkeypatch.setattr(
-        driver, "product_dtype", lambda *args: seen.append(original(*args)) or seen[-1]
+        walk, "product_dtype", lambda *args: seen.append(original(*args)) or seen[-1]
     )
     settings = {"algorithm": "GPTQ", "weight_dtype": "int8", "group_size": 16, "dataset": DATA}
     settings["algorithm_args"] = {"nsamples": 4, "seqlen": 16}

@@ -29,6 +29,7 @@ from .attention import FastAttention
 
 __all__ = [
     "Activations",
+    "Batch",
     "Block",
     "Call",
     "Segment",

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Collection, Generator, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import nn
@@ -22,30 +22,32 @@ from ..config.quant_config import WeightOnlyQuantConfig
 from ..core import native
 from ..core.units import parse_bytes
 from ..modules.targets import Target, linear_parameters
-from ..observe.block import Block, Segment, capture, for_calibration, product_dtype, segments
+from ..observe.block import Activations, Block, for_calibration
 from ..observe.samples import calibration_batches
+from ..observe.walk import Comparison, FloatInputs, FloatOutputs, FloatPrefix, walk
 from .work_dir import WorkDir
 
-__all__ = ["calibrated_layers"]
+__all__ = ["quantize_calibrated"]
 
 logger = logging.getLogger("woq")
 
 
-def calibrated_layers(
-    model: nn.Module, config: WeightOnlyQuantConfig, targets: Sequence[Target]
-) -> Generator[Finished, None, None]:
-    """Yield every target as it is finished. The caller replaces the module before it goes on: the
-    next block's inputs come from the model as it is then.
+def quantize_calibrated(
+    model: nn.Module,
+    config: WeightOnlyQuantConfig,
+    targets: Sequence[Target],
+    finish: Callable[[Finished], None],
+) -> None:
+    """Quantize every target, and call `finish` with each as soon as it is done.
 
-    Layers that the calibration does not reach are rounded to nearest, and say so.
+    `finish` replaces the layer in the model: the layers after it are calibrated on what the model
+    computes then. Layers that the calibration does not reach are rounded to nearest, and say so.
 
     Raises:
         InvalidArgument: the calibration data is of no use, NaN appears, or the work directory
             belongs to another run.
     """
-    pending = {target.name: target for target in targets}
-    dtypes = {target.weight_dtype for target in targets}
-    if not pending:
+    if not targets:
         return
     for target in targets:
         _check_finite_weight(target)
@@ -53,73 +55,48 @@ def calibrated_layers(
     work = None
     if config.work_dir is not None:
         work = WorkDir(config.work_dir, model, config, batches)
+    left = {target.name: target for target in targets}
+
+    def visit(block: Block) -> None:
+        for finished in _quantized(block, config, work):
+            del left[finished.target.name]
+            finish(finished)
+
     with for_calibration(model):
-        sample = {name: tensor[:1] for name, tensor in batches[0].items()}
-        for segment in segments(model, sample, targets):
-            yield from _segment(model, config, segment, batches, pending, dtypes, work)
-    for name in list(pending):
-        yield _fallback(pending.pop(name), config, "outside of the blocks that are calibrated")
+        walk(
+            model,
+            batches,
+            targets,
+            visit,
+            limit=parse_bytes(config.activation_memory, "activation_memory"),
+            dtypes={target.weight_dtype for target in targets},
+            comparison=_comparison(config),
+        )
+    for target in left.values():
+        finish(_fallback(target, config, "outside of the blocks that are calibrated"))
 
 
-def _segment(
-    model: nn.Module,
-    config: WeightOnlyQuantConfig,
-    segment: Segment,
-    batches: list[dict[str, torch.Tensor]],
-    pending: dict[str, Target],
-    dtypes: Collection[str],
-    work: WorkDir | None,
-) -> Iterator[Finished]:
+def _comparison(config: WeightOnlyQuantConfig) -> Callable[[Activations], Comparison]:
+    """What the algorithm looks at in the float model: GPTAQ at the inputs of each layer, AutoRound
+    at the outputs of each block."""
     method, options = config.method, config.algorithm_args
-    # Blocks after the last one with something to do need not run.
-    while segment.blocks and not _within(segment.blocks[-1][0], pending):
-        segment.blocks.pop()
-    if not segment.blocks:
-        return
-    limit = parse_bytes(config.activation_memory, "activation_memory")
-    calls, inputs = capture(model, batches, segment, limit)
-    # GPTAQ looks at the float model's inputs of each layer, AutoRound at its outputs of each block.
-    originals = method.float_inputs(options)
-    references = inputs.copy() if method.float_outputs or originals else None
-    float_inputs = method.follows_float(options)
-    try:
-        for number, (name, module) in enumerate(segment.blocks):
-            mine = _within(name, pending)
-            # A block without layers to quantize serves those of the others.
-            own = {target.weight_dtype for target in mine} or dtypes
-            products = product_dtype(module, own, inputs[0].dtype)
-            block = Block(name, module, mine, calls.pop(name), inputs, products)
-            if references is not None and originals:
-                block.original = block.copy(references) if mine else block
-            elif references is not None:
-                block.references = references
-                block.advance(references)
-            if mine:
-                unreached = _unreached(block)
-                for target in unreached:
-                    yield _fallback(
-                        pending.pop(target.name), config, "no calibration token reached it"
-                    )
-                block.targets = [target for target in mine if target not in unreached]
-                for finished in _block(block, config, work):
-                    del pending[finished.target.name]
-                    yield finished
-            if number + 1 < len(segment.blocks):
-                if block.original is not None and references is not None:
-                    block.original.advance(references)
-                if float_inputs and references is not None:
-                    for index in range(len(block)):
-                        inputs.replace(index, references[index])
-                else:
-                    block.advance(inputs)
-    finally:
-        inputs.close()
-        if references is not None:
-            references.close()
+    if method.float_inputs(options):
+        return FloatInputs
+    if method.float_outputs:
+        return FloatPrefix if method.follows_float(options) else FloatOutputs
+    return Comparison
 
 
-def _block(block: Block, config: WeightOnlyQuantConfig, work: WorkDir | None) -> Iterator[Finished]:
-    """The layers of one block: first the ones that the work directory holds, then the others."""
+def _quantized(
+    block: Block, config: WeightOnlyQuantConfig, work: WorkDir | None
+) -> Iterator[Finished]:
+    """The layers of one block: first those that no calibration token reaches, then those that the
+    work directory holds, then the others. Each must be replaced before the next one is asked for:
+    some algorithms run the block again."""
+    unreached = _unreached(block)
+    block.targets = [target for target in block.targets if target not in unreached]
+    for target in unreached:
+        yield _fallback(target, config, "no calibration token reached it")
     if work is not None:
         for target in list(block.targets):
             stored = work.load(target)
@@ -135,10 +112,6 @@ def _block(block: Block, config: WeightOnlyQuantConfig, work: WorkDir | None) ->
         if work is not None:
             work.save(finished)
         yield finished
-
-
-def _within(block: str, pending: dict[str, Target]) -> list[Target]:
-    return [target for name, target in pending.items() if name.startswith(f"{block}.")]
 
 
 def _unreached(block: Block) -> list[Target]:

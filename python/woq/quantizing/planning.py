@@ -21,7 +21,7 @@ import logging
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -34,16 +34,10 @@ from ..core import native
 from ..core.units import parse_bytes
 from ..formats.stored_tensors import stored_specs
 from ..modules.targets import Target, linear_parameters, matches, overridden, select
-from ..observe.block import (
-    Block,
-    capture,
-    for_calibration,
-    observed_inputs,
-    product_dtype,
-    segments,
-)
+from ..observe.block import Block, for_calibration, observed_inputs
 from ..observe.moments import input_rows, moments
 from ..observe.samples import calibration_batches, check_counts
+from ..observe.walk import walk
 
 __all__ = ["LayerChoice", "LayerPlan", "choose", "plan_layer_config", "stored_bits"]
 
@@ -185,7 +179,7 @@ def plan_layer_config(
     )
     with torch.inference_mode(False), for_calibration(model):
         fisher = _fisher(model, batches, targets, gradient_samples, seed)
-        measured = dict(_measured(model, config, targets, batches, fisher, rules))
+        measured = _measured(model, config, targets, batches, fisher, rules)
     return _planned(config, targets, rules, measured, average_bits)
 
 
@@ -348,7 +342,7 @@ def _logits(model: nn.Module, batch: Mapping[str, torch.Tensor]) -> torch.Tensor
     return logits.reshape(-1, logits.shape[-1]).float()
 
 
-_Measured = tuple[str, list[tuple[float, float]]]  # a layer's (relative error, cost) of each rule
+_Costs = list[tuple[float, float]]  # a layer's (relative error, cost) of each rule
 
 
 def _measured(
@@ -358,36 +352,35 @@ def _measured(
     batches: Sequence[Mapping[str, torch.Tensor]],
     fisher: Mapping[str, torch.Tensor],
     rules: Sequence[Rule],
-) -> Iterator[_Measured]:
+) -> dict[str, _Costs]:
     """Relative error and cost of each candidate, for the targets that the data reaches."""
     open_ = [
         target for target in targets if target.name in fisher and not _is_ruled(config, target.name)
     ]
-    sample = {name: tensor[:1] for name, tensor in batches[0].items()}
-    limit = parse_bytes(config.activation_memory, "activation_memory")
-    done: set[str] = set()
-    for segment in segments(model, sample, targets):
-        calls, inputs = capture(model, batches, segment, limit)
-        try:
-            for number, (name, module) in enumerate(segment.blocks):
-                mine = [target for target in open_ if target.name.startswith(f"{name}.")]
-                own = {target.weight_dtype for target in mine or targets}
-                products = product_dtype(module, own, inputs[0].dtype)
-                block = Block(name, module, mine, calls.pop(name), inputs, products)
-                groups = block.groups() if mine else []
-                for group, seen in zip(groups, moments(block, groups), strict=True):
-                    for target in group:
-                        done.add(target.name)
-                        yield _costs(target, config, seen.hessian, fisher[target.name], rules)
-                logger.info("planning: %s (%d layers) measured", name, len(mine))
-                if number + 1 < len(segment.blocks):
-                    block.advance(inputs)
-        finally:
-            inputs.close()
+    measured: dict[str, _Costs] = {}
+
+    def note(target: Target, hessian: Any) -> None:
+        measured[target.name] = _costs(target, config, hessian, fisher[target.name], rules)
+
+    def visit(block: Block) -> None:
+        groups = block.groups()
+        for group, seen in zip(groups, moments(block, groups), strict=True):
+            for target in group:
+                note(target, seen.hessian)
+        logger.info("planning: %s (%d layers) measured", block.name, len(block.targets))
+
+    walk(
+        model,
+        batches,
+        open_,
+        visit,
+        limit=parse_bytes(config.activation_memory, "activation_memory"),
+        dtypes={target.weight_dtype for target in targets},
+    )
     for target in open_:
-        if target.name not in done:  # outside of the blocks, as an output embedding is
-            hessian = _hessian_outside(model, target, batches)
-            yield _costs(target, config, hessian, fisher[target.name], rules)
+        if target.name not in measured:  # outside of the blocks, as an output embedding is
+            note(target, _hessian_outside(model, target, batches))
+    return measured
 
 
 def _is_ruled(config: WeightOnlyQuantConfig, name: str) -> bool:
@@ -414,7 +407,7 @@ def _costs(
     hessian: Any,
     fisher: torch.Tensor,
     rules: Sequence[Rule],
-) -> _Measured:
+) -> _Costs:
     moment = torch.from_numpy(hessian.numpy()).float() / 2  # E[x x^T]
     weight = linear_parameters(target.module).float()
 
@@ -433,14 +426,14 @@ def _costs(
         errors = squares(weight - torch.from_numpy(matrix.dequantize()))
         relative = float(errors.sum()) / power if power else 0.0
         found.append((relative, 0.5 * float((fisher * errors).sum())))
-    return target.name, found
+    return found
 
 
 def _planned(
     config: WeightOnlyQuantConfig,
     targets: Sequence[Target],
     rules: Sequence[Rule],
-    measured: Mapping[str, list[tuple[float, float]]],
+    measured: Mapping[str, _Costs],
     average_bits: float,
 ) -> LayerPlan:
     def bits(target: Target, rule: Rule) -> float:

@@ -7,7 +7,7 @@ import dataclasses
 import logging
 import sys
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from typing import Any, TypeVar
 
 import torch
@@ -86,14 +86,8 @@ def quantize(
     targets = select(model, config)
     _check_devices(targets)
     check_hooks(model)
-    if config.needs_calibration:
-        from .driver import calibrated_layers
-
-        steps = calibrated_layers(model, config, targets)
-    else:
-        if config.imatrix is not None:
-            targets = with_importance(model, config, targets)
-        steps = _rounded(list(reversed(targets)), config)
+    if config.imatrix is not None and not config.needs_calibration:
+        targets = with_importance(model, config, targets)
 
     started = time.perf_counter()
     report = QuantizationReport(complete=False)
@@ -102,24 +96,27 @@ def quantize(
         report.layers.extend(previous.layers)
         report.seconds = previous.seconds
     total, done_before = len(targets), len(report.layers)
-    # They hold modules: without the list each float weight goes with its replacement.
-    del targets
     bar = _progress(total, progress)
     next(bar)
+
+    def finish(finished: Finished) -> None:
+        target = finished.target
+        layer, entry = _make_layer(finished, config)
+        replace_module(model, target.name, layer)
+        report.layers.append(entry)
+        if target.tied:
+            tell_untied(model, [target.name])
+        bar.send(target.name if entry.loss is None else f"{target.name} loss {entry.loss:.2e}")
+
     try:
         # Tuning needs gradients, whatever the caller has switched off.
         with torch.inference_mode(False), torch.enable_grad():
-            for finished in steps:
-                target = finished.target
-                layer, entry = _make_layer(finished, config)
-                replace_module(model, target.name, layer)
-                report.layers.append(entry)
-                if target.tied:
-                    tell_untied(model, [target.name])
-                name = target.name
-                text = name if entry.loss is None else f"{name} loss {entry.loss:.2e}"
-                del finished, target, layer
-                bar.send(text)
+            if config.needs_calibration:
+                from .driver import quantize_calibrated
+
+                quantize_calibrated(model, config, targets, finish)
+            else:
+                _round_all(targets, config, finish)
         report.complete = True
     except BaseException as error:
         advice.warning(
@@ -131,7 +128,6 @@ def quantize(
         )
         raise
     finally:
-        steps.close()
         bar.close()
         report.seconds += time.perf_counter() - started
         attach_report(model, report)
@@ -246,18 +242,18 @@ def log_kernels(model: nn.Module) -> None:
         logger.info("%d layers run on %s: %s", count, kernel, reason)
 
 
-def _rounded(
-    targets: list[Target], config: WeightOnlyQuantConfig
-) -> Generator[Finished, None, None]:
-    """RTN of `targets`, last one first; each is let go of before the next one is touched."""
+def _round_all(
+    targets: list[Target], config: WeightOnlyQuantConfig, finish: Callable[[Finished], None]
+) -> None:
+    """Quantize `targets`, the first one first, and call `finish` with each. The list is emptied: it
+    holds modules, and so each float weight goes with its replacement."""
+    targets.reverse()
     while targets:
         target = targets.pop()
         weight = linear_parameters(target.module)
         matrix = quantize_weight(weight, config, target)
-        finished = Finished(target, matrix, note=_note(config, target))
+        finish(Finished(target, matrix, note=_note(config, target)))
         del target, weight, matrix
-        yield finished
-        del finished
 
 
 def _make_layer(
