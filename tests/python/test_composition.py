@@ -20,8 +20,9 @@ from woq.algorithms.shared import scaled
 from woq.algorithms.shared.scaled import _group, rounding_of
 from woq.core import native
 from woq.modules.targets import Target, select
-from woq.observe.block import Block, capture, for_calibration, segments
+from woq.observe.block import Block, for_calibration
 from woq.observe.moments import Moments, moments
+from woq.observe.recorder import capture, segments
 
 DATA = torch.randint(0, 128, (24, 32), generator=torch.Generator().manual_seed(5))
 COMMON = {"dataset": DATA, "nsamples": 16, "seqlen": 32, "batch_size": 4, "group_size": 16}

@@ -24,7 +24,9 @@ from woq.algorithms.shared.finished import Finished
 from woq.core import native
 from woq.modules.targets import select
 from woq.observe import walk
-from woq.observe.block import Activations, capture, for_calibration, product_dtype, segments
+from woq.observe.activations import Activations
+from woq.observe.block import for_calibration, product_dtype
+from woq.observe.recorder import capture, segments
 
 DATA = torch.randint(0, 128, (24, 16), generator=torch.Generator().manual_seed(5))
 MODELS = {"llama": llama, "gpt2": gpt2, "t5": t5, "mixtral": mixtral}

@@ -13,7 +13,9 @@ from contextlib import closing
 from torch import nn
 
 from ..modules.targets import Target
-from .block import Activations, Batch, Block, capture, product_dtype, segments
+from .activations import Activations
+from .block import Block, product_dtype
+from .recorder import Batch, capture, segments
 
 __all__ = ["Comparison", "FloatInputs", "FloatOutputs", "FloatPrefix", "walk"]
 

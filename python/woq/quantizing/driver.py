@@ -22,7 +22,8 @@ from ..config.quant_config import WeightOnlyQuantConfig
 from ..core import native
 from ..core.units import parse_bytes
 from ..modules.targets import Target, linear_parameters
-from ..observe.block import Activations, Block, for_calibration
+from ..observe.activations import Activations
+from ..observe.block import Block, for_calibration
 from ..observe.samples import calibration_batches
 from ..observe.walk import Comparison, FloatInputs, FloatOutputs, FloatPrefix, walk
 from .work_dir import WorkDir

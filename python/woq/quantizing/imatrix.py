@@ -24,13 +24,8 @@ from ..core.native import InvalidArgument, Unsupported
 from ..formats.files import replace_file
 from ..formats.imatrix_files import Contents, Entry, decode, encode_dat, encode_gguf
 from ..modules.targets import Target, output_embeddings, select
-from ..observe.block import (
-    check_finite,
-    fast_products,
-    for_calibration,
-    observed_inputs,
-    product_dtype,
-)
+from ..observe.activations import check_finite
+from ..observe.block import fast_products, for_calibration, observed_inputs, product_dtype
 from ..observe.samples import calibration_batches, check_counts
 
 __all__ = ["NO_IMPORTANCE", "ImportanceMatrix", "collect_imatrix", "with_importance"]
