@@ -163,7 +163,7 @@ def test_bias_in_half_precision():
 )
 def test_input_gradient(dtype, scheme, activations, monkeypatch):
     # Small panels, so that their seams are exercised.
-    monkeypatch.setattr("woq.modules.layer._PANEL_ELEMENTS", 5 * 40)
+    monkeypatch.setattr("woq.modules.torch_op._PANEL_ELEMENTS", 5 * 40)
     layer = make(dtype=dtype, **scheme)
     x = torch.randn(2, 3, 40).to(activations).requires_grad_()
     y = layer(x)

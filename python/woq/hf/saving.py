@@ -23,7 +23,7 @@ from ..core.native import InvalidArgument
 from ..core.units import parse_bytes
 from ..formats.files import flush, replace_files_in
 from ..formats.safetensors import Entry, write_safetensors
-from ..modules.layer import WeightOnlyLinear, deferred_state
+from ..modules.deferred_state import Stored, deferred_state
 
 __all__ = ["save_pretrained"]
 
@@ -133,10 +133,10 @@ class _Unpacker:
     """Unpacks layers on demand and keeps the last one: its tensors are written in a row."""
 
     def __init__(self) -> None:
-        self._layer: WeightOnlyLinear | None = None
+        self._layer: Stored | None = None
         self._tensors: dict[str, torch.Tensor] = {}
 
-    def maker(self, layer: WeightOnlyLinear, key: str) -> Callable[[], torch.Tensor]:
+    def maker(self, layer: Stored, key: str) -> Callable[[], torch.Tensor]:
         def make() -> torch.Tensor:
             if self._layer is not layer:
                 self._tensors = {}

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """torch modules: the quantized linear layer, and which layers of a model become one.
 
-- layer: `woq.WeightOnlyLinear` and its torch operator
+- layer: `woq.WeightOnlyLinear`
+- torch_op: `torch.ops.woq.linear`, its product as compilers and autograd see it
+- deferred_state: state dicts whose packed weights are unpacked when they are written
 - stand_in: the weight that a quantized layer shows to code that asks for its dtype and shape
 - targets: finds the layers of a model that are quantized, and each one's settings
 """

@@ -14,7 +14,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from ..core import native
-from ..modules.layer import needs_dispatcher
+from ..modules.torch_op import needs_dispatcher
 
 __all__ = ["FastAttention"]
 
