@@ -14,7 +14,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from ..config import algorithm_configs as woq_configs
-from ..config.algorithm_configs import AlgorithmConfig, Field, check_switch
+from ..config.algorithm_configs import SWITCHES, AlgorithmConfig, Field, check_switch, of_config
 from ..config.options import canonical_names
 from ..config.quant_config import WeightOnlyQuantConfig as _Config
 from ..config.registry import Algorithm, find_algorithm
@@ -126,17 +126,15 @@ class AutoRoundConfig(
     nearest on 512 samples of 2048 tokens."""
 
 
-# Fields of ITREX 1.2 and 1.3 that steer its runtime: {name: harmless values}.
+# Fields of ITREX 1.2 and 1.3 that steer its runtime: {name: harmless values}. Those of 1.4 come
+# from the one list of them.
 _SWITCHES: dict[str, tuple[Any, ...]] = {
+    **{name: switch.harmless for name, switch in SWITCHES.items()},
     "double_quant_dtype": (None, "int8"),
-    "double_quant_scale_dtype": (None, "fp32"),
-    "use_ggml": (False,),
-    "use_quant": (True,),
     "use_gptq": (False,),
     "use_autoround": (False,),
     "use_neural_speed": (False, True),  # True is the default; there is one runtime here
     "low_bit_model": (False,),
-    "device": ("auto", "cpu"),
 }
 # Options of Neural Compressor in `algorithm_args` that switch on what is always on here.
 _HARMLESS_OPTIONS: dict[str, Any] = {
@@ -185,23 +183,21 @@ class WeightOnlyQuantConfig(_Config):
         owner = type(self).__name__
         given = locals()
         for name, harmless in _SWITCHES.items():
-            check_switch(owner, name, given[name], harmless, None)
+            if name in given:
+                check_switch(owner, name, given[name], harmless, None)
         method = find_algorithm(str(algorithm), f"{owner}.algorithm")
         super().__init__(
-            weight_dtype="nf4" if weight_dtype is None else weight_dtype,
-            compute_dtype="fp32" if compute_dtype is None else compute_dtype,
-            scale_dtype="fp32" if scale_dtype is None else scale_dtype,
-            group_size=group_size,
-            scheme=scheme,
-            use_double_quant=use_double_quant,
-            mse_range=mse_range,
-            algorithm=algorithm,
-            algorithm_args=_options(owner, method, algorithm_args, calib_iters),
-            modules_to_not_convert=llm_int8_skip_modules or None,
-            dataset=_dataset(owner, calib_dataset, calib_dataloader, calib_func)
-            if method.needs_calibration
-            else None,
-            tokenizer=tokenizer,
+            **{
+                **of_config(given),
+                "weight_dtype": "nf4" if weight_dtype is None else weight_dtype,
+                "compute_dtype": "fp32" if compute_dtype is None else compute_dtype,
+                "scale_dtype": "fp32" if scale_dtype is None else scale_dtype,
+                "algorithm_args": _options(owner, method, algorithm_args, calib_iters),
+                "modules_to_not_convert": llm_int8_skip_modules or None,
+                "dataset": _dataset(owner, calib_dataset, calib_dataloader, calib_func)
+                if method.needs_calibration
+                else None,
+            }
         )
 
     @classmethod

@@ -25,6 +25,7 @@ from .quant_config import WeightOnlyQuantConfig
 from .registry import Algorithm, find_algorithm
 
 __all__ = [
+    "SWITCHES",
     "AlgorithmConfig",
     "AutoRoundConfig",
     "AwqConfig",
@@ -34,6 +35,7 @@ __all__ = [
     "RtnConfig",
     "TeqConfig",
     "check_switch",
+    "of_config",
 ]
 
 logger = logging.getLogger("woq")
@@ -46,6 +48,12 @@ _ONE_RUN = {
 }
 
 
+def of_config(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments that `WeightOnlyQuantConfig` has by the same name."""
+    fields = dataclasses.fields(WeightOnlyQuantConfig)
+    return {field.name: given[field.name] for field in fields if field.name in given}
+
+
 class Field(NamedTuple):
     """An argument of a class that is no option of its algorithm."""
 
@@ -54,7 +62,7 @@ class Field(NamedTuple):
     help: str
 
 
-class _Switch(NamedTuple):
+class Switch(NamedTuple):
     """A field of ITREX that says how its own runtimes work."""
 
     annotation: str
@@ -91,15 +99,15 @@ _FIELDS: dict[str, Field] = {
     "gptq_args": Field("Mapping[str, Any] | None", None, "options of GPTQ"),
 }
 
-_SWITCHES: dict[str, _Switch] = {
+SWITCHES: dict[str, Switch] = {
     # woq always holds one layer or block at a time.
-    "layer_wise": _Switch("bool", (False, True)),
-    "use_ggml": _Switch("bool", (False,)),
-    "use_quant": _Switch("bool", (True,)),
-    "use_neural_speed": _Switch("bool", (False,), "woq runs its own kernels"),
-    "double_quant_scale_dtype": _Switch("Any", (None, "fp32")),
-    "device": _Switch("str", ("auto", "cpu")),
-    "use_ipex": _Switch("bool", (False,), "woq runs its own kernels"),
+    "layer_wise": Switch("bool", (False, True)),
+    "use_ggml": Switch("bool", (False,)),
+    "use_quant": Switch("bool", (True,)),
+    "use_neural_speed": Switch("bool", (False,), "woq runs its own kernels"),
+    "double_quant_scale_dtype": Switch("Any", (None, "fp32")),
+    "device": Switch("str", ("auto", "cpu")),
+    "use_ipex": Switch("bool", (False,), "woq runs its own kernels"),
 }
 
 # Stands for the options of the algorithm in a list of arguments.
@@ -176,7 +184,7 @@ class AlgorithmConfig(WeightOnlyQuantConfig):
         """Initialise from all arguments, by name."""
         owner = type(self).__name__
         self._adapt(given, written)
-        for name, switch in _SWITCHES.items():
+        for name, switch in SWITCHES.items():
             if name in given:
                 check_switch(owner, name, given[name], switch.harmless, switch.note)
         bits, sym = given["bits"], given["sym"]
@@ -185,19 +193,17 @@ class AlgorithmConfig(WeightOnlyQuantConfig):
             raise InvalidArgument(f"{owner}.sym must be True or False, got {sym!r}")
         algorithm, more = _composed(owner, self._method, given)
         super().__init__(
-            weight_dtype=given["weight_dtype"] or ("int8" if bits == 8 else "int4_clip"),
-            compute_dtype=given["compute_dtype"] or "fp32",
-            scale_dtype=given["scale_dtype"] or "fp32",
-            group_size=given["group_size"],
-            scheme="sym" if sym else "asym",
-            use_double_quant=given["use_double_quant"],
-            mse_range=given.get("mse_range"),
-            algorithm=algorithm,
-            algorithm_args={**_options(owner, self._method, given, written), **more},
-            modules_to_not_convert=given["llm_int8_skip_modules"],
-            layer_config={} if given["layer_config"] is None else given["layer_config"],
-            quantize_lm_head=given["quantize_lm_head"],
-            **{name: given[name] for name in _ONE_RUN if name in given},
+            **{
+                **of_config(given),
+                "weight_dtype": given["weight_dtype"] or ("int8" if bits == 8 else "int4_clip"),
+                "compute_dtype": given["compute_dtype"] or "fp32",
+                "scale_dtype": given["scale_dtype"] or "fp32",
+                "scheme": "sym" if sym else "asym",
+                "algorithm": algorithm,
+                "algorithm_args": {**_options(owner, self._method, given, written), **more},
+                "modules_to_not_convert": given["llm_int8_skip_modules"],
+                "layer_config": {} if given["layer_config"] is None else given["layer_config"],
+            }
         )
         if self.bits != bits:
             raise InvalidArgument(
@@ -258,8 +264,8 @@ def _parameters(method: Algorithm, arguments: str) -> dict[str, inspect.Paramete
                 parameters[own] = _parameter(own, option.annotation, option.default)
         elif name in others:
             parameters[name] = _parameter(name, f"{others[name].annotation} | None", None)
-        elif name in _SWITCHES:
-            switch = _SWITCHES[name]
+        elif name in SWITCHES:
+            switch = SWITCHES[name]
             parameters[name] = _parameter(name, switch.annotation, switch.harmless[0])
         else:
             field = _FIELDS[name]
@@ -301,9 +307,9 @@ def _documented(
 
 
 def _meaning(name: str, method: Algorithm, keywords: Mapping[str, Field]) -> str:
-    own: dict[str, Option | Field | _Switch] = {
+    own: dict[str, Option | Field | Switch] = {
         **_FIELDS,
-        **_SWITCHES,
+        **SWITCHES,
         **keywords,
         **method.options,
     }

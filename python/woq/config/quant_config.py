@@ -46,6 +46,13 @@ _OTHER_NAMES = {
     "sym": "scheme",
 }
 
+# Annotations of fields whose values need no other check of their type.
+_PLAIN_TYPES: dict[Any, tuple[type, str]] = {
+    "bool": (bool, "True or False"),
+    "int": (int, "an integer"),
+    "str": (str, "a string"),
+}
+
 # torch's and numpy's spellings of the dtypes that the core knows by a short name.
 _SHORT_DTYPES = {"float32": "fp32", "float": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 
@@ -241,10 +248,9 @@ class WeightOnlyQuantConfig(_TransformersConfig):
         owner = type(self).__name__
         self.compute_dtype = dtype_name(self.compute_dtype)
         self.scale_dtype = dtype_name(self.scale_dtype)
-        for field in ("weight_dtype", "compute_dtype", "scale_dtype", "scheme", "algorithm"):
-            _require(owner, field, getattr(self, field), str, "a string")
-        _require(owner, "group_size", self.group_size, int, "an integer")
-        _require(owner, "use_double_quant", self.use_double_quant, bool, "True or False")
+        for field in dataclasses.fields(self):
+            if field.type in _PLAIN_TYPES:
+                _require(owner, field.name, getattr(self, field.name), *_PLAIN_TYPES[field.type])
         if self.mse_range is not None:
             _require(owner, "mse_range", self.mse_range, bool, "True, False or None")
         if self.scheme not in _SCHEMES:
