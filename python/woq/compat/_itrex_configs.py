@@ -126,8 +126,8 @@ class AutoRoundConfig(
     nearest on 512 samples of 2048 tokens."""
 
 
-# Fields of ITREX 1.2 and 1.3 that steer its runtime: {name: harmless values}. Those of 1.4 come
-# from the one list of them.
+# Fields of ITREX 1.2 and 1.3 that steer its runtime: {name: harmless values}. Those that 1.4 kept
+# come from the list of 1.4's.
 _SWITCHES: dict[str, tuple[Any, ...]] = {
     **{name: switch.harmless for name, switch in SWITCHES.items()},
     "double_quant_dtype": (None, "int8"),
