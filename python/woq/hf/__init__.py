@@ -3,6 +3,9 @@
 
 - autoload: registers woq with transformers, whichever is imported first
 - quantizer: the quantizer that transformers calls while it loads a model
+- on_load: quantizes float weights as the loader comes to them
+- stored_layers: holds the tensors of a saved checkpoint until their layer can be packed
+- attach: tells a model that it is quantized
 - load: the one door through which woq loads a model
 - auto_model: `woq.AutoModelForCausalLM` and its like
 - saving: `woq.save_pretrained`

@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tells a transformers model that it is quantized: its config, its ties, its place."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.quantizers.base import HfQuantizer
+
+from ..config.quant_config import WeightOnlyQuantConfig
+from ..core import native, transformers_private
+from ..modules.targets import output_embeddings, quantized_layers, scheme_for, select
+
+__all__ = ["attach_quantizer", "declare_untied", "keep_on_cpu"]
+
+
+def attach_quantizer(
+    model: nn.Module, config: WeightOnlyQuantConfig, kind: type[HfQuantizer]
+) -> None:
+    """Tell the transformers models in `model` that they are quantized, so that they save as such.
+
+    Layers that `config` selects and that are still floats (after an interrupt) go into the
+    attached config as modules not to convert: it describes the model as it is. So do rules for
+    layers that the patterns of `config` mean by their names in `model`, which are longer. `kind` is
+    the class of quantizers that a model is given.
+    """
+    for inner in _outermost_pretrained(model):
+        attached = config.stored()
+        floats = [re.escape(target.name) + "$" for target in select(inner, config)]
+        if floats:
+            attached.modules_to_not_convert = [*(config.modules_to_not_convert or ()), *floats]
+        done = quantized_layers(inner)
+        for name in output_embeddings(inner):
+            if name in done and attached.lm_head_dtype is None:
+                # Inside of another module it was a linear layer like any other.
+                attached.quantize_lm_head = done[name].scheme.dtype
+        attached.layer_config = {**_exact_rules(inner, attached), **attached.layer_config}
+        quantizer = getattr(inner, "hf_quantizer", None)
+        if isinstance(quantizer, kind):
+            quantizer.quantization_config, quantizer.pre_quantized = attached, True
+        else:
+            quantizer = inner.hf_quantizer = kind(attached, pre_quantized=True)
+        inner.is_quantized = True
+        inner.quantization_method = config.quant_method
+        inner.config.quantization_config = quantizer.quantization_config
+        for module in inner.modules():
+            if hasattr(module, "config") and hasattr(module.config, "to_diff_dict"):
+                transformers_private.mark_config_quantized(module.config)
+        keep_on_cpu(inner)
+
+
+def _exact_rules(model: nn.Module, config: WeightOnlyQuantConfig) -> dict[str, dict[str, Any]]:
+    """Rules for the layers that have another scheme than `config` gives their names."""
+    heads = set(output_embeddings(model))
+    rules: dict[str, dict[str, Any]] = {}
+    for name, layer in quantized_layers(model).items():
+        have, wanted = layer.scheme, scheme_for(config, name, head=name in heads)
+        if wanted is None or _rule_of(have) != _rule_of(wanted):
+            rules[re.escape(name) + "$"] = _rule_of(have)
+    return rules
+
+
+def _rule_of(scheme: native.QuantScheme) -> dict[str, Any]:
+    """What a rule of `layer_config` can say of a scheme."""
+    return {
+        "weight_dtype": scheme.dtype,
+        "group_size": scheme.group_size,
+        "scheme": "asym" if scheme.asym else "sym",
+    }
+
+
+def declare_untied(model: nn.Module, names: Iterable[str]) -> None:
+    """Take the weights of modules `names` out of what transformers considers tied.
+
+    `config.tie_word_embeddings` keeps its value: T5 also scales its logits by it.
+    """
+    prefixed = {f"{name}.{key}" for name in names for key in ("weight", "bias")}
+    if not prefixed:
+        return
+    for path, module in model.named_modules():
+        start = f"{path}." if path else ""
+        gone = {key.removeprefix(start) for key in prefixed if key.startswith(start)}
+        expanded = getattr(module, "all_tied_weights_keys", None)
+        if isinstance(expanded, dict):
+            module.all_tied_weights_keys = {
+                key: value
+                for key, value in expanded.items()
+                if key not in gone and value not in gone
+            }
+        declared = transformers_private.declared_ties(module)
+        if declared is not None:
+            kept = {
+                key: value
+                for key, value in declared.items()
+                if not any(re.search(key, name) or re.search(value, name) for name in gone)
+            }
+            transformers_private.set_declared_ties(module, kept)
+
+
+def _outermost_pretrained(model: nn.Module) -> list[Any]:
+    modeling = sys.modules["transformers.modeling_utils"]
+    found: list[Any] = []
+
+    def visit(module: nn.Module) -> None:
+        if isinstance(module, modeling.PreTrainedModel):
+            found.append(module)
+            return
+        for child in module.children():
+            visit(child)
+
+    visit(model)
+    return found
+
+
+def keep_on_cpu(model: Any) -> None:
+    """Keep pipelines from moving the model to a GPU: they leave models with a device map alone.
+
+    Only where there is an accelerator, because a pipeline then refuses an explicit device="cpu".
+    A torch.device rather than "cpu", which save_pretrained takes for an offloaded model.
+    """
+    accelerator = getattr(torch, "accelerator", torch.cuda)
+    if accelerator.is_available():
+        model.hf_device_map = {"": torch.device("cpu")}
