@@ -4,4 +4,5 @@
 - evaluation: `woq.evaluate`
 - inspection: facts and sizes of a model's layers
 - page: `woq.write_report`, with the template page.html
+- plots, table: the plots of that page, and its tables
 """

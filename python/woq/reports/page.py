@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """`woq.write_report(model, path)`: what a quantization did to a model, as one HTML file.
 
-Nothing is loaded from elsewhere: style, script and plots are inside. The plots are matplotlib's SVG
-with its colours replaced by the page's CSS variables, so that they follow light and dark.
+Nothing is loaded from elsewhere: style, script and plots are inside. The plots
+are SVG elements, the tables can be sorted.
 
 The function is not called `report`: that is the name of the module beside this one, which importing
 it sets on the package.
@@ -10,16 +10,12 @@ it sets on the package.
 
 from __future__ import annotations
 
-import dataclasses
 import datetime
-import html
-import io
 import math
 import os
-import re
 import statistics
 import string
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,30 +24,17 @@ from torch import nn
 from ..core import native
 from ..core.environment import environment
 from ..formats.files import replace_file
-from ..quantizing.report import LayerReport, QuantizationReport, WeightHistogram
+from ..quantizing.report import QuantizationReport
 from .evaluation import Evaluation
-from .inspection import LayerFacts, layer_facts
+from .inspection import layer_facts
+from .plots import Plots
+from .table import Row, escape, format_of, layers_table, left_table, mib, number_text, pairs_table
 
 __all__ = ["write_report"]
 
 _TEMPLATE = "page.html"
 _WORST_BARS = 20
 _WORST_HISTOGRAMS = 6
-_CODE_POINTS_DRAWN = 32  # 256 lines would be a grey area
-
-# Colours that matplotlib is given, and what they become.
-_INK, _MUTED, _GRID, _BAR, _POINTS = "#010101", "#020202", "#030303", "#040404", "#050505"
-_SERIES = tuple(f"#0600{number:02x}" for number in range(8))
-_VARIABLES = {
-    _INK: "var(--ink)",
-    _MUTED: "var(--muted)",
-    _GRID: "var(--grid)",
-    _BAR: "var(--bar)",
-    _POINTS: "var(--points)",
-    **{colour: f"var(--series-{number})" for number, colour in enumerate(_SERIES)},
-}
-# Kinds of layers differ by their marks too: colour alone is not seen by everybody.
-_MARKS = ("o", "s", "^", "D", "v", "P", "X", "*")
 
 
 def write_report(
@@ -95,23 +78,6 @@ def _name_of(model: nn.Module) -> str:
     return Path(name).name or type(model).__name__
 
 
-@dataclasses.dataclass(frozen=True)
-class _Row:
-    """One quantized layer: what was done to it, and what it is now."""
-
-    report: LayerReport
-    facts: LayerFacts | None  # None for a layer that has been replaced since
-
-    @property
-    def bits(self) -> float:
-        return 8 * self.report.bytes_after / self.report.parameters
-
-    @property
-    def badness(self) -> float:
-        """What the rows are sorted by: the lowest SQNR first, those without one last."""
-        return math.inf if math.isnan(self.report.sqnr_db) else self.report.sqnr_db
-
-
 def _page(
     model: nn.Module,
     report: QuantizationReport,
@@ -120,14 +86,14 @@ def _page(
     facts: Mapping[str, Any],
 ) -> str:
     by_name = {each.name: each for each in layer_facts(model) if each.quantized}
-    rows = [_Row(layer, by_name.get(layer.name)) for layer in report.layers]
+    rows = [Row(layer, by_name.get(layer.name)) for layer in report.layers]
     worst_first = sorted(rows, key=lambda row: row.badness)
-    plots = _Plots()
+    plots = Plots()
     kept = sum(each.nbytes for each in layer_facts(model) if not each.quantized)
     template = string.Template(Path(__file__).with_name(_TEMPLATE).read_text("utf-8"))
     return template.substitute(
-        title=_escape(title),
-        subtitle=_escape(_subtitle(report, rows)),
+        title=escape(title),
+        subtitle=escape(_subtitle(report, rows)),
         warning=""
         if report.complete
         else '<p class="warning">The quantization was interrupted: some layers are missing.</p>',
@@ -141,7 +107,7 @@ def _page(
         ),
         worst_count=min(_WORST_BARS, len(rows)),
         histograms=_histograms(plots, worst_first),
-        table=_table(worst_first),
+        table=layers_table(worst_first),
         calibrated=(
             " Loss is the error of the outputs that was tuned, relative to the outputs, and as a "
             "multiple of what it was before."
@@ -149,11 +115,11 @@ def _page(
             else ""
         ),
         count=len(rows),
-        left=_left(report),
+        left=left_table(report),
         evaluation=_evaluation(evaluation),
-        configuration=_pairs(_configuration(model, report, facts)),
-        environment=_pairs(_flat(environment())),
-        version=_escape(native.build_info()["version"]),
+        configuration=pairs_table(_configuration(model, report, facts)),
+        environment=pairs_table(_flat(environment())),
+        version=escape(native.build_info()["version"]),
         date=datetime.datetime.now().astimezone().strftime("%d %B %Y, %H:%M %Z"),
     )
 
@@ -161,20 +127,8 @@ def _page(
 # Parts of the page
 
 
-def _escape(value: Any) -> str:
-    return html.escape(str(value))
-
-
-def _mib(count: float) -> str:
-    return f"{count / 2**20:,.1f} MiB"
-
-
-def _number(value: float, form: str) -> str:
-    return format(value, form) if math.isfinite(value) else str(value)
-
-
-def _subtitle(report: QuantizationReport, rows: Sequence[_Row]) -> str:
-    kinds = dict.fromkeys(_format_of(row) for row in rows)
+def _subtitle(report: QuantizationReport, rows: Sequence[Row]) -> str:
+    kinds = dict.fromkeys(format_of(row) for row in rows)
     algorithms = dict.fromkeys(row.report.algorithm for row in rows)
     return (
         f"{len(rows)} layers quantized by {' and '.join(algorithms)} to {', '.join(kinds)}: "
@@ -182,30 +136,22 @@ def _subtitle(report: QuantizationReport, rows: Sequence[_Row]) -> str:
     )
 
 
-def _format_of(row: _Row) -> str:
-    if row.facts is None:
-        return row.report.weight_dtype
-    group = "rows" if row.facts.group_size == -1 else f"groups of {row.facts.group_size}"
-    return f"{row.report.weight_dtype} {row.facts.scheme} in {group}"
-
-
-def _tiles(report: QuantizationReport, rows: Sequence[_Row], evaluation: Evaluation | None) -> str:
+def _tiles(report: QuantizationReport, rows: Sequence[Row], evaluation: Evaluation | None) -> str:
     values = sorted(row.report.sqnr_db for row in rows if not math.isnan(row.report.sqnr_db))
     bits = 8 * report.bytes_after / max(1, report.quantized_parameters)
     tiles = [
         (
             f"{report.bytes_before / max(1, report.bytes_after):.2f}&times;",
-            f"smaller: {_mib(report.bytes_before)} &rarr; {_mib(report.bytes_after)} "
-            "in these layers",
+            f"smaller: {mib(report.bytes_before)} &rarr; {mib(report.bytes_after)} in these layers",
         ),
         (f"{bits:.2f} bits", "for each quantized weight, scales included"),
     ]
     if values:
         tiles.append(
-            (f"{_number(statistics.median(values), '.1f')} dB", "median SQNR of the layers")
+            (f"{number_text(statistics.median(values), '.1f')} dB", "median SQNR of the layers")
         )
         tiles.append(
-            (f"{_number(values[0], '.1f')} dB", f"lowest SQNR: {_escape(_worst_name(report))}")
+            (f"{number_text(values[0], '.1f')} dB", f"lowest SQNR: {escape(_worst_name(report))}")
         )
     if evaluation is not None:
         tiles.append((f"{evaluation.perplexity:.3f}", _perplexity_note(evaluation)))
@@ -240,15 +186,7 @@ def _evaluation(evaluation: Evaluation | None) -> str:
         f"{evaluation.windows} windows of {evaluation.length} tokens, each on its own, without "
         f"special tokens: {evaluation.tokens:,} predicted tokens"
     )
-    return f'<section id="predictions"><h2>Predictions</h2>{_pairs(lines)}</section>'
-
-
-def _pairs(values: Mapping[str, Any]) -> str:
-    rows = "\n".join(
-        f'<tr><th scope="row">{_escape(name)}</th><td>{_escape(value)}</td></tr>'
-        for name, value in values.items()
-    )
-    return f'<table class="pairs"><tbody>{rows}</tbody></table>'
+    return f'<section id="predictions"><h2>Predictions</h2>{pairs_table(lines)}</section>'
 
 
 def _flat(values: Mapping[str, Any]) -> dict[str, str]:
@@ -277,91 +215,7 @@ def _configuration(
     return flat or {"configuration": "not known: this is no transformers model"}
 
 
-def _left(report: QuantizationReport) -> str:
-    if not report.left:
-        return "<p>Nothing.</p>"
-    rows = "\n".join(
-        f"<tr><td>{_escape(entry.name)}</td><td>{'&times;'.join(map(str, entry.shape))}</td>"
-        f'<td class="number">{entry.parameters:,}</td><td>{_escape(entry.reason)}</td></tr>'
-        for entry in sorted(report.left, key=lambda each: -each.parameters)
-    )
-    return (
-        '<div class="scroll"><table><thead><tr><th scope="col">Tensor</th>'
-        '<th scope="col">Shape</th><th scope="col" class="number">Parameters</th>'
-        f'<th scope="col">Why</th></tr></thead><tbody>{rows}</tbody></table></div>'
-    )
-
-
-_COLUMNS = "Layer|Format, group|Shape|MiB|Bits|SQNR, dB|MSE|Algorithm|Loss|Note".split("|")
-_NUMBERS = ("Shape", "MiB", "Bits", "MSE", "Loss")
-
-
-def _table(rows: Sequence[_Row]) -> str:
-    finite = [row.report.sqnr_db for row in rows if math.isfinite(row.report.sqnr_db)]
-    top = max(finite, default=1.0)
-    calibrated = any(row.report.loss is not None for row in rows)
-    noted = any(row.report.note for row in rows)
-    shown = [
-        column
-        for column in _COLUMNS
-        if (column != "Loss" or calibrated) and (column != "Note" or noted)
-    ]
-    heads = "".join(
-        f'<th scope="col"{_head(column)}><button type="button">{column}</button></th>'
-        for column in shown
-    )
-    body = "\n".join(
-        "<tr>" + "".join(_cell(column, row, top) for column in shown) + "</tr>" for row in rows
-    )
-    return f'<table id="layers"><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table>'
-
-
-def _head(column: str) -> str:
-    if column.startswith("SQNR"):
-        return ' aria-sort="ascending"'
-    return ' class="number"' if column in _NUMBERS else ""
-
-
-def _cell(column: str, row: _Row, top: float) -> str:
-    layer = row.report
-    if column == "Layer":
-        return f'<th scope="row" data-value="{_escape(layer.name)}">{_escape(layer.name)}</th>'
-    if column == "Format, group":
-        short = _format_of(row).replace(" in groups of", ",").replace(" in", ",")
-        return _data(_format_of(row), short)
-    if column == "Shape":
-        return _data(layer.parameters, f"{layer.shape[0]}&times;{layer.shape[1]}", number=True)
-    if column == "MiB":
-        return _data(layer.bytes_after, f"{layer.bytes_after / 2**20:.2f}", number=True)
-    if column == "Bits":
-        return _data(row.bits, f"{row.bits:.2f}", number=True)
-    if column == "SQNR, dB":
-        exact = layer.sqnr_db == math.inf
-        share = 1.0 if exact else layer.sqnr_db / top if math.isfinite(layer.sqnr_db) else 0.0
-        bar = f'<span class="bar" style="width: {100 * max(0.0, share):.1f}%"></span>'
-        bar = f'<span class="track">{bar}</span>'
-        value = "exact" if exact else _number(layer.sqnr_db, ".2f")
-        text = f'<span class="value">{value}</span>'
-        return f'<td class="bars" data-value="{row.badness!r}">{text}{bar}</td>'
-    if column == "MSE":
-        return _data(layer.mse, _number(layer.mse, ".3e"), number=True)
-    if column == "Algorithm":
-        return _data(layer.algorithm, layer.algorithm)
-    if column == "Loss":
-        if layer.loss is None:
-            return _data(math.inf, "&ndash;", number=True)
-        # Beside what it was before tuning.
-        beside = f" ({layer.loss / layer.start_loss:.2f}&times;)" if layer.start_loss else ""
-        return _data(layer.loss, f"{layer.loss:.2e}{beside}", number=True)
-    return _data(layer.note, _escape(layer.note))
-
-
-def _data(value: Any, text: str, *, number: bool = False) -> str:
-    kind = ' class="number"' if number else ""
-    return f'<td{kind} data-value="{_escape(value)}">{text}</td>'
-
-
-def _histograms(plots: _Plots, rows: Sequence[_Row]) -> str:
+def _histograms(plots: Plots, rows: Sequence[Row]) -> str:
     figures = []
     for row in rows[:_WORST_HISTOGRAMS]:
         histogram = row.report.histogram
@@ -374,175 +228,8 @@ def _histograms(plots: _Plots, rows: Sequence[_Row]) -> str:
             share = 100 * histogram.outside / (histogram.outside + sum(histogram.counts))
             beyond = f"; {share:.2f} % lie outside of the picture"
         figures.append(
-            f"<figure><figcaption><b>{_escape(name)}</b> <span>"
-            f"{_number(row.report.sqnr_db, '.1f')} dB, {_escape(_format_of(row))}{beyond}"
+            f"<figure><figcaption><b>{escape(name)}</b> <span>"
+            f"{number_text(row.report.sqnr_db, '.1f')} dB, {escape(format_of(row))}{beyond}"
             f"</span></figcaption>{svg}</figure>"
         )
     return "\n".join(figures)
-
-
-# Plots
-
-
-class _Plots:
-    """Figures by matplotlib, as SVG elements to put into a page."""
-
-    def __init__(self) -> None:
-        try:
-            import matplotlib
-            from matplotlib.figure import Figure
-        except ImportError as error:
-            raise native.Unsupported(
-                "the report's plots need matplotlib: pip install 'woq[report]'"
-            ) from error
-        self._matplotlib, self._figure = matplotlib, Figure
-        self._count = 0
-
-    def svg(self, draw: Callable[[], Any], label: str) -> str:
-        """The figure that `draw` makes, as an <svg> element with a text for those who can't see
-        it."""
-        settings = {
-            "svg.fonttype": "none",  # text stays text
-            "svg.hashsalt": "woq",
-            "font.family": "sans-serif",
-            "font.size": 10,
-            "text.color": _INK,
-            "axes.labelcolor": _MUTED,
-            "axes.edgecolor": _GRID,
-            "xtick.color": _MUTED,
-            "ytick.color": _MUTED,
-            "axes.spines.top": False,
-            "axes.spines.right": False,
-            "axes.facecolor": "none",
-            "grid.color": _GRID,
-        }
-        stream = io.StringIO()
-        with self._matplotlib.rc_context(settings):
-            figure = draw()
-            figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None})
-        self._count += 1
-        return _embeddable(stream.getvalue(), f"plot{self._count}", label)
-
-    def _axes(self, width: float, height: float) -> tuple[Any, Any]:
-        figure = self._figure(figsize=(width, height), layout="constrained")
-        return figure, figure.add_subplot()
-
-    def size(self, before: int, after: int, kept: int) -> Any:
-        """Bytes in floating point and quantized, before and after."""
-        figure, axes = self._axes(10.7, 1.9)
-        for place, (name, part) in enumerate((("after", after), ("before", before))):
-            axes.barh(place, part / 2**20, color=_SERIES[0], height=0.62)
-            axes.barh(place, kept / 2**20, left=part / 2**20, color=_SERIES[1], height=0.62)
-            _text_right_of(axes, (part + kept) / 2**20, place, _mib(part + kept))
-            if name == "before":
-                axes.text(0, 1.45, "quantized layers", color=_SERIES[0], va="bottom")
-                axes.text(
-                    part / 2**20,
-                    1.45,
-                    "left in floating point",
-                    color=_SERIES[1],
-                    va="bottom",
-                    ha="left" if part > 0.3 * (part + kept) else "right",
-                )
-        axes.set_yticks([0, 1], ["after", "before"])
-        axes.set_xlim(0, 1.16 * (before + kept) / 2**20)
-        axes.set_ylim(-0.45, 1.85)
-        axes.spines[["left", "bottom"]].set_visible(False)
-        axes.tick_params(length=0)
-        axes.set_xticks([])
-        return figure
-
-    def by_depth(self, rows: Sequence[_Row]) -> Any:
-        """SQNR along the model, a mark for each layer."""
-        figure, axes = self._axes(10.7, 3.6)
-        kinds: dict[str, list[tuple[int, float]]] = {}
-        blocks = [_block_of(row.report.name) for row in rows]
-        end = 1 + max((block for block in blocks if block is not None), default=-1)
-        for block, row in zip(blocks, rows, strict=True):
-            if math.isfinite(row.report.sqnr_db):
-                kind = row.report.name.rpartition(".")[2]
-                # What is in no block is mostly the output embedding.
-                at = end if block is None else block
-                kinds.setdefault(kind, []).append((at, row.report.sqnr_db))
-        # The kinds after the eighth share the last look.
-        for number, (kind, points) in enumerate(kinds.items()):
-            look = min(number, len(_SERIES) - 1)
-            axes.plot(
-                *zip(*points, strict=True),
-                linestyle="none",
-                marker=_MARKS[look],
-                markersize=5,
-                color=_SERIES[look],
-                label=kind,
-            )
-        axes.set_xlabel("block")
-        axes.set_ylabel("SQNR, dB")
-        axes.grid(axis="y", linewidth=0.8)
-        axes.set_axisbelow(True)
-        axes.xaxis.get_major_locator().set_params(integer=True)
-        if kinds:
-            axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
-        return figure
-
-    def worst(self, rows: Sequence[_Row]) -> Any:
-        """Bars of SQNR, the lowest on top."""
-        figure, axes = self._axes(10.7, 0.55 + 0.26 * len(rows))
-        shown = [row for row in rows if math.isfinite(row.report.sqnr_db)]
-        values = [row.report.sqnr_db for row in shown]
-        axes.barh(range(len(shown)), values, color=_BAR, height=0.66)
-        for place, value in enumerate(values):
-            _text_right_of(axes, max(value, 0.0), place, f"{value:.2f}")
-        axes.set_yticks(range(len(shown)), [row.report.name for row in shown], size=9)
-        axes.invert_yaxis()
-        axes.set_xlabel("SQNR, dB")
-        axes.spines["left"].set_visible(False)
-        axes.tick_params(axis="y", length=0)
-        axes.margins(y=0.02)
-        axes.set_xlim(right=1.1 * max([*values, 1e-9]))
-        return figure
-
-    def histogram(self, histogram: WeightHistogram) -> Any:
-        """A sample of the weights, and the values that they are rounded to."""
-        figure, axes = self._axes(5.1, 2.4)
-        width = (histogram.high - histogram.low) / len(histogram.counts)
-        middles = [histogram.low + (i + 0.5) * width for i in range(len(histogram.counts))]
-        axes.bar(middles, histogram.counts, width=width, color=_BAR, linewidth=0)
-        points = histogram.code_points
-        if len(points) <= _CODE_POINTS_DRAWN:
-            top = max(histogram.counts) * 1.06
-            axes.vlines(points, 0, top, color=_POINTS, linewidth=1, linestyle=(0, (3, 2)))
-            label = f"weight / scale; lines: the {len(points)} code points"
-        else:
-            label = f"weight / scale; {len(points)} code points, one at every whole number"
-        axes.set_xlabel(label, size=9)
-        axes.set_xlim(histogram.low, histogram.high)
-        axes.set_yticks([])
-        axes.spines["left"].set_visible(False)
-        return figure
-
-
-def _text_right_of(axes: Any, x: float, y: float, text: str) -> None:
-    axes.annotate(text, (x, y), (6, 0), textcoords="offset points", va="center", color=_INK, size=9)
-
-
-def _block_of(name: str) -> int | None:
-    """The number of the block that a layer is in: the first number in its name."""
-    number = re.search(r"\.(\d+)\.", name)
-    return int(number[1]) if number else None
-
-
-def _embeddable(svg: str, prefix: str, label: str) -> str:
-    """matplotlib's SVG file as an element: no prolog, ids of its own, the page's colours, fonts and
-    width."""
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    svg = re.sub(r'\bid="', f'id="{prefix}-', svg)
-    svg = re.sub(r'(xlink:href="#|url\(#)', rf"\g<1>{prefix}-", svg)
-    svg = re.sub(r"font: ([\d.]+px) [^;\"]*", r"font-size: \1", svg)
-    for colour, variable in _VARIABLES.items():
-        svg = svg.replace(colour, variable)
-    size = re.search(r'<svg[^>]* width="([\d.]+)pt"', svg)
-    width = f' style="max-width: {float(size[1]) * 4 / 3:.0f}px"' if size else ""
-    svg = re.sub(r'(<svg[^>]*?) (?:width|height)="[^"]*"', r"\1", svg, count=1)
-    svg = re.sub(r'(<svg[^>]*?) (?:width|height)="[^"]*"', r"\1", svg, count=1)
-    return svg.replace("<svg", f'<svg role="img" aria-label="{_escape(label)}"{width}', 1)
