@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import copy
+import errno
 import json
 import logging
 
@@ -204,7 +205,27 @@ def test_offloading_makes_no_difference(tmp_path, monkeypatch):
     one = weights(woq.quantize(copy.deepcopy(model), config()))
     other = weights(woq.quantize(model, config(activation_memory=1)))
     assert same(one, other)
-    assert not list(tmp_path.iterdir())
+    assert not list(tmp_path.glob("woq-activations-*"))
+
+
+@pytest.mark.parametrize("fitting", [0, 1, 3, 4], ids="file{}".format)
+def test_a_full_disk_leaves_no_files(tmp_path, monkeypatch, fitting):
+    """Three batches: the first three files are the inputs, the next three their references."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    real, made = torch.from_file, []
+
+    def from_file(*arguments, **keywords):
+        if len(made) == fitting:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        made.append(arguments)
+        return real(*arguments, **keywords)
+
+    monkeypatch.setattr(torch, "from_file", from_file)
+    # The exception is held: with it goes what would delete the files by itself.
+    with pytest.raises(OSError, match="No space left") as held:
+        woq.quantize(llama(), config(activation_memory=1))
+    assert not list(tmp_path.glob("woq-activations-*"))
+    assert held.value.errno == errno.ENOSPC
 
 
 # -- inputs of the quantized prefix ---------------------------------------------------------------

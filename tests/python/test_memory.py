@@ -28,7 +28,8 @@ def rss(field):
         return next(int(line.split()[1]) * 1024 for line in status if line.startswith(field))
 
 def measured(action):
-    open("/proc/self/clear_refs", "w").write("5")  # VmHWM := VmRSS
+    with open("/proc/self/clear_refs", "w") as reset:
+        reset.write("5")  # VmHWM := VmRSS
     before = rss("VmRSS")
     result = action()
     return result, rss("VmHWM") - before

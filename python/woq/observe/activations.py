@@ -62,8 +62,12 @@ class Activations:
 
     def copy(self) -> Activations:
         other = Activations(self._limit)
-        for tensor in self._tensors:
-            other.append(tensor)
+        try:
+            for tensor in self._tensors:
+                other.append(tensor)
+        except BaseException:
+            other.close()
+            raise
         return other
 
     def close(self) -> None:
