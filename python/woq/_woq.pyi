@@ -331,6 +331,39 @@ def error_metrics(weight: Array, quantized: QuantizedMatrix) -> dict[str, float]
 def cpu_info() -> dict[str, Any]: ...
 def targets() -> list[TargetInfo]: ...
 def build_info() -> dict[str, Any]: ...
+def read_gptq(
+    tensors: Mapping[str, Any],
+    rows: int,
+    cols: int,
+    *,
+    bits: int,
+    group_size: int,
+    sym: bool,
+    zeros: str,
+    planes: bool = False,
+) -> tuple[QuantizedMatrix, str]:
+    """A GPTQ or AutoRound layer (qweight, qzeros, scales, g_idx), and a sentence about how its zero
+    points were understood. zeros: "v1", "v2" or "v1_borrowed"; planes: gptq_p's words."""
+
+def read_awq(
+    tensors: Mapping[str, Any], rows: int, cols: int, group_size: int
+) -> QuantizedMatrix: ...
+def read_compressed_packed(
+    tensors: Mapping[str, Any], rows: int, cols: int, bits: int, group_size: int
+) -> QuantizedMatrix: ...
+def read_compressed_int(
+    tensors: Mapping[str, Any], rows: int, cols: int, group_size: int
+) -> QuantizedMatrix: ...
+def read_bitsandbytes4(
+    tensors: Mapping[str, Any],
+    rows: int,
+    cols: int,
+    *,
+    nf4: bool,
+    block_size: int,
+    nested_offset: float = 0.0,
+) -> QuantizedMatrix: ...
+def read_bitsandbytes8(tensors: Mapping[str, Any], rows: int, cols: int) -> QuantizedMatrix: ...
 def read_imatrix(
     data: bytes, path: str
 ) -> tuple[dict[str, tuple[NDArray[np.float32], NDArray[np.int64]]], list[str], int]:

@@ -168,7 +168,107 @@ def stored_matrix_files() -> dict[str, bytes]:
     }
 
 
-TARGETS = {"imatrix": imatrix_files, "stored_matrix": stored_matrix_files}
+def json_files() -> dict[str, bytes]:
+    return {
+        "every_kind": b'{"a": [1, -2.5e1, true, false, null, "x"], "b": {}, "c": []}',
+        "escapes": rb'"\"\\\/\b\f\n\r\t\u0041\u00e9\ud83d\ude00"',
+        "ends_of_int64": b"[9223372036854775807, -9223372036854775808, 9223372036854775808]",
+        "key_twice": b'{"a": 1, "a": 2}',
+        "deep": b"[" * 70 + b"]" * 70,
+        "half_surrogate": rb'"\ud800"',
+        "not_utf8": b'"\xff"',
+        "too_large": b"1e999",
+        "index": b'{"metadata": {"total_size": 8}, "weight_map": {"a.b": "model-1.safetensors"}}',
+    }
+
+
+def safetensors(header: str, data: bytes = b"") -> bytes:
+    return struct.pack("<Q", len(header)) + header.encode() + data
+
+
+def described(name: str, dtype: str, shape: list[int], begin: int, end: int) -> str:
+    return f'"{name}":{{"dtype":"{dtype}","shape":{shape},"data_offsets":[{begin},{end}]}}'
+
+
+def safetensors_files() -> dict[str, bytes]:
+    a, b = described("a", "F32", [1], 0, 4), described("b", "I8", [2, 1], 4, 6)
+    metadata = '"__metadata__":{"format":"pt"}'
+    whole = safetensors(f"{{{metadata},{a},{b}}}  ", b"abcdef")
+    return {
+        "two": whole,
+        "cut": whole[:-1],
+        "empty": safetensors("{}"),
+        "scalar": safetensors("{" + described("s", "F64", [], 0, 8) + "}", bytes(8)),
+        "sub_byte": safetensors("{" + described("s", "F4", [2, 4], 0, 4) + "}", bytes(4)),
+        "no_elements": safetensors("{" + described("s", "BF16", [0, 7], 0, 0) + "}"),
+        "overlap": safetensors(f"{{{a},{described('b', 'I8', [2], 3, 5)}}}", bytes(6)),
+        "gap": safetensors(f"{{{a},{described('b', 'I8', [2], 5, 7)}}}", bytes(7)),
+        "twice": safetensors(f"{{{a},{a}}}", bytes(4)),
+        "backwards": safetensors("{" + described("a", "F32", [1], 4, 0) + "}", bytes(4)),
+        "huge_shape": safetensors("{" + described("a", "U8", [2**32, 2**32, 4], 0, 4) + "}"),
+        "huge_offsets": safetensors("{" + described("a", "U8", [1], 2**62, 2**63 - 1) + "}"),
+        "huge_header": struct.pack("<Q", 2**63) + b"{}",
+        "unknown_dtype": safetensors("{" + described("a", "F33", [1], 0, 4) + "}", bytes(4)),
+    }
+
+
+def listed(name: bytes, shape: tuple[int, ...], kind: int, offset: int) -> bytes:
+    return text(name) + struct.pack(f"<I{len(shape)}QIQ", len(shape), *shape, kind, offset)
+
+
+def gguf_model(metadata: list[bytes], tensors: list[bytes], data: bytes) -> bytes:
+    head = b"GGUF" + struct.pack("<IQQ", 3, len(tensors), len(metadata))
+    return padded(head + b"".join(metadata) + b"".join(tensors), 32) + data
+
+
+def gguf_files() -> dict[str, bytes]:
+    name = text(b"general.architecture") + struct.pack("<I", 8) + text(b"llama")
+    numbers = [
+        text(b"k%d" % kind) + struct.pack("<I", kind) + bytes(size)
+        for kind, size in enumerate((1, 1, 2, 2, 4, 4, 4, 1, 0, 0, 8, 8, 8))
+        if size
+    ]
+    texts = text(b"tokens") + struct.pack("<IIQ", 9, 8, 2) + text(b"a") + text(b"bc")
+    floats_list = text(b"scores") + struct.pack("<IIQ2f", 9, 6, 2, 0.0, 1.0)
+    lists = text(b"lists") + struct.pack("<IIQ", 9, 9, 1) + struct.pack("<IQ", 0, 0)
+    q4, raw, new = (
+        listed(b"q", (32, 2), 2, 0),
+        listed(b"r", (3,), 24, 64),
+        listed(b"n", (5,), 99, 0),
+    )
+    two = [q4, raw]
+    data = bytes(range(67))
+    alignment = [
+        text(b"general.alignment") + struct.pack("<II", 4, value) for value in (0, 3, 8, 2**31)
+    ]
+    whole = gguf_model([name, *numbers, texts, floats_list], [*two, new], data)
+    return {
+        "whole": whole,
+        "cut": whole[:-1],
+        "empty": gguf_model([], [], b""),
+        "aligned_8": gguf_model([alignment[2]], two, data),
+        "alignment_0": gguf_model([alignment[0]], two, data),
+        "alignment_3": gguf_model([alignment[1]], two, data),
+        "alignment_huge": gguf_model([alignment[3]], two, data),
+        "list_of_lists": gguf_model([lists], [], b""),
+        "overlap": gguf_model([], [q4, listed(b"r", (3,), 24, 32)], data),
+        "twice": gguf_model([], [q4, q4], data),
+        "row_no_block": gguf_model([], [listed(b"q", (33,), 2, 0)], data),
+        "huge_shape": gguf_model([], [listed(b"q", (2**32, 2**32), 24, 0)], data),
+        "huge_offset": gguf_model([], [listed(b"q", (32,), 2, 2**64 - 32)], data),
+        "many_tensors": b"GGUF" + struct.pack("<IQQ", 3, 2**63, 0),
+        "many_metadata": b"GGUF" + struct.pack("<IQQ", 3, 0, 2**63),
+        "old": b"GGUF" + struct.pack("<I", 1),
+    }
+
+
+TARGETS = {
+    "gguf": gguf_files,
+    "imatrix": imatrix_files,
+    "json": json_files,
+    "safetensors": safetensors_files,
+    "stored_matrix": stored_matrix_files,
+}
 
 
 def main() -> int:

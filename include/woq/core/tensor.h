@@ -10,21 +10,22 @@
 
 namespace woq {
 
-enum class TensorType : uint8_t { kFp32, kFp16, kBf16, kUint8, kUint16, kInt32 };
+enum class TensorType : uint8_t { kFp32, kFp16, kBf16, kUint8, kUint16, kInt32, kInt8, kInt64 };
 
 // The one list of types, in the order of the enumeration.
-inline constexpr TensorType kTensorTypes[] = {TensorType::kFp32,   TensorType::kFp16,
-                                              TensorType::kBf16,   TensorType::kUint8,
-                                              TensorType::kUint16, TensorType::kInt32};
+inline constexpr TensorType kTensorTypes[] = {
+    TensorType::kFp32,   TensorType::kFp16,  TensorType::kBf16, TensorType::kUint8,
+    TensorType::kUint16, TensorType::kInt32, TensorType::kInt8, TensorType::kInt64};
 
 // As numpy and torch spell it.
 inline const char* name_of(TensorType type) {
-  constexpr const char* kNames[] = {"float32", "float16", "bfloat16", "uint8", "uint16", "int32"};
+  constexpr const char* kNames[] = {"float32", "float16", "bfloat16", "uint8",
+                                    "uint16",  "int32",   "int8",     "int64"};
   return kNames[static_cast<int>(type)];
 }
 
 constexpr int64_t size_of(TensorType type) {
-  constexpr int64_t kSizes[] = {4, 2, 2, 1, 2, 4};
+  constexpr int64_t kSizes[] = {4, 2, 2, 1, 2, 4, 1, 8};
   return kSizes[static_cast<int>(type)];
 }
 

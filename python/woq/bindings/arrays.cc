@@ -27,7 +27,7 @@ const TorchDtypes& torch_dtypes() {
 
 [[noreturn]] void fail_dtype(const char* what, const std::string& dtype) {
   fail(what, " has dtype ", dtype,
-       "; supported: float32, float16, bfloat16 (and, for stored tensors, uint8, uint16, int32)");
+       "; supported: float32, float16, bfloat16 (and, for stored tensors, uint8, uint16, int8, int32, int64)");
 }
 
 ArrayRef from_numpy(const py::array& array, const char* what) {

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "arrays.h"
+#include "foreign.h"
 #include "imatrix.h"
 #include "portable.h"
 #include "quantized.h"
@@ -186,6 +187,7 @@ PYBIND11_MODULE(_woq, module) {
   bind_quantized(module);
   bind_quantizers(module);
   bind_rounding(module);
+  bind_foreign(module);
   bind_imatrix(module);
 
   py::class_<WeightOnlyLinear>(module, "Linear")

@@ -16,7 +16,9 @@ from safetensors import SafetensorError, safe_open
 
 from ..config.quant_config import WeightOnlyQuantConfig
 from ..core.native import InvalidArgument, Unsupported
+from ..formats.foreign import foreign_format
 from ..quantizing.quantize import quantize
+from .foreign import load_foreign, stored_settings
 from .quantizer import register
 
 __all__ = ["load_model"]
@@ -49,6 +51,11 @@ def load_model(
     """
     register()
     keywords = dict(keywords or {})
+    if keywords.get("gguf_file") is None:
+        form = foreign_format(stored_settings(path, keywords) or {})
+        if form is not None:
+            compute_dtype = _compute_dtype(path, form.name, quantization_config)
+            return load_foreign(auto_class, path, arguments, keywords, form, compute_dtype)
     float_first = float_first or keywords.get("gguf_file") is not None
     afterwards = float_first and isinstance(quantization_config, WeightOnlyQuantConfig)
     if afterwards:
@@ -75,6 +82,21 @@ def load_model(
     model = loaded[0] if isinstance(loaded, tuple) else loaded
     quantize(model, quantization_config, progress=progress)
     return loaded
+
+
+def _compute_dtype(path: Any, name: str, given: Any) -> str:
+    """The compute dtype for a checkpoint that another library quantized. A config of that library
+    has nothing more to say; one of woq chooses the compute dtype, and nothing else."""
+    if not isinstance(given, WeightOnlyQuantConfig):
+        return "fp32"
+    asked = WeightOnlyQuantConfig(compute_dtype=given.compute_dtype)
+    if given.stored() != asked:
+        raise InvalidArgument(
+            f"{path} is quantized already ({name}), and its weights are run as they are: pass no "
+            "quantization_config, or one that sets compute_dtype only; to quantize otherwise, "
+            "start from the model in floating point"
+        )
+    return given.compute_dtype
 
 
 def _damaged_file(path: Any) -> str:
