@@ -191,11 +191,6 @@ def _awq(settings: Mapping[str, Any]) -> ForeignFormat:
 # -- compressed-tensors ---------------------------------------------------------------------------
 
 
-def _weights_of(settings: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    groups = (settings.get("config_groups") or {}).values()
-    return [group.get("weights") or {} for group in groups]
-
-
 def _compressed(settings: Mapping[str, Any]) -> ForeignFormat:
     method = "compressed-tensors"
     status = settings.get("quantization_status", "compressed")
@@ -212,12 +207,9 @@ def _compressed(settings: Mapping[str, Any]) -> ForeignFormat:
             "sparsity_config": "sparse weights are not read",
         },
     )
-    weights = _weights_of(settings)
-    formats = {settings.get("format")} | {
-        group.get("format")
-        for group in (settings.get("config_groups") or {}).values()
-        if group.get("format")
-    }
+    groups = list((settings.get("config_groups") or {}).values())
+    weights = [group.get("weights") or {} for group in groups]
+    formats = {settings.get("format"), *(group.get("format") for group in groups)}
     formats -= {None, "mixed-precision"}
     if formats not in ({"pack-quantized"}, {"int-quantized"}):
         raise native.Unsupported(
@@ -235,6 +227,12 @@ def _compressed(settings: Mapping[str, Any]) -> ForeignFormat:
             return -1
         return _group_size(_extent(tensors, "weight_scale", 1), cols, one("group_size"))
 
+    def rule_of(matrix: native.QuantizedMatrix) -> str:
+        rule = "zero points as stored" if matrix.scheme.asym else "symmetric"
+        if any(group.get("input_activations") for group in groups):
+            rule += "; activations are not quantized, though the settings say so"
+        return rule
+
     def read_packed(tensors: Tensors, rows: int, cols: int) -> tuple[native.QuantizedMatrix, str]:
         shape = tensors.get("weight_shape")
         if shape is not None and shape.tolist() != [rows, cols]:
@@ -247,7 +245,7 @@ def _compressed(settings: Mapping[str, Any]) -> ForeignFormat:
 
     def read_int(tensors: Tensors, rows: int, cols: int) -> tuple[native.QuantizedMatrix, str]:
         matrix = native.read_compressed_int(tensors, rows, cols, group_size(tensors, cols))
-        return matrix, "zero points as stored" if matrix.scheme.asym else "symmetric"
+        return matrix, rule_of(matrix)
 
     common = {"weight_scale", "weight_zero_point"}
     if formats == {"int-quantized"}:

@@ -305,14 +305,17 @@ def _make_alike(model: Any, layers: dict[str, WeightOnlyLinear]) -> None:
     act_order = any(layer.has_g_idx for layer in layers.values())
     mixed = len({layer.scheme.scales for layer in layers.values()}) > 1
     for name, layer in layers.items():
-        if not (mixed and layer.scheme.scales != "fp32") and (layer.has_g_idx or not act_order):
+        recoded = mixed and layer.scheme.scales != "fp32"
+        if not recoded and (layer.has_g_idx or not act_order):
             continue
         matrix = layer.quantized()
-        if mixed and layer.scheme.scales != "fp32":
-            g_idx = matrix.tensors().get("g_idx")
-            scheme = layer.scheme.replace(scales="fp32")
+        if recoded:
+            g_idx, zeros = matrix.tensors().get("g_idx"), matrix.zero_points()
             matrix = native.QuantizedMatrix.from_codes(
-                matrix.codes(), matrix.scales(), matrix.zero_points(), scheme
+                matrix.codes(),
+                matrix.scales(),
+                None if zeros is None else zeros.astype("float32"),
+                layer.scheme.replace(scales="fp32"),
             )
             if g_idx is not None:
                 matrix = matrix.with_g_idx(g_idx)
