@@ -21,7 +21,7 @@ import torch
 from ..core import transformers_private
 from ..core.native import InvalidArgument
 from ..core.units import parse_bytes
-from ..formats.files import flush, replace_files_in
+from ..formats.files import PartlyReplaced, replace_files_in
 from ..formats.safetensors import Entry, write_safetensors
 from ..modules.deferred_state import Stored, deferred_state
 
@@ -29,6 +29,7 @@ __all__ = ["save_pretrained"]
 
 _WEIGHTS = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
+_SHARD = r"model-\d{5}-of-\d{5}\.safetensors"
 
 
 def save_pretrained(
@@ -53,11 +54,13 @@ def save_pretrained(
     created = not target.exists()
     try:
         target.mkdir(parents=True, exist_ok=True)
-        with replace_files_in(target, order=_configuration_last) as scratch:
+        with replace_files_in(target, _configuration_last, _is_weights) as scratch:
             _write_configs(model, scratch)
             _write_weights(model, scratch, limit)
-            new = {path.name for path in scratch.iterdir()}
-        _remove_older_weights(target, new)
+    except PartlyReplaced as error:
+        raise OSError(
+            error.errno, f"{error.strerror} while files of {target} were renamed: save it again"
+        ) from error
     except OSError as error:
         if created:
             _remove_if_empty(target)
@@ -155,13 +158,9 @@ def _configuration_last(name: str) -> tuple[bool, bool, str]:
     return name == "config.json", name.endswith(".json"), name
 
 
-def _remove_older_weights(target: Path, new: set[str]) -> None:
-    shard = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
-    for path in target.iterdir():
-        stale = path.name in (_WEIGHTS, _INDEX) or shard.fullmatch(path.name)
-        if stale and path.name not in new:
-            path.unlink()
-    flush(target)
+def _is_weights(name: str) -> bool:
+    """Whether it is a file of weights as save_pretrained calls them."""
+    return name in (_WEIGHTS, _INDEX) or re.fullmatch(_SHARD, name) is not None
 
 
 def _remove_if_empty(folder: Path) -> None:
