@@ -372,21 +372,21 @@ def compressed_pack() -> Iterator[Case]:
     """9 rows: its unpacking of 4-bit zero points fails where they fill one word, at up to 8."""
     form = "pack-quantized"
     for bits in range(2, 9):
-        yield compressed_int_case(f"sym{bits}_group", form, (4, 40), bits, 20, True)
-        yield compressed_int_case(f"asym{bits}_group", form, (9, 40), bits, 8, False)
+        yield compressed_int_case(f"sym{bits}_group", form, (4, 48), bits, 24, True)
+        yield compressed_int_case(f"asym{bits}_group", form, (9, 48), bits, 24, False)
     for bits in (4, 8):
         yield compressed_int_case(f"sym{bits}_channel", form, (4, 36), bits, -1, True)
         yield compressed_int_case(f"asym{bits}_channel", form, (9, 36), bits, -1, False)
     yield compressed_int_case("bf16", form, (4, 64), 4, 32, True, torch.bfloat16)
-    yield compressed_int_case("long_zeros", form, (35, 8), 3, 8, False)
+    yield compressed_int_case("long_zeros", form, (35, 16), 3, 16, False)
     yield compressed_int_case("one_row", form, (1, 33), 3, -1, False)
 
 
 def compressed_int() -> Iterator[Case]:
-    for group_size, strategy in ((-1, "channel"), (20, "group")):
+    for group_size, strategy in ((-1, "channel"), (24, "group")):
         for sym in (True, False):
             name = f"{'sym' if sym else 'asym'}8_{strategy}"
-            yield compressed_int_case(name, "int-quantized", (8, 40), 8, group_size, sym)
+            yield compressed_int_case(name, "int-quantized", (8, 48), 8, group_size, sym)
 
 
 def compressed_fp4_case(name: str, form: str, shape: tuple[int, int], group_size: int) -> Case:

@@ -54,13 +54,6 @@ def has_a_dtype(config):
     return all(w["type"] == "int" and w["num_bits"] in WIDTHS for w in weights)
 
 
-def said_group_size(config):
-    groups = config.get("config_groups")
-    if groups is None:
-        return config.get("group_size")
-    return next(iter(groups.values()))["weights"].get("group_size")
-
-
 @pytest.mark.parametrize(("config", "tensors"), CASES)
 def test_a_weight_is_read_bit_for_bit(config, tensors):
     expected = tensors.pop("expected").numpy()
@@ -70,10 +63,6 @@ def test_a_weight_is_read_bit_for_bit(config, tensors):
             foreign_format(config).read(tensors, rows, cols)
         return
     form = foreign_format(config)
-    if said_group_size(config) == 20:
-        with pytest.raises(woq.InvalidArgument, match="group_size 20 is not supported"):
-            form.read(tensors, rows, cols)
-        return
     matrix, rule = form.read(tensors, rows, cols)
     assert tensors.keys() <= form.tensors | {"bias"}
     assert rule
