@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import transformers
 from safetensors import SafetensorError, safe_open
 
 from ..config.quant_config import WeightOnlyQuantConfig
@@ -20,6 +21,9 @@ from ..quantizing.quantize import quantize
 from .quantizer import register
 
 __all__ = ["load_model"]
+
+# Arguments of `from_pretrained` that say where the config is.
+_PLACE = ("cache_dir", "local_files_only", "revision", "subfolder", "token", "trust_remote_code")
 
 
 def load_model(
@@ -44,7 +48,8 @@ def load_model(
         explain: makes the error to raise of an error of loading that is not woq's own.
 
     Raises:
-        InvalidArgument: a weight has NaN or Inf, or a safetensors file is damaged.
+        InvalidArgument: a weight has NaN or Inf, a safetensors file is damaged, or
+            `quantization_config` is another method's and `path` a checkpoint that woq saved.
         Unsupported: `device_map` asks for another device than the CPU.
     """
     register()
@@ -60,6 +65,10 @@ def load_model(
     elif quantization_config is not None:
         keywords["quantization_config"] = quantization_config
     try:
+        if not (
+            quantization_config is None or isinstance(quantization_config, WeightOnlyQuantConfig)
+        ):
+            _refuse_saved_by_woq(path, keywords, quantization_config)
         loaded = auto_class.from_pretrained(path, *arguments, **keywords)
     except SafetensorError as error:
         raise InvalidArgument(
@@ -75,6 +84,20 @@ def load_model(
     model = loaded[0] if isinstance(loaded, tuple) else loaded
     quantize(model, quantization_config, progress=progress)
     return loaded
+
+
+def _refuse_saved_by_woq(path: Any, keywords: Mapping[str, Any], given: Any) -> None:
+    config = keywords.get("config")
+    if config is None and keywords.get("gguf_file") is None:
+        place = {name: keywords[name] for name in _PLACE if name in keywords}
+        config = transformers.AutoConfig.from_pretrained(path, **place)
+    saved = getattr(config, "quantization_config", None)
+    if isinstance(saved, dict) and saved.get("quant_method") == WeightOnlyQuantConfig.quant_method:
+        raise InvalidArgument(
+            f"{path} is quantized already, by woq ({saved.get('weight_dtype')}), and "
+            f"quantization_config is a {type(given).__name__}: leave it out, or load the float "
+            "model to quantize it otherwise"
+        )
 
 
 def _damaged_file(path: Any) -> str:
