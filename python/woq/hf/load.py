@@ -9,6 +9,7 @@ each weight as it reads it, or the whole float model comes first.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import transformers
 from safetensors import SafetensorError, safe_open
 
 from ..config.quant_config import WeightOnlyQuantConfig
+from ..core.extras import require
 from ..core.native import InvalidArgument, Unsupported
 from ..quantizing.quantize import quantize
 from .quantizer import register
@@ -48,12 +50,16 @@ def load_model(
         explain: makes the error to raise of an error of loading that is not woq's own.
 
     Raises:
-        InvalidArgument: a weight has NaN or Inf, a safetensors file is damaged, or
-            `quantization_config` is another method's and `path` a checkpoint that woq saved.
+        InvalidArgument: a weight has NaN or Inf, a safetensors file is damaged, the checkpoint is
+            quantized by another library, or `quantization_config` is another method's and `path` a
+            checkpoint that woq saved.
         Unsupported: `device_map` asks for another device than the CPU.
+        ModuleNotFoundError: `gguf_file`, but the package gguf is not installed.
     """
     register()
     keywords = dict(keywords or {})
+    if keywords.get("gguf_file") is not None:
+        require("gguf", "reading a GGUF file")
     float_first = float_first or keywords.get("gguf_file") is not None
     afterwards = float_first and isinstance(quantization_config, WeightOnlyQuantConfig)
     if afterwards:
@@ -74,14 +80,22 @@ def load_model(
         raise InvalidArgument(
             f"{_damaged_file(path)} is damaged or incomplete ({error}): download or save it again"
         ) from error
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        if explain is None or isinstance(error, InvalidArgument | Unsupported):
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+        if isinstance(error, InvalidArgument | Unsupported):
+            raise
+        if method := _other_method(path, keywords):
+            raise _quantized_already(path, method) from error
+        if explain is None or isinstance(error, RuntimeError):
             raise
         raise explain(error) from error
     if not afterwards:
         return loaded
     # With output_loading_info transformers returns a pair.
     model = loaded[0] if isinstance(loaded, tuple) else loaded
+    # What came from a GGUF file says so in its config, and is in floating point by now.
+    method = None if keywords.get("gguf_file") is not None else _method_of(model.config)
+    if method is not None:
+        raise _quantized_already(path, method)
     quantize(model, quantization_config, progress=progress)
     return loaded
 
@@ -98,6 +112,34 @@ def _refuse_saved_by_woq(path: Any, keywords: Mapping[str, Any], given: Any) -> 
             f"quantization_config is a {type(given).__name__}: leave it out, or load the float "
             "model to quantize it otherwise"
         )
+
+
+def _method_of(config: Any) -> str | None:
+    """The quantization method that a model's config names; None for a float model."""
+    stored = getattr(config, "quantization_config", None)
+    if stored is None:
+        return None
+    named = stored.get("quant_method") if isinstance(stored, dict) else stored.quant_method
+    return str(getattr(named, "value", named))
+
+
+def _other_method(path: Any, keywords: Mapping[str, Any]) -> str | None:
+    """The method of a checkpoint that another library quantized; None if it is none such."""
+    if not isinstance(path, str | PathLike) or keywords.get("gguf_file") is not None:
+        return None
+    files = {name: keywords[name] for name in _PLACE if name in keywords}
+    files.setdefault("trust_remote_code", False)  # None would ask at the terminal
+    try:
+        method = _method_of(transformers.AutoConfig.from_pretrained(path, **files))
+    except (OSError, ValueError, KeyError):
+        return None  # what failed is known already
+    return None if method == WeightOnlyQuantConfig.quant_method else method
+
+
+def _quantized_already(path: Any, method: str) -> InvalidArgument:
+    return InvalidArgument(
+        f"{path} is quantized already ({method}): start from the model in floating point"
+    )
 
 
 def _damaged_file(path: Any) -> str:

@@ -21,6 +21,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from ..config.quant_config import WeightOnlyQuantConfig
 from ..core import native, transformers_private
+from ..core.extras import check_transformers
 from ..modules.layer import WeightOnlyLinear
 from ..modules.targets import Target, quantized_layers, select, warn_of_idle_patterns
 from ..quantizing.hooks import add_hook
@@ -38,7 +39,12 @@ _METHOD = WeightOnlyQuantConfig.quant_method
 
 
 def register() -> None:
-    """Make transformers know the method "woq". Safe to call more than once."""
+    """Make transformers know the method "woq". Safe to call more than once.
+
+    Raises:
+        Unsupported: the transformers that is installed is too old.
+    """
+    check_transformers()
     from transformers.quantizers import auto
 
     if _METHOD not in auto.AUTO_QUANTIZATION_CONFIG_MAPPING:
