@@ -39,7 +39,7 @@ STARTED = "getting-started.md"
 TRANSLATIONS = ("ko", "zh")
 # Pages whose blocks run one after the other, in one folder.
 PAGES = ("settings.md", *(f"howto/{name}.md" for name in (
-    "calibrate", "imatrix", "langchain", "layer-plan", "save-load"
+    "calibrate", "imatrix", "langchain", "layer-plan", "lora", "save-load"
 )))  # fmt: skip
 # Old code for flan-t5 goes to a T5 that writes numbers in French.
 FLAN = [block for block in MIGRATING if FLAN_ID in block]
@@ -301,6 +301,8 @@ def test_translations_have_the_same_commands(language: str) -> None:
 def test_blocks_of_pages(page: str, tiny_model_folder: Path, tmp_path: Path) -> None:
     if "langchain" in page:
         pytest.importorskip("langchain_woq")
+    if "lora" in page:
+        pytest.importorskip("peft")
     corpus = (ROOT / "docs" / "quantization.md").read_text()
     (tmp_path / "corpus.txt").write_text(corpus.encode("ascii", "ignore").decode())
     codes = blocks("python", (ROOT / "docs" / page).read_text())

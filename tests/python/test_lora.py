@@ -12,12 +12,17 @@ from model_support import gpt2, llama, logits, seed, t5
 pytest.importorskip("peft")
 
 from peft import (
+    IA3Config,
+    LoHaConfig,
+    LoKrConfig,
     LoraConfig,
+    OFTConfig,
     PeftModel,
+    VeraConfig,
     get_peft_model,
     prepare_model_for_kbit_training,
 )
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
 
 import woq
 from woq import InvalidArgument, Unsupported, WeightOnlyLinear, WeightOnlyQuantConfig
@@ -152,7 +157,43 @@ def test_merging(kind, safe, tmp_path):
     assert torch.equal(logits(loaded), logits(again))
 
 
-@pytest.mark.parametrize("settings", [{"use_dora": True}, {"init_lora_weights": "pissa"}])
+@pytest.mark.parametrize(
+    "config",
+    [
+        LoraConfig(target_modules=["q_proj"], use_rslora=True),
+        IA3Config(target_modules=["k_proj", "down_proj"], feedforward_modules=["down_proj"]),
+        LoHaConfig(target_modules=["q_proj"]),
+        LoKrConfig(target_modules=["q_proj"]),
+        OFTConfig(target_modules=["q_proj"], oft_block_size=8),
+        VeraConfig(target_modules=["q_proj"]),
+    ],
+    ids=["rslora", "ia3", "loha", "lokr", "oft", "vera"],
+)
+def test_other_methods_train(config):
+    model = get_peft_model(quantized(), config)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    batch = torch.randint(3, 128, (2, 12))
+    losses = train(model, torch.optim.AdamW(trained, lr=2e-2), [batch] * 4)
+    assert losses[-1] < losses[0]
+
+
+def test_trainer(tmp_path):
+    model = with_lora(quantized())
+    samples = [{"input_ids": ids, "labels": ids} for ids in torch.randint(3, 128, (4, 12))]
+    settings = TrainingArguments(
+        tmp_path, max_steps=3, per_device_train_batch_size=2, report_to=[], use_cpu=True
+    )
+    before = {name: value.clone() for name, value in adapter(model).items()}
+    Trainer(model, settings, train_dataset=samples).train()
+    assert any(not torch.equal(before[name], value) for name, value in adapter(model).items())
+    saved = PeftModel.from_pretrained(quantized(), tmp_path / "checkpoint-3")
+    assert all(torch.equal(adapter(saved)[name], value) for name, value in adapter(model).items())
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"use_dora": True}, {"init_lora_weights": "pissa"}, {"init_lora_weights": "olora"}],
+)
 def test_methods_that_compute_with_the_weight_are_refused(settings):
     with pytest.raises(Unsupported, match="packed only"):
         with_lora(quantized(), **settings)
