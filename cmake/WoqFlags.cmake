@@ -20,3 +20,24 @@ function(woq_own_target target)
   set_target_properties(${target} PROPERTIES
     CXX_STANDARD 20 CXX_STANDARD_REQUIRED ON CXX_EXTENSIONS OFF)
 endfunction()
+
+# The kernels are some fifty times slower without optimization, and a parent project often builds
+# without a build type, or for debugging. Where CMake's flags name no level, and only there, the
+# library gets one; what users compile from the headers keeps their flags.
+function(woq_optimize target)
+  set(levels "")
+  foreach(config IN LISTS CMAKE_CONFIGURATION_TYPES CMAKE_BUILD_TYPE)
+    string(TOUPPER "${config}" upper)
+    if(NOT "${CMAKE_CXX_FLAGS} ${CMAKE_CXX_FLAGS_${upper}}" MATCHES "(^| )-O")
+      list(APPEND levels "$<$<CONFIG:${config}>:-O2>")
+    endif()
+  endforeach()
+  if(NOT CMAKE_CONFIGURATION_TYPES AND NOT CMAKE_BUILD_TYPE AND NOT CMAKE_CXX_FLAGS MATCHES "(^| )-O")
+    set(levels -O2)
+  endif()
+  if(levels)
+    message(STATUS "woq: no optimization is asked for (CMAKE_BUILD_TYPE is '${CMAKE_BUILD_TYPE}'): "
+      "the library is compiled with -O2 nevertheless; -DCMAKE_CXX_FLAGS=-O0 prevents it")
+    target_compile_options(${target} PRIVATE ${levels})
+  endif()
+endfunction()

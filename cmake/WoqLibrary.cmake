@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-# woq::woq, the static library, and woq::header_only, the same code without a library.
+# woq::woq, the library (static, or shared with BUILD_SHARED_LIBS), and woq::header_only, the same
+# code without a library.
 
 find_package(OpenMP COMPONENTS CXX)
 if(NOT OpenMP_CXX_FOUND)
@@ -20,11 +21,18 @@ endif()
 # Readers and writers of files.
 file(GLOB WOQ_IO_SOURCES CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/src/io/*.cc)
 
-add_library(woq STATIC ${WOQ_TARGET_SOURCES} ${WOQ_IO_SOURCES})
+add_library(woq ${WOQ_TARGET_SOURCES} ${WOQ_IO_SOURCES})
 add_library(woq::woq ALIAS woq)
 woq_own_target(woq)
-# Position independent, because the Python extension links it.
-set_target_properties(woq PROPERTIES POSITION_INDEPENDENT_CODE ON)
+woq_optimize(woq)
+# Position independent, because the Python extension links it. Before 1.0 a minor version may break
+# its users, so it is a part of the shared library's name. Visible, whatever a parent project's
+# preset says: programs call the kernel tables, and inline functions' state, such as the team's
+# mutex, must be one for the library and the program.
+set_target_properties(woq PROPERTIES
+  POSITION_INDEPENDENT_CODE ON
+  VERSION ${PROJECT_VERSION} SOVERSION ${PROJECT_VERSION_MAJOR}.${PROJECT_VERSION_MINOR}
+  CXX_VISIBILITY_PRESET default VISIBILITY_INLINES_HIDDEN OFF)
 target_link_libraries(woq PUBLIC OpenMP::OpenMP_CXX)
 
 add_library(woq_header_only INTERFACE)

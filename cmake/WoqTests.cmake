@@ -1,20 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
 # One executable of every tests/cpp/**/*_test.cc, and the same statically linked for the emulator.
 
-include(GoogleTest)
-
-find_package(GTest)
-if(NOT GTest_FOUND)
-  message(FATAL_ERROR "woq: the tests need GoogleTest: apt-get install libgtest-dev "
-    "(or configure with -DWOQ_BUILD_TESTS=OFF)")
-endif()
-
+# Where WOQ_BUILD_TESTS is AUTO, what the tests need may be missing; a source distribution has none.
+set(WOQ_TESTS_OBSTACLE "")
+find_package(GTest QUIET)
 # The oracle of the tests of linear algebra. The library itself never uses it.
 find_package(Eigen3 3.3 QUIET CONFIG)
-if(NOT Eigen3_FOUND)
-  message(FATAL_ERROR "woq: the tests need Eigen: apt-get install libeigen3-dev "
-    "(or configure with -DWOQ_BUILD_TESTS=OFF)")
+if(NOT IS_DIRECTORY ${PROJECT_SOURCE_DIR}/tests/cpp)
+  set(WOQ_TESTS_OBSTACLE "there is no folder tests/cpp")
+elseif(NOT GTest_FOUND)
+  set(WOQ_TESTS_OBSTACLE "GoogleTest is not found (Debian: apt-get install libgtest-dev)")
+elseif(NOT Eigen3_FOUND)
+  set(WOQ_TESTS_OBSTACLE "Eigen is not found (Debian: apt-get install libeigen3-dev)")
 endif()
+if(WOQ_TESTS_OBSTACLE)
+  if(WOQ_BUILD_TESTS STREQUAL "AUTO")
+    message(STATUS "woq: the tests are left out: ${WOQ_TESTS_OBSTACLE}")
+    return()
+  endif()
+  message(FATAL_ERROR "woq: WOQ_BUILD_TESTS=${WOQ_BUILD_TESTS}, but ${WOQ_TESTS_OBSTACLE}")
+endif()
+
+include(GoogleTest)
+enable_testing()
 
 set(WOQ_TESTS "" CACHE STRING
   "Test sources to build, below tests/cpp and without .cc, such as core/*;linear_test; empty: all")
@@ -47,12 +55,14 @@ gtest_discover_tests(woq_tests DISCOVERY_MODE PRE_TEST)
 # sanitizers can't be linked statically. OpenMP::OpenMP_CXX names the shared library's file, so the
 # archive is linked by its path and the compiler's own flag finds the static OpenMP runtime. There is
 # no static oneDNN: the target's source without it comes before the archive's.
-add_executable(woq_tests_static EXCLUDE_FROM_ALL $<TARGET_OBJECTS:woq_test_objects>
-  ${PROJECT_SOURCE_DIR}/src/kernels/targets/onednn.cc)
-target_include_directories(woq_tests_static PRIVATE ${PROJECT_SOURCE_DIR}/include)
-add_dependencies(woq_tests_static woq)
-target_link_libraries(woq_tests_static PRIVATE $<TARGET_FILE:woq> GTest::gtest_main)
-target_link_options(woq_tests_static PRIVATE -static -no-pie ${OpenMP_CXX_FLAGS})
+if(NOT BUILD_SHARED_LIBS)
+  add_executable(woq_tests_static EXCLUDE_FROM_ALL $<TARGET_OBJECTS:woq_test_objects>
+    ${PROJECT_SOURCE_DIR}/src/kernels/targets/onednn.cc)
+  target_include_directories(woq_tests_static PRIVATE ${PROJECT_SOURCE_DIR}/include)
+  add_dependencies(woq_tests_static woq)
+  target_link_libraries(woq_tests_static PRIVATE $<TARGET_FILE:woq> GTest::gtest_main)
+  target_link_options(woq_tests_static PRIVATE -static -no-pie ${OpenMP_CXX_FLAGS})
+endif()
 
 # An outside project builds against the installed package: once with each exported target.
 set(WOQ_CONSUMER_DIR ${CMAKE_CURRENT_BINARY_DIR}/consumer)

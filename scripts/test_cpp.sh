@@ -8,7 +8,8 @@ shift
 scripts/require_system.sh tests
 say "C++ tests in $build_dir"
 mkdir -p "$build_dir"
-cmake -S . -B "$build_dir" -G Ninja -DWOQ_WERROR="$WERROR" "$@" >"$build_dir.configure.log" 2>&1 || {
+cmake -S . -B "$build_dir" -G Ninja -DWOQ_BUILD_TESTS=ON \
+  -DWOQ_WERROR="$WERROR" "$@" >"$build_dir.configure.log" 2>&1 || {
   cat "$build_dir.configure.log"
   exit 1
 }

@@ -135,13 +135,20 @@ def __getattr__(name: str) -> Any:
     if name == "__version__":
         value = importlib.import_module("woq.core.native").build_info()["version"]
     elif name == "compat" or name in moved.MOVED:
-        value = importlib.import_module(f"woq.{name}")
+        value = _import(f"woq.{name}", name)
     elif name in _LAZY:
-        value = getattr(importlib.import_module(_LAZY[name]), name)
+        value = getattr(_import(_LAZY[name], name), name)
     else:
         raise AttributeError(f"module 'woq' has no attribute {name!r}")
     globals()[name] = value
     return value
+
+
+def _import(module: str, name: str) -> Any:
+    from woq.core import extras
+
+    with extras.needed_by(f"woq.{name}"):
+        return importlib.import_module(module)
 
 
 def __dir__() -> list[str]:

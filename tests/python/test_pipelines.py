@@ -216,7 +216,7 @@ def test_truncation_without_a_limit_of_the_tokenizer(
     for each in (pipe, seq2seq):
         monkeypatch.setattr(each.tokenizer, "model_max_length", int(1e30))
     monkeypatch.setattr(pipe.model.config, "max_position_embeddings", 5)
-    assert len(pipe.generator.encode(PROMPTS[2], truncation=True)) == 5
+    assert len(pipe.generator.encode(PROMPTS[2], truncation=True, max_new_tokens=1)) == 4
     with pytest.raises(InvalidArgument, match=r"set tokenizer\.model_max_length"):  # T5 has none
         seq2seq(PROMPTS[2], truncation=True)
 
@@ -336,6 +336,39 @@ def test_inputs_that_do_not_fit(pipe: TextPipeline, seq2seq: TextPipeline) -> No
         pipe("a", stop=[""])
     with pytest.raises(InvalidArgument, match="unknown generation argument: 'return_text'"):
         pipe("a", return_text=True)
+
+
+def test_content_in_parts_is_their_text(pipe: TextPipeline) -> None:
+    whole = [{"role": "user", "content": "the fox"}, {"role": "assistant", "content": "a"}]
+    parts = [
+        {"role": "user", "content": [{"type": "text", "text": "the "}, "fox"]},
+        {"role": "assistant", "content": [{"type": "text", "text": "a"}]},
+    ]
+    for count in (1, 2):
+        plain = pipe(whole[:count])[0]["generated_text"]
+        found = pipe(parts[:count])[0]["generated_text"]
+        texts = [
+            "".join(part if isinstance(part, str) else part["text"] for part in message["content"])
+            for message in found
+        ]
+        assert texts == [message["content"] for message in plain]
+    assert isinstance(parts[1]["content"], list)
+    assert len(parts[1]["content"]) == 1  # the caller's own is left alone
+
+
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [
+        ([{"type": "image", "url": "a.png"}], "part of type 'image'"),
+        ([{"type": "text", "text": "a"}, 3], "part of type 'int'"),
+        ([{"text": "a"}], "part of type None"),
+        ({"type": "text", "text": "a"}, "is a dict"),
+        (3, "is a int"),
+    ],
+)
+def test_content_that_is_no_text(pipe: TextPipeline, content: Any, named: str) -> None:
+    with pytest.raises(InvalidArgument, match=f"message 0.*{named}"):
+        pipe([{"role": "user", "content": content}])
 
 
 def test_chats_need_a_template(

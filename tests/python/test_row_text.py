@@ -120,6 +120,32 @@ def test_pieces_join_to_the_text(tokenizer: PreTrainedTokenizerFast, text: str) 
         assert not any("\ufffd" in piece for piece in pieces)
 
 
+@pytest.mark.parametrize("cut", [1, 2, 3, 5])
+def test_a_text_goes_on_behind_its_prompt(cut: int) -> None:
+    """Decoded alone, the answer would lose the blank before its first word."""
+    tokenizer = metaspace_tokenizer()
+    ids = tokenizer("the ox a the", add_special_tokens=False)["input_ids"]
+    prompt, answer = ids[:cut], ids[cut:]
+    row = RowText(tokenizer, [], frozenset(), prompt)
+    row.advance(answer)
+    row.flush()
+    assert tokenizer.decode(prompt) + row.text == "the ox a the"
+    assert row.ids == answer
+
+
+def test_a_prompt_within_a_character_or_of_special_tokens_alone() -> None:
+    tokenizer = metaspace_tokenizer()
+    ids = tokenizer("\u3042 the", add_special_tokens=False)["input_ids"]
+    assert tokenizer.decode(ids[1:4]) == "\u3042"  # three bytes
+    half = RowText(tokenizer, [], frozenset(), ids[:3])
+    half.advance(ids[3:])
+    assert half.text == "\ufffd the"
+    assert tokenizer.eos_token_id is not None
+    first = RowText(tokenizer, [], frozenset(), [tokenizer.eos_token_id])
+    first.advance(ids)
+    assert first.text == "\u3042 the"
+
+
 def test_pieces_of_random_tokens_join_to_the_text(tokenizer: PreTrainedTokenizerFast) -> None:
     """Random tokens are full of broken characters and special tokens."""
     rng = random.Random("test_pieces_of_random_tokens_join_to_the_text")

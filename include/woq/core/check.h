@@ -4,6 +4,10 @@
 // assertion, not an exception.
 #pragma once
 
+#if __cplusplus < 201703L
+#error "woq is C++17: compile with -std=c++17 or later (CMake: link woq::woq, which asks for it)"
+#endif
+
 #include <cassert>
 #include <sstream>
 #include <stdexcept>

@@ -4,6 +4,10 @@
 // that is loaded).
 #pragma once
 
+#if !defined(_OPENMP)
+#error "woq needs OpenMP: compile and link with -fopenmp (CMake: link woq::woq, which brings it)"
+#endif
+
 #include <omp.h>
 
 #include <algorithm>

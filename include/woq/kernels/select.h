@@ -11,6 +11,12 @@
 #include "woq/simd/target.h"
 
 #if defined(WOQ_HEADER_ONLY)
+#if !defined(__OPTIMIZE__) && !defined(WOQ_ALLOW_UNOPTIMIZED)
+// A message, not a warning: -Werror must not stop a debug build.
+#pragma message(                                                             \
+    "woq: header-only kernels without -O2 are some 50 times slower; define " \
+    "WOQ_ALLOW_UNOPTIMIZED if that is meant")
+#endif
 #include "woq/kernels/targets/ref.h"
 #if WOQ_X86
 #include "woq/kernels/targets/amx.h"

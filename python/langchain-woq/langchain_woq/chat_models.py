@@ -15,7 +15,7 @@ from langchain_core.callbacks import (
     AsyncCallbackManagerForLLMRun,
     CallbackManagerForLLMRun,
 )
-from langchain_core.language_models import LangSmithParams, LanguageModelInput
+from langchain_core.language_models import LangSmithParams, LanguageModelInput, ModelProfile
 from langchain_core.language_models.chat_models import BaseChatModel
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
 from langchain_core.messages.ai import UsageMetadata
@@ -25,16 +25,18 @@ from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.runnables.config import get_config_list, get_executor_for_config
 from langchain_core.tools import BaseTool
 from langchain_core.utils.function_calling import convert_to_openai_tool
-from pydantic import Field, PrivateAttr, field_validator, model_validator
+from pydantic import Field, PrivateAttr, SecretStr, field_validator, model_validator
 from typing_extensions import Self
 from woq.generation import Completion, Flag, TextGenerator, run_in_thread
 
 from langchain_woq._version import __version__
+from langchain_woq.arguments import translated
 from langchain_woq.batching import BatchGroup, Seat, current_seat
 from langchain_woq.loaded_model import ModelFields
 from langchain_woq.messages import encode_messages
+from langchain_woq.other_names import take, take_cache_folder
 from langchain_woq.serialization import plain_config
-from langchain_woq.structured import bind_schema, response_grammar
+from langchain_woq.structured import bind_schema, response_grammar, response_term
 from langchain_woq.tools import TextBeforeCalls, call_grammar, chosen_tools, read_calls
 
 
@@ -97,6 +99,13 @@ class ChatWoq(BaseChatModel, ModelFields):
     max_string_length: int | None = Field(default=None, ge=1)
     """Characters of a string in tool calls and structured output, where the schema has no limit.
     Small models repeat themselves until `max_tokens` cuts them otherwise."""
+    max_retries: int | None = Field(default=None, exclude=True, repr=False)
+    """Accepted for other models' sake: no request is sent that could be sent again."""
+    api_key: SecretStr | None = Field(default=None, exclude=True, repr=False)
+    """Likewise."""
+    profile: ModelProfile | None = Field(default=None, exclude=True)
+    """What agents and middleware ask of a model. None: that it takes tools and response formats,
+    and how many tokens it reads."""
     streaming: bool = False
     """Stream internally, so that callbacks get each token of `invoke`, too."""
     batch_size: int = Field(default=8, ge=1)
@@ -105,6 +114,15 @@ class ChatWoq(BaseChatModel, ModelFields):
     _generator: TextGenerator = PrivateAttr()
 
     # Making and describing one
+
+    @model_validator(mode="before")
+    @classmethod
+    def _take_other_names(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        taken = take(values, _SYNONYMS, _ANSWERS)
+        take_cache_folder(taken)
+        return taken
 
     @field_validator("stop", mode="before")
     @classmethod
@@ -121,6 +139,8 @@ class ChatWoq(BaseChatModel, ModelFields):
             **self._own_options(),
         )
         self._generator = pipeline.generator
+        if self.profile is None:
+            self.profile = _profile(self._generator)
         self._add_version("langchain-woq", __version__)
         return self
 
@@ -138,7 +158,7 @@ class ChatWoq(BaseChatModel, ModelFields):
             "timeout": self.timeout,
         }
         given = {name: value for name, value in fields.items() if value is not None}
-        return _translated({**self.generation_kwargs, **given})
+        return translated({**self.generation_kwargs, **given})
 
     @property
     def _llm_type(self) -> str:
@@ -263,14 +283,16 @@ class ChatWoq(BaseChatModel, ModelFields):
         response_format = arguments.pop("response_format", None)
         grammar, instruction = response_grammar(response_format, self.max_string_length)
         tools, forced = chosen_tools(tools, tool_choice)
-        if tools and grammar is None:
+        if tools:
+            # Both, as an agent asks for them: the answer is a call, or follows the response format.
             grammar = call_grammar(
                 tools,
                 forced=forced,
                 several=several,
                 max_string_length=self.max_string_length,
+                answer=response_term(response_format, self.max_string_length),
             )
-        options = _translated(arguments)
+        options = translated(arguments)
         if stop is not None:
             options["stop"] = stop
         if grammar is not None:
@@ -278,7 +300,7 @@ class ChatWoq(BaseChatModel, ModelFields):
         ids = encode_messages(
             self._generator.tokenizer, messages, tools=tools, instruction=instruction
         )
-        return _Request(ids, options, reads_calls=bool(tools) and response_format is None)
+        return _Request(ids, options, reads_calls=bool(tools))
 
     def _check_model_argument(self, name: Any) -> None:
         if name is not None and name != self.model:
@@ -466,6 +488,40 @@ class ChatWoq(BaseChatModel, ModelFields):
             yield range(first, min(first + size, count))
 
 
+# Names of ChatHuggingFace and HuggingFacePipeline.
+_SYNONYMS = {
+    "model_id": "model",
+    "model_name": "model",
+    "max_new_tokens": "max_tokens",
+    "pipeline_kwargs": "generation_kwargs",
+}
+_ANSWERS = {
+    "llm": "ChatWoq needs no other model below it; pass model=",
+    "pipeline": "pass the pipeline's model= and tokenizer=",
+    "base_url": "the model runs in this process; pass model=, a folder or a hub id",
+}
+
+
+def _profile(generator: TextGenerator) -> ModelProfile:
+    """What LangChain's agents and middleware ask before they use a model."""
+    profile = ModelProfile(
+        text_inputs=True,
+        text_outputs=True,
+        image_inputs=False,
+        audio_inputs=False,
+        video_inputs=False,
+        image_outputs=False,
+        audio_outputs=False,
+        video_outputs=False,
+        tool_calling=True,
+        tool_choice=True,
+        structured_output=True,
+    )
+    if generator.context_length is not None:
+        profile["max_input_tokens"] = generator.context_length
+    return profile
+
+
 class _Chunks:
     """From a generator's pieces to LangChain's chunks. A tool call arrives whole, at the end."""
 
@@ -511,32 +567,6 @@ class _Chunks:
             ),
             generation_info=_info(completion),
         )
-
-
-# OpenAI's names of generation arguments, which LangChain's chat models share.
-_NAMES = {
-    "max_tokens": "max_new_tokens",
-    "max_completion_tokens": "max_new_tokens",
-    "n": "num_return_sequences",
-    "timeout": "max_time",
-}
-
-
-def _translated(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments by the names that the generator knows; None leaves the field's value."""
-    options: dict[str, Any] = {}
-    for name, value in arguments.items():
-        known = _NAMES.get(name, name)
-        if value is None:
-            continue
-        if options.setdefault(known, value) != value:
-            raise ValueError(
-                f"{name}={value!r} and {known}={options[known]!r} mean the same: give one of them"
-            )
-    top = options.pop("top_logprobs", None)
-    if top is not None and options.get("logprobs", True):
-        options["logprobs"] = top
-    return options
 
 
 def _usage(completion: Completion) -> UsageMetadata:

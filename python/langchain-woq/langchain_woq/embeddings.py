@@ -10,10 +10,20 @@ import torch
 from langchain_core.embeddings import Embeddings
 from pydantic import Field, PrivateAttr, model_validator
 from typing_extensions import Self
-from woq.generation import Flag, load_model, run_in_thread
+from woq.generation import Flag, load_model, position_limit, run_in_thread
 
 from langchain_woq.loaded_model import ModelFields
-from langchain_woq.sentence_files import SentenceSettings, read_settings
+from langchain_woq.other_names import take, take_cache_folder
+from langchain_woq.sentence_files import SentenceSettings, longest_text, read_settings
+
+# Names of HuggingFaceEmbeddings, and of what its encode_kwargs hold.
+_SYNONYMS = {"model_name": "model", "model_id": "model"}
+_ANSWERS = {
+    "query_encode_kwargs": "pass query_prefix=, and encode_kwargs= for all texts",
+    "multi_process": "texts go through the model in batches, on all threads",
+    "show_progress": "no progress is shown; embed lists of texts in pieces",
+}
+_ENCODING = {"normalize_embeddings": "normalize", "batch_size": "batch_size"}
 
 
 class WoqEmbeddings(ModelFields, Embeddings):
@@ -37,7 +47,8 @@ class WoqEmbeddings(ModelFields, Embeddings):
     normalize: bool | None = None
     """Vectors of length 1. None: as the model's files say, or True."""
     max_length: int | None = Field(default=None, ge=1)
-    """Tokens of a text that are read. None: as the model's files say."""
+    """Tokens of a text that are read. None: as the model's files, its tokenizer and its number of
+    positions say."""
     query_prefix: str | None = None
     """Put before queries. None: the model's prompt "query", if its files have one."""
     document_prefix: str | None = None
@@ -49,6 +60,24 @@ class WoqEmbeddings(ModelFields, Embeddings):
     _tokenizer: Any = PrivateAttr()
     _settings: SentenceSettings = PrivateAttr()
 
+    @model_validator(mode="before")
+    @classmethod
+    def _take_other_names(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        taken = take(values, _SYNONYMS, _ANSWERS)
+        take_cache_folder(taken)
+        encoding = dict(taken.pop("encode_kwargs", None) or {})
+        for name, field in _ENCODING.items():
+            if name in encoding:
+                taken.setdefault(field, encoding.pop(name))
+        if encoding:
+            raise ValueError(
+                f"encode_kwargs: {', '.join(encoding)} has no meaning here; known are "
+                f"{', '.join(_ENCODING)}"
+            )
+        return taken
+
     @model_validator(mode="after")
     def _load(self) -> Self:
         self._model, self._tokenizer = load_model(
@@ -57,10 +86,19 @@ class WoqEmbeddings(ModelFields, Embeddings):
         files = SentenceSettings()
         if self.model:
             files = read_settings(self.model, self.model_kwargs, pooling=self.pooling)
+        longest = longest_text(files, self._model, self._tokenizer)
+        if self.max_length is not None:
+            positions = position_limit(self._model)
+            if positions is not None and self.max_length > positions:
+                raise ValueError(
+                    f"max_length={self.max_length}: {type(self._model).__name__} has positions for "
+                    f"{positions} tokens; leave max_length out, or pass {positions} at most"
+                )
+            longest = self.max_length
         self._settings = files.with_overrides(
             pooling=self.pooling,
             normalize=self.normalize,
-            max_length=self.max_length,
+            max_length=longest,
             query_prefix=self.query_prefix,
             document_prefix=self.document_prefix,
         )

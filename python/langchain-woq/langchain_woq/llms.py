@@ -16,7 +16,15 @@ from woq.generation import Completion, TextGenerator, check_device, options_of_p
 from woq.generation.pipeline import TextPipeline
 
 from langchain_woq._version import __version__
+from langchain_woq.arguments import translated
+from langchain_woq.other_names import take, take_cache_folder
 from langchain_woq.serialization import plain_config
+
+# Names of ChatWoq and HuggingFacePipeline.
+_SYNONYMS = {"model": "model_id", "model_name": "model_id", "generation_kwargs": "pipeline_kwargs"}
+_ANSWERS = {"tokenizer": "pass pipeline=woq.pipeline(task, model, tokenizer)"}
+# Generation arguments that may stand beside pipeline_kwargs.
+_GENERATION = ("max_new_tokens", "max_tokens", "temperature", "top_p", "top_k", "seed", "stop")
 
 
 class WeightOnlyQuantPipeline(BaseLLM):
@@ -54,7 +62,7 @@ class WeightOnlyQuantPipeline(BaseLLM):
     model_kwargs: dict[str, Any] | None = None
     """Keyword arguments that the model is loaded with."""
     pipeline_kwargs: dict[str, Any] | None = None
-    """Generation arguments of every call."""
+    """Generation arguments of every call; `max_tokens` and `max_new_tokens` may stand beside it."""
     batch_size: int = Field(default=8, ge=1)
     """How many prompts of a `batch` go through the model together."""
 
@@ -99,6 +107,19 @@ class WeightOnlyQuantPipeline(BaseLLM):
             pipeline_kwargs=dict(pipeline_kwargs) if pipeline_kwargs is not None else None,
             **kwargs,
         )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _take_other_names(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        taken = take(values, _SYNONYMS, _ANSWERS)
+        take_cache_folder(taken)
+        named = {name: taken.pop(name) for name in _GENERATION if name in taken}
+        if named:
+            arguments = {**(taken.get("pipeline_kwargs") or {}), **named}
+            taken["pipeline_kwargs"] = translated(arguments)
+        return taken
 
     @model_validator(mode="after")
     def _set_woq_generator(self) -> Self:
@@ -161,7 +182,10 @@ class WeightOnlyQuantPipeline(BaseLLM):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> LLMResult:
-        answers = self._generator.generate(prompts, stop=stop, batch_size=self.batch_size, **kwargs)
+        options = translated(kwargs)
+        answers = self._generator.generate(
+            prompts, stop=stop, batch_size=self.batch_size, **options
+        )
         return self._result(answers)
 
     async def _agenerate(
@@ -173,7 +197,7 @@ class WeightOnlyQuantPipeline(BaseLLM):
     ) -> LLMResult:
         return self._result(
             await self._generator.agenerate(
-                prompts, stop=stop, batch_size=self.batch_size, **kwargs
+                prompts, stop=stop, batch_size=self.batch_size, **translated(kwargs)
             )
         )
 
@@ -202,7 +226,7 @@ class WeightOnlyQuantPipeline(BaseLLM):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> Iterator[GenerationChunk]:
-        for piece in self._generator.stream(prompt, stop=stop, **kwargs):
+        for piece in self._generator.stream(prompt, stop=stop, **translated(kwargs)):
             chunk = _chunk(piece)
             if run_manager is not None and isinstance(piece, str):
                 run_manager.on_llm_new_token(piece, chunk=chunk)
@@ -215,7 +239,7 @@ class WeightOnlyQuantPipeline(BaseLLM):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> AsyncIterator[GenerationChunk]:
-        stream = self._generator.astream(prompt, stop=stop, **kwargs)
+        stream = self._generator.astream(prompt, stop=stop, **translated(kwargs))
         try:
             async for piece in stream:
                 chunk = _chunk(piece)

@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from woq.generation import position_limit
+
 POOLINGS = ("mean", "cls", "max", "last")
 _POOLING_KEYS = {
     "pooling_mode_mean_tokens": "mean",
@@ -19,6 +21,8 @@ _POOLING_KEYS = {
     "pooling_mode_max_tokens": "max",
     "pooling_mode_lasttoken": "last",
 }
+# transformers writes 1e30 where a tokenizer has no limit.
+_NO_LIMIT = 1 << 31
 _LOCATING = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
 
 
@@ -58,7 +62,8 @@ def read_settings(
     """
     found = {name: locating[name] for name in _LOCATING if name in locating}
     modules = _read(model, "modules.json", found)
-    settings = SentenceSettings(max_length=_max_length(model, found))
+    length = (_read(model, "sentence_bert_config.json", found) or {}).get("max_seq_length")
+    settings = SentenceSettings(max_length=length)
     if modules is not None:
         kinds = [str(module["type"]).rpartition(".")[2] for module in modules]
         unknown = [kind for kind in kinds if kind not in ("Transformer", "Pooling", "Normalize")]
@@ -90,12 +95,14 @@ def _pooling(model: str, config: Mapping[str, Any]) -> str:
     return _POOLING_KEYS[chosen[0]]
 
 
-def _max_length(model: str, found: Mapping[str, Any]) -> int | None:
-    length = (_read(model, "sentence_bert_config.json", found) or {}).get("max_seq_length")
-    if length is None:
-        # Positions that the model has a vector for; decoders with rotary positions have no limit.
-        length = (_read(model, "tokenizer_config.json", found) or {}).get("model_max_length")
-    return int(length) if isinstance(length, int) and length < 1_000_000 else None
+def longest_text(settings: SentenceSettings, model: Any, tokenizer: Any) -> int | None:
+    """Tokens of a text that are read: what the files say (max_seq_length of
+    sentence_bert_config.json), or else the tokenizer, and never more than the model has positions
+    for. RoBERTa's config and tokenizers may count the padding's two rows, too."""
+    limits = [settings.max_length, getattr(tokenizer, "model_max_length", None)]
+    known = [n for n in limits if isinstance(n, int) and 0 < n < _NO_LIMIT][:1]
+    positions = position_limit(model)
+    return min([*known, *([] if positions is None else [positions])], default=None)
 
 
 def _read(model: str, name: str, found: Mapping[str, Any]) -> Any:

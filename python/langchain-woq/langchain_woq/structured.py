@@ -17,7 +17,7 @@ from langchain_core.output_parsers.openai_tools import (
 from langchain_core.runnables import Runnable, RunnableMap, RunnablePassthrough
 from langchain_core.utils.function_calling import convert_to_json_schema, convert_to_openai_tool
 from langchain_core.utils.pydantic import is_basemodel_subclass
-from woq.generation import Grammar
+from woq.generation import Grammar, json_fragment
 
 from langchain_woq.tools import closed
 
@@ -67,21 +67,49 @@ def response_grammar(
         ValueError: not {"type": "text"}, {"type": "json_object"} or {"type": "json_schema",
             "json_schema": {"schema": ...}}, or a schema that cannot be enforced.
     """
-    if response_format is None or response_format == {"type": "text"}:
+    schema = _response_schema(response_format, max_string_length)
+    if schema is None:
         return None, ""
+    if response_format["type"] == "json_object":
+        return Grammar.json_schema(schema), ""
+    described = response_format["json_schema"]
+    grammar = Grammar.json_schema(schema, lenient=described.get("strict") is False)
+    told = json.dumps(described["schema"], ensure_ascii=False)
+    return grammar, f"Answer with JSON that follows this schema:\n{told}"
+
+
+def response_term(response_format: Any, max_string_length: int | None = None) -> str | None:
+    """The same as a term of a Lark grammar, for an answer that may also be a tool call; None for a
+    text.
+
+    Raises:
+        ValueError: as `response_grammar`.
+    """
+    schema = _response_schema(response_format, max_string_length)
+    if schema is None:
+        return None
+    described = response_format.get("json_schema") or {}
+    return json_fragment(schema, lenient=described.get("strict") is False)
+
+
+def _response_schema(response_format: Any, max_string_length: int | None) -> dict[str, Any] | None:
+    """The schema that an OpenAI-style response_format holds the answer to; None for a text.
+
+    Raises:
+        ValueError: as `response_grammar`.
+    """
+    if response_format is None or response_format == {"type": "text"}:
+        return None
     kind = response_format.get("type") if isinstance(response_format, Mapping) else None
     if kind == "json_object":
-        return Grammar.json_schema({"type": "object"}), ""
+        return {"type": "object"}
     described = response_format.get("json_schema") if kind == "json_schema" else None
     if not isinstance(described, Mapping) or not isinstance(described.get("schema"), Mapping):
         raise ValueError(
             "response_format must be {'type': 'json_object'} or {'type': 'json_schema', "
             f"'json_schema': {{'schema': ...}}}}, got {response_format!r}"
         )
-    schema = closed(described["schema"], max_string_length)
-    grammar = Grammar.json_schema(schema, lenient=described.get("strict") is False)
-    told = json.dumps(described["schema"], ensure_ascii=False)
-    return grammar, f"Answer with JSON that follows this schema:\n{told}"
+    return dict(closed(described["schema"], max_string_length))
 
 
 def bind_schema(

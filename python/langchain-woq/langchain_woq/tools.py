@@ -76,16 +76,20 @@ def call_grammar(
     forced: bool,
     several: bool = False,
     max_string_length: int | None = None,
+    answer: str | None = None,
 ) -> Grammar:
     """Text that may end in calls of these tools, or nothing but calls where they are forced.
 
-    A call begun is a call that the tool's schema allows.
+    A call begun is a call that the tool's schema allows. `answer`, a term of a Lark grammar, stands
+    instead of a text: either that, or calls.
     """
     call = {"anyOf": [_call_schema(tool["function"], max_string_length) for tool in tools]}
     body = f'"\\n" {json_fragment(call)} "\\n{END}"'
     repeat = f'("\\n{BEGIN}" {body})*' if several else ""
     if forced:
         rules = f'start: "{BEGIN}" {body} {repeat}'
+    elif answer is not None:
+        rules = f'start: {answer} | "{BEGIN}" {body} {repeat}'
     else:
         rules = (
             f'start: TEXT | begin {body} {repeat}\nbegin[lazy]: TEXT "{BEGIN}"\nTEXT: /(.|\\n)*/'

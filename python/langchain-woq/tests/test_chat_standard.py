@@ -32,11 +32,6 @@ class TestChatWoqUnit(ChatModelUnitTests):
         return {"model": "tiny-chat"}
 
     @property
-    def standard_chat_model_params(self) -> dict[str, Any]:
-        # Without max_retries: there is no request that could be sent again.
-        return {"temperature": 0, "max_tokens": 100, "timeout": 60, "stop": []}
-
-    @property
     def supports_json_mode(self) -> bool:
         return True
 

@@ -12,6 +12,8 @@ from typing import Any
 
 import click
 
+from ._options import near
+
 __all__ = ["COMMANDS", "app"]
 
 # In the order of the help; each is `command` in the module of its name.
@@ -29,6 +31,23 @@ class _App(click.Group):
             return None
         command: click.Command = importlib.import_module(f"woq.cli.{name}").command
         return command
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        known = args[0] in COMMANDS or args[0].startswith("-")
+        if not known and not ctx.resilient_parsing:  # what completion asks is no mistake
+            ctx.fail(f"no command {args[0]}{near(args[0], COMMANDS)}")
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """As click's, but descriptions go on in the next line instead of ending in dots."""
+        rows = [(name, self.get_command(ctx, name)) for name in COMMANDS]
+        with formatter.section("Commands"):
+            formatter.write_dl(
+                [
+                    (name, "" if each is None else each.get_short_help_str(1000))
+                    for name, each in rows
+                ]
+            )
 
     def main(self, *args: Any, standalone_mode: bool = True, **extra: Any) -> Any:
         """As click's, but one line on stderr for every error."""

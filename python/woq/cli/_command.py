@@ -18,9 +18,13 @@ from typing import Any
 
 import click
 
+from ._options import GENERAL, Option
+from ._text import fitted
+
 __all__ = ["Command", "Failure", "Output", "one_line", "output_of"]
 
 _KEY = "woq.output"
+_OUTPUT = "What is shown"
 
 
 class Failure(click.ClickException):
@@ -42,11 +46,14 @@ class Output:
     def say(self, text: str) -> None:
         """A line about what is going on."""
         if not self.quiet:
-            click.echo(text, err=True)
+            click.echo(fitted(text, sys.stderr), err=True)
 
     def result(self, values: Any, text: Callable[[], str]) -> None:
         """The result: `values` as JSON with --json, else what `text` gives."""
-        shown = json.dumps(_plain(values), indent=1, allow_nan=False) if self.as_json else text()
+        if self.as_json:
+            shown = json.dumps(_plain(values), indent=1, allow_nan=False)
+        else:
+            shown = fitted(text(), self.stdout)
         click.echo(shown, file=self.stdout)
 
 
@@ -70,8 +77,9 @@ class Command(click.Command):
         self.examples = list(examples)
         if json_output:
             self.params.append(
-                click.Option(
+                Option(
                     ["--json", "as_json"],
+                    group=_OUTPUT,
                     is_flag=True,
                     expose_value=False,
                     callback=_remember,
@@ -84,8 +92,29 @@ class Command(click.Command):
             (["--debug"], "Show the traceback of an error."),
         ):
             self.params.append(
-                click.Option(names, is_flag=True, expose_value=False, callback=_remember, help=text)
+                Option(
+                    names,
+                    group=_OUTPUT,
+                    is_flag=True,
+                    expose_value=False,
+                    callback=_remember,
+                    help=text,
+                )
             )
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Each group of options under its title, those of the command itself first."""
+        groups: dict[str, list[tuple[str, str]]] = {GENERAL: []}
+        for parameter in self.get_params(ctx):
+            record = parameter.get_help_record(ctx)
+            if record is not None and isinstance(parameter, click.Option):
+                # click's own --help is none of ours.
+                group = parameter.group if isinstance(parameter, Option) else _OUTPUT
+                groups.setdefault(group, []).append(record)
+        for title, records in groups.items():
+            if records:
+                with formatter.section(title):
+                    formatter.write_dl(records)
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         if self.examples:
@@ -144,12 +173,16 @@ def one_line(text: object) -> str:
 def _message(error: Exception) -> str:
     """One line for any error."""
     from woq import InvalidArgument, Unsupported
+    from woq.core.extras import what_is_missing
 
     if isinstance(error, OSError) and error.strerror:
         where = f": {error.filename}" if error.filename else ""
         return one_line(error.strerror) + where
     if isinstance(error, (InvalidArgument, Unsupported, OSError)):
         return one_line(error)
+    if isinstance(error, ImportError) and (missing := what_is_missing(error)) is not None:
+        # An import of a command's own does not say what needs the package.
+        return one_line(error) if "woq[" in str(error) else f"this command needs {missing}"
     # Nobody foresaw this one, so that the message alone may say little.
     return f"{type(error).__name__}: {one_line(error)} (--debug shows where)"
 

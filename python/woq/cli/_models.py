@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import click
 
 from ._command import Failure, Output, one_line
+from ._options import Choice, apply, option
 
 __all__ = [
     "Loading",
@@ -76,26 +77,27 @@ class Loading:
         )
 
 
+_of_model = functools.partial(option, group="Loading and running the model")
 _OPTIONS = (
-    click.option(
+    _of_model(
         "--threads",
         type=click.IntRange(1),
         metavar="N",
         show_default="torch's",
         help="Threads to compute on.",
     ),
-    click.option(
+    _of_model(
         "--float-dtype",
-        type=click.Choice(list(_DTYPES)),
+        type=Choice(list(_DTYPES)),
         default="auto",
         show_default=True,
         help="Dtype of what is not quantized; auto: as stored.",
     ),
-    click.option(
+    _of_model(
         "--trust-remote-code", is_flag=True, help="Run model code that lies beside the model."
     ),
-    click.option("--revision", help="Branch, tag or commit of a model on the hub."),
-    click.option("--gguf-file", metavar="NAME", help="A GGUF file of a model on the hub."),
+    _of_model("--revision", help="Branch, tag or commit of a model on the hub."),
+    _of_model("--gguf-file", metavar="NAME", help="A GGUF file of a model on the hub."),
 )
 
 
@@ -108,9 +110,7 @@ def model_options(function: Function) -> Function:
         loading = Loading(**{name: keywords.pop(name) for name in names})
         return function(*arguments, loading=loading, **keywords)
 
-    for option in reversed(_OPTIONS):
-        command = option(command)
-    return command  # type: ignore[return-value]
+    return apply(command, _OPTIONS)  # type: ignore[return-value]
 
 
 def find_model(
@@ -146,9 +146,34 @@ def find_model(
         raise Failure(f"{path} is no checkpoint: it has no config.json{found}")
     if revision is not None:
         keywords["revision"] = revision
+    if "/" not in text:
+        _check_on_hub(text, gguf_file or "config.json", revision)
     if gguf_file is not None:
         keywords["gguf_file"] = gguf_file
     return Source(text, keywords, text.rpartition("/")[2])
+
+
+def _check_on_hub(name: str, file: str, revision: str | None) -> None:
+    """Ask the hub once for a name without an owner, which is often a mistyped folder: where the hub
+    cannot be reached, transformers would try for most of a minute before it says so.
+
+    Raises:
+        Failure: the hub has no such model, or cannot be reached and the model is not in its cache.
+    """
+    import huggingface_hub
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, RepositoryNotFoundError
+
+    if isinstance(huggingface_hub.try_to_load_from_cache(name, file, revision=revision), str):
+        return
+    url = huggingface_hub.hf_hub_url(name, file, revision=revision)
+    try:
+        huggingface_hub.get_hf_file_metadata(url)
+    except EntryNotFoundError:
+        return  # what loads the model says which files it has
+    except Exception as error:  # the classes of the hub's HTTP client differ between its versions
+        if isinstance(error, HfHubHTTPError) and not isinstance(error, RepositoryNotFoundError):
+            return  # what loads the model tries again
+        raise Failure(_not_loaded(Source(name, {}, name), "model", error)) from error
 
 
 def load_tokenizer(source: Source) -> Any:
@@ -159,6 +184,10 @@ def load_tokenizer(source: Source) -> Any:
     """
     from transformers import AutoTokenizer
 
+    from ..core.extras import require
+
+    if source.is_gguf:
+        require("gguf", "reading a GGUF file")
     try:
         return AutoTokenizer.from_pretrained(source.name, **source.keywords)
     except (OSError, ValueError, KeyError, ImportError) as error:

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-import difflib
+import functools
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,10 +15,11 @@ from woq.config.quant_config import WeightOnlyQuantConfig
 from woq.config.registry import algorithm_names, known_algorithms
 from woq.core import native
 
+from ._options import Choice, apply, option
+
 __all__ = [
     "COMPUTE_DTYPES",
     "DTYPES",
-    "Choice",
     "algorithm_options",
     "config_from",
     "format_options",
@@ -35,72 +36,54 @@ _DATA_FREE = " and ".join(a.name for a in known_algorithms() if not a.needs_cali
 _COUNTS = ("nsamples", "seqlen", "batch_size", "seed")
 
 
-class Choice(click.Choice):
-    """Names the nearest of the known values."""
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        try:
-            return super().convert(value, param, ctx)
-        except click.BadParameter:
-            known = [str(choice) for choice in self.choices]
-            close = difflib.get_close_matches(str(value), known, n=1, cutoff=0.4)
-            hint = f"; did you mean {close[0]}?" if close else ""
-            self.fail(f"{value} is unknown{hint or '.'} Known: {', '.join(known)}", param, ctx)
-
-
-def _apply(function: Function, options: Sequence[Callable[[Function], Function]]) -> Function:
-    for option in reversed(options):
-        function = option(function)
-    return function
-
-
 def format_options(function: Function) -> Function:
     """What the weights become."""
-    return _apply(
+    of_format = functools.partial(option, group="Format of the weights")
+    return apply(
         function,
         [
-            click.option(
+            of_format(
                 "--dtype",
                 type=Choice(DTYPES),
                 show_default=_DEFAULT.weight_dtype,
                 help="Weights are stored as this.",
             ),
-            click.option(
+            of_format(
                 "--group-size",
                 type=int,
                 metavar="N",
                 show_default=str(_DEFAULT.group_size),
                 help="Weights that share a scale; -1: a row.",
             ),
-            click.option(
+            of_format(
                 "--scheme",
                 type=Choice(("sym", "asym")),
                 show_default=_DEFAULT.scheme,
                 help="asym: with zero points, for integers.",
             ),
-            click.option(
+            of_format(
                 "--compute-dtype",
                 type=Choice(COMPUTE_DTYPES),
                 show_default=_DEFAULT.compute_dtype,
                 help="Products are made in this.",
             ),
-            click.option(
+            of_format(
                 "--scale-dtype",
                 type=Choice(native.scale_dtype_names()),
                 show_default=_DEFAULT.scale_dtype,
                 help="Scales are stored as this.",
             ),
-            click.option("--double-quant", is_flag=True, help="Store the scales in 8 bits."),
-            click.option(
+            of_format("--double-quant", is_flag=True, help="Store the scales in 8 bits."),
+            of_format(
                 "--lm-head", type=Choice(DTYPES), help="Quantize the output embedding to this."
             ),
-            click.option(
+            of_format(
                 "--skip",
                 multiple=True,
                 metavar="PATTERN",
                 help="Leave modules in floating point: a name, suffix or regular expression.",
             ),
-            click.option(
+            of_format(
                 "--layer",
                 "layers",
                 multiple=True,
@@ -115,53 +98,54 @@ def format_options(function: Function) -> Function:
 
 def algorithm_options(function: Function) -> Function:
     """How the weights are rounded, and on which data."""
-    return _apply(
+    of_algorithm = functools.partial(option, group="Rounding, and the data for it")
+    return apply(
         function,
         [
-            click.option(
+            of_algorithm(
                 "--algorithm",
-                type=click.Choice(algorithm_names(), case_sensitive=False),
+                type=Choice(algorithm_names(), case_sensitive=False),
                 default="RTN",
                 show_default=True,
                 help=f"{_DATA_FREE} need no data.",
             ),
-            click.option(
+            of_algorithm(
                 "--mse-range/--no-mse-range",
                 default=None,
                 show_default="where data weighs the error",
                 help="Search the ranges for the least error.",
             ),
-            click.option(
+            of_algorithm(
                 "--dataset",
                 metavar="TEXT",
                 help="Calibration data: a text file, the name of a data set, or 'self'.",
             ),
-            click.option(
+            of_algorithm(
                 "--nsamples", type=click.IntRange(1), metavar="N", help="Calibration samples."
             ),
-            click.option("--seqlen", type=click.IntRange(2), metavar="N", help="Tokens of each."),
-            click.option(
+            of_algorithm("--seqlen", type=click.IntRange(2), metavar="N", help="Tokens of each."),
+            of_algorithm(
                 "--batch-size", type=click.IntRange(1), metavar="N", help="Samples at a time."
             ),
-            click.option("--seed", type=click.IntRange(0), metavar="N", help="Draws the samples."),
-            click.option(
+            of_algorithm("--seed", type=click.IntRange(0), metavar="N", help="Draws the samples."),
+            of_algorithm(
                 "--option",
                 "options",
                 multiple=True,
                 metavar="NAME=VALUE",
                 help="Another option of the algorithm.",
             ),
-            click.option(
+            of_algorithm(
                 "--imatrix",
                 type=click.Path(path_type=Path),
                 help="An importance matrix (RTN).",
             ),
-            click.option(
+            of_algorithm(
                 "--work-dir",
                 type=click.Path(path_type=Path),
                 help="Keep finished layers here: an interrupted run goes on from there.",
             ),
-            click.option(
+            of_algorithm(
                 "--activation-memory",
                 metavar="SIZE",
                 show_default=str(_DEFAULT.activation_memory),
@@ -230,6 +214,8 @@ def config_from(
         raise click.UsageError(str(error).removeprefix("WeightOnlyQuantConfig.")) from error
     if imatrix is not None and not imatrix.is_file():
         raise click.UsageError(f"--imatrix: no file {imatrix}")
+    if dataset is not None and Path(dataset).suffix == ".txt" and not Path(dataset).is_file():
+        raise click.UsageError(f"--dataset: no file {dataset}")
     for name, value in (("--dataset", dataset), ("--work-dir", work_dir)):
         if value is not None and not config.needs_calibration:
             raise click.UsageError(f"{name}: {config.algorithm} looks at no data")

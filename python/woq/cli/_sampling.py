@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -10,6 +11,7 @@ import click
 
 from ._command import Output
 from ._models import Loading, check_float, load_tokenizer
+from ._options import apply, option
 from ._quantization import config_from, name_and_value
 
 __all__ = ["generator_from", "sampling_options", "text_of_rates"]
@@ -18,39 +20,44 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def sampling_options(function: Function) -> Function:
-    for option in (
-        click.option(
-            "--generation",
-            "options",
-            multiple=True,
-            metavar="NAME=VALUE",
-            help="Any other field of transformers' GenerationConfig.",
-        ),
-        click.option(
-            "--stop", multiple=True, metavar="TEXT", help="End the answer where this begins."
-        ),
-        click.option("--seed", type=int, metavar="N", help="Makes sampling repeatable."),
-        click.option("--top-k", type=click.IntRange(0), metavar="N", help="Among the N likeliest."),
-        click.option(
-            "--top-p", type=click.FloatRange(0, 1), metavar="P", help="Among those likely by P."
-        ),
-        click.option(
-            "--temperature",
-            type=click.FloatRange(0),
-            metavar="T",
-            show_default="the model's",
-            help="0: always the likeliest token.",
-        ),
-        click.option(
-            "--max-new-tokens",
-            type=click.IntRange(1),
-            metavar="N",
-            show_default="256, or the model's",
-            help="Length of the answer.",
-        ),
-    ):
-        function = option(function)
-    return function
+    """How an answer is drawn, and where it ends."""
+    of_answer = functools.partial(option, group="The answer")
+    return apply(
+        function,
+        [
+            of_answer(
+                "--max-new-tokens",
+                type=click.IntRange(1),
+                metavar="N",
+                show_default="256, or the model's",
+                help="Length of the answer.",
+            ),
+            of_answer(
+                "--temperature",
+                type=click.FloatRange(0),
+                metavar="T",
+                show_default="the model's",
+                help="0: always the likeliest token.",
+            ),
+            of_answer(
+                "--top-p", type=click.FloatRange(0, 1), metavar="P", help="Among those likely by P."
+            ),
+            of_answer(
+                "--top-k", type=click.IntRange(0), metavar="N", help="Among the N likeliest."
+            ),
+            of_answer("--seed", type=int, metavar="N", help="Makes sampling repeatable."),
+            of_answer(
+                "--stop", multiple=True, metavar="TEXT", help="End the answer where this begins."
+            ),
+            of_answer(
+                "--generation",
+                "options",
+                multiple=True,
+                metavar="NAME=VALUE",
+                help="Any other field of transformers' GenerationConfig.",
+            ),
+        ],
+    )
 
 
 def generator_from(

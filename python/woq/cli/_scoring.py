@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -11,6 +12,7 @@ from typing import Any, TypeVar
 import click
 
 from ._command import Failure, Output
+from ._options import apply, option
 
 __all__ = ["Protocol", "score", "scoring_options", "text_of"]
 
@@ -18,32 +20,35 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def scoring_options(function: Function) -> Function:
-    for option in (
-        click.option(
-            "--length",
-            type=click.IntRange(2),
-            metavar="N",
-            default=512,
-            show_default=True,
-            help="Tokens of a window.",
-        ),
-        click.option(
-            "--windows",
-            type=click.IntRange(1),
-            metavar="N",
-            default=16,
-            show_default=True,
-            help="Pieces of the text that are scored, each on its own.",
-        ),
-        click.option(
-            "--text",
-            type=click.Path(dir_okay=False, path_type=Path),
-            metavar="FILE",
-            help="UTF-8 text to score.",
-        ),
-    ):
-        function = option(function)
-    return function
+    """What is scored, and in which pieces."""
+    of_score = functools.partial(option, group="Scoring")
+    return apply(
+        function,
+        [
+            of_score(
+                "--text",
+                type=click.Path(dir_okay=False, path_type=Path),
+                metavar="FILE",
+                help="UTF-8 text to score.",
+            ),
+            of_score(
+                "--windows",
+                type=click.IntRange(1),
+                metavar="N",
+                default=16,
+                show_default=True,
+                help="Pieces of the text that are scored, each on its own.",
+            ),
+            of_score(
+                "--length",
+                type=click.IntRange(2),
+                metavar="N",
+                default=512,
+                show_default=True,
+                help="Tokens of a window.",
+            ),
+        ],
+    )
 
 
 @dataclasses.dataclass(frozen=True)

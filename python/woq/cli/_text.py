@@ -3,19 +3,26 @@
 
 from __future__ import annotations
 
+import shutil
+import sys
+import textwrap
+import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-__all__ = ["pairs", "size", "table"]
+__all__ = ["Wrapped", "fitted", "pairs", "size", "table"]
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Columns in the order of the first row; text to the left, numbers to the right."""
+    """Columns in the order of the first row; text to the left, numbers to the right. On a terminal
+    that is too narrow for them: a block of lines for each row."""
     columns = list(rows[0])
     cells = [[_cell(row.get(column)) for column in columns] for row in rows]
     widths = [
         max(len(column), *(len(line[i]) for line in cells)) for i, column in enumerate(columns)
     ]
+    if sum(widths) + 2 * (len(widths) - 1) > _terminal_width():
+        return "\n\n".join(pairs(dict(zip(columns, line, strict=True))) for line in cells)
     numeric = [not any(isinstance(row.get(column), str) for row in rows) for column in columns]
     lines = [
         "  ".join(
@@ -36,9 +43,38 @@ def _cell(value: Any) -> str:
 
 
 def pairs(values: Mapping[str, Any]) -> str:
-    """A line for each value; nested ones and lists in one line."""
+    """A line for each value; nested ones and lists in one line, which goes on in the next one at
+    the end of the terminal."""
     width = max(map(len, values))
-    return "\n".join(f"{name.ljust(width)}  {_flat(value)}" for name, value in values.items())
+    columns = max(_terminal_width(), width + 10)
+    return "\n".join(
+        _filled(f"{name.ljust(width)}  {_flat(value)}", columns, " " * (width + 2))
+        for name, value in values.items()
+    )
+
+
+def fitted(text: str, stream: Any) -> str:
+    """The text with lines broken between words where they are longer than the terminal is wide."""
+    width = _terminal_width(stream)
+    return "\n".join(
+        line if len(line) <= width else _filled(line, width, "  ") for line in text.split("\n")
+    )
+
+
+def _filled(line: str, width: int, indent: str) -> str:
+    return textwrap.fill(
+        line,
+        width,
+        subsequent_indent=indent,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+
+
+def _terminal_width(stream: Any = None) -> int:
+    """What goes to a file or another program has no end of a line."""
+    terminal = (stream or sys.stdout).isatty()
+    return shutil.get_terminal_size().columns if terminal else sys.maxsize
 
 
 def _flat(value: Any) -> str:
@@ -47,6 +83,58 @@ def _flat(value: Any) -> str:
     if isinstance(value, (list, tuple)):
         return ", ".join(map(str, value)) or "-"
     return "-" if value is None else str(value)
+
+
+class Wrapped:
+    """Text that comes in pieces, broken between words before it reaches `width` columns.
+
+    A word is given out when it is known where it ends. Scripts that are written without blanks
+    (their characters are two columns wide) are broken anywhere.
+    """
+
+    def __init__(self, width: int) -> None:
+        self._width = max(1, width)
+        self._column = 0
+        self._blanks = ""
+        self._word = ""
+
+    def push(self, text: str) -> str:
+        return "".join(map(self._put, text))
+
+    def flush(self) -> str:
+        """The word under way, once no text follows."""
+        word, blanks = self._word, self._blanks
+        if not word:
+            return ""
+        self._word = self._blanks = ""
+        columns = sum(map(_columns, word))
+        if self._column and self._column + len(blanks) + columns > self._width:
+            self._column = columns
+            return f"\n{word}"
+        self._column += len(blanks) + columns
+        return blanks + word
+
+    def _put(self, character: str) -> str:
+        if character == "\n":
+            out = self.flush() + character
+            self._column, self._blanks = 0, ""
+            return out
+        if character.isspace():
+            out = self.flush()
+            self._blanks += character
+            return out
+        wide = _columns(character) == 2
+        out = self.flush() if wide else ""
+        self._word += character
+        if wide or len(self._word) >= self._width:
+            out += self.flush()
+        return out
+
+
+def _columns(character: str) -> int:
+    if unicodedata.combining(character):
+        return 0
+    return 2 if unicodedata.east_asian_width(character) in "WF" else 1
 
 
 def size(count: float) -> str:

@@ -4,15 +4,19 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 import sys
+from collections import Counter
 from typing import Any
 
 import click
 
 from ._command import Command, Output, one_line, output_of
 from ._models import model_options
+from ._options import option
 from ._quantization import format_options
-from ._sampling import generator_from, sampling_options
+from ._sampling import generator_from, sampling_options, text_of_rates
+from ._text import Wrapped
 
 _HELP = """\
 /reset         forget the conversation
@@ -31,7 +35,7 @@ Ctrl-C         stop the answer"""
     ],
 )
 @click.argument("model")
-@click.option("--system", metavar="TEXT", default="", help="Said before the conversation.")
+@option("--system", metavar="TEXT", default="", help="Said before the conversation.")
 @sampling_options
 @format_options
 @model_options
@@ -40,19 +44,45 @@ def command(ctx: click.Context, model: str, system: str, **settings: Any) -> Non
     """Talk with MODEL, by its chat template.
 
     Ctrl-C stops an answer, not the program. Lines that begin with "/" are commands; /help lists
-    them. Lines can be piped in, too.
+    them. Lines can be piped in, too. A line on standard error says what is loaded and which kernel
+    runs it, and one behind each answer how fast it was; --quiet leaves them out.
     """
     output = output_of(ctx)
     generator = generator_from(output, model, **settings)
     from woq.generation.chat import chat_template
 
     chat_template(generator.tokenizer)  # says so when there is none
+    output.say(_first_line(model, generator.model))
     interactive = sys.stdin.isatty()
     if interactive:
         with contextlib.suppress(ImportError):
             import readline  # noqa: F401  (input() then has arrow keys and history)
         output.say("/help lists the commands, Ctrl-D leaves.")
     _Conversation(generator, output, system).run(interactive)
+
+
+def _first_line(name: str, model: Any) -> str:
+    """Which model is loaded, and what runs it."""
+    import torch
+
+    from woq.reports.inspection import layer_facts
+
+    layers = [layer for layer in layer_facts(model) if layer.is_linear]
+    quantized = [layer for layer in layers if layer.quantized]
+    threads = torch.get_num_threads()
+    on = f"{threads} thread" + ("s" if threads > 1 else "")
+    if not quantized:
+        return f"{name}: {str(model.dtype).removeprefix('torch.')}, not quantized, on {on}"
+
+    def most(names: Any) -> str:
+        counts = Counter(names).most_common()
+        return str(counts[0][0]) + (f" (and {len(counts) - 1} more)" if len(counts) > 1 else "")
+
+    return (
+        f"{name}: {most(layer.weight_dtype for layer in quantized)} weights in {len(quantized)} of "
+        f"{len(layers)} linear layers, {most(layer.compute_dtype for layer in quantized)} products "
+        f"by {most(layer.kernel for layer in quantized)}, on {on}"
+    )
 
 
 class _Conversation:
@@ -102,21 +132,29 @@ class _Conversation:
 
         asked = [*self._messages, {"role": "user", "content": line}]
         pieces: list[str] = []
+        # Text for a file or another program is left as it is.
+        width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+        shown = Wrapped(width) if width else None
+        details = None
         try:
             prompt = self._encode(asked)
             with contextlib.closing(self._generator.stream(prompt)) as events:
                 for event in events:
                     if isinstance(event, str):
                         pieces.append(event)
-                        click.echo(event, nl=False)
-            click.echo()
+                        click.echo(event if shown is None else shown.push(event), nl=False)
+                    else:
+                        details = event.details()
+            click.echo("" if shown is None else shown.flush())
         except InvalidArgument as error:
             # The template refuses a role, or there is no room: the conversation goes on without it.
             self._output.say(f"woq: {one_line(error)}")
             return
         except KeyboardInterrupt:
-            click.echo()
+            click.echo("" if shown is None else shown.flush())
             self._output.say("(stopped)")
+        if details is not None:
+            self._output.say(f"[{text_of_rates(details)}]")
         self._messages = [*asked, {"role": "assistant", "content": "".join(pieces)}]
 
     def _encode(self, messages: list[dict[str, str]]) -> list[int]:

@@ -7,6 +7,7 @@ import click
 from click.shell_completion import get_completion_class
 
 from ._command import Command
+from ._options import Choice
 
 # What is run once to have completion for good.
 _INSTALL = {
@@ -18,10 +19,11 @@ _INSTALL = {
 
 @click.command(
     cls=Command,
+    short_help="Print what makes a shell complete commands.",
     json_output=False,
     examples=['eval "$(woq completion bash)"    # for this shell', *_INSTALL.values()],
 )
-@click.argument("shell", type=click.Choice(list(_INSTALL)))
+@click.argument("shell", type=Choice(list(_INSTALL)))
 @click.pass_context
 def command(ctx: click.Context, shell: str) -> None:
     """Print what makes a shell complete woq's commands, options and values."""

@@ -11,12 +11,14 @@ import click
 
 from ._command import Command, output_of
 from ._models import Loading, check_float, find_model, load_tokenizer, model_options
+from ._options import option
 from ._quantization import config_from, format_options
 from ._scoring import Protocol, score, scoring_options, text_of
 
 
 @click.command(
     cls=Command,
+    short_help="Perplexity of MODEL, and how near it is to the float one.",
     examples=[
         "woq eval smollm2-nf4 --reference ./SmolLM2-135M-Instruct --text corpus.txt",
         "woq eval ./SmolLM2-135M-Instruct --dtype nf4 --text corpus.txt   # quantized in memory",
@@ -24,9 +26,7 @@ from ._scoring import Protocol, score, scoring_options, text_of
     ],
 )
 @click.argument("model")
-@click.option(
-    "--reference", metavar="MODEL", help="The unquantized model.  [with --dtype: MODEL itself]"
-)
+@option("--reference", metavar="MODEL", help="The unquantized model.  [with --dtype: MODEL itself]")
 @scoring_options
 @format_options
 @model_options

@@ -11,6 +11,7 @@ import click
 
 from ._command import Command, Output, output_of
 from ._models import model_options
+from ._options import option
 from ._quantization import format_options
 from ._sampling import generator_from, sampling_options, text_of_rates
 
@@ -26,8 +27,8 @@ from ._sampling import generator_from, sampling_options, text_of_rates
 )
 @click.argument("model")
 @click.argument("prompt", required=False)
-@click.option("--chat", is_flag=True, help="PROMPT is a message, for the model's chat template.")
-@click.option("--system", metavar="TEXT", help="A system message before it; implies --chat.")
+@option("--chat", is_flag=True, help="PROMPT is a message, for the model's chat template.")
+@option("--system", metavar="TEXT", help="A system message before it; implies --chat.")
 @sampling_options
 @format_options
 @model_options

@@ -12,7 +12,11 @@ from ._command import Command, output_of
 from ._text import pairs, table
 
 
-@click.command(cls=Command, examples=["woq info", "woq info --json | jq .cpu"])
+@click.command(
+    cls=Command,
+    short_help="Show versions, CPU features, threads and kernels.",
+    examples=["woq info", "woq info --json | jq .cpu"],
+)
 @click.pass_context
 def command(ctx: click.Context) -> None:
     """Show versions, CPU features, threads and which kernels run here.

@@ -12,11 +12,13 @@ import click
 
 from ._command import Command, output_of
 from ._models import Loading, model_options
+from ._options import option
 from ._text import size, table
 
 
 @click.command(
     cls=Command,
+    short_help="Show dtype, group size, bytes and kernel of each layer.",
     examples=[
         "woq inspect smollm2-nf4",
         "woq inspect smollm2-nf4 --all",
@@ -24,7 +26,7 @@ from ._text import size, table
     ],
 )
 @click.argument("model")
-@click.option("--all", "each", is_flag=True, help="A line for each layer, not for each kind.")
+@option("--all", "each", is_flag=True, help="A line for each layer, not for each kind.")
 @model_options
 @click.pass_context
 def command(
@@ -39,13 +41,14 @@ def command(
     """
     output = output_of(ctx)
     loaded = loading.load(loading.find(model), output)
+    from woq.modules.targets import parameter_count
     from woq.reports.inspection import layer_facts, model_bytes
 
     facts = layer_facts(loaded)
     values = {
         "model": model,
         "architecture": type(loaded).__name__,
-        "parameters": sum(layer.shape[0] * layer.shape[1] for layer in facts),
+        "parameters": parameter_count(loaded),
         "bytes": model_bytes(loaded),
         "layers": [dataclasses.asdict(layer) for layer in facts],
     }
@@ -55,7 +58,10 @@ def command(
 def _text(values: dict[str, Any], facts: Sequence[Any], each: bool) -> str:
     quantized = [layer for layer in facts if layer.quantized]
     weights = sum(layer.shape[0] * layer.shape[1] for layer in quantized)
-    lines = [f"{values['architecture']}, {size(values['bytes'])} in memory"]
+    lines = [
+        f"{values['architecture']}, {values['parameters']:,} parameters, "
+        f"{size(values['bytes'])} in memory"
+    ]
     if quantized:
         nbytes = sum(layer.nbytes for layer in quantized)
         lines.append(

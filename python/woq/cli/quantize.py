@@ -16,6 +16,7 @@ import click
 from ._command import Command, Failure, Output, output_of
 from ._folders import whole_folder
 from ._models import Loading, Source, check_float, find_model, load_tokenizer, model_options
+from ._options import option
 from ._quantization import algorithm_options, config_from, format_options
 from ._scoring import Protocol, score, scoring_options
 
@@ -26,7 +27,7 @@ from ._scoring import Protocol, score, scoring_options
         "woq quantize HuggingFaceTB/SmolLM2-135M-Instruct smollm2-nf4 --dtype nf4",
         "woq quantize model.gguf out --dtype int4 --lm-head int8 --float-dtype bf16",
         "woq quantize ./model out --algorithm gptq --dataset corpus.txt --work-dir work",
-        "woq quantize ./model out --layer down_proj int8 --layer layers.0. none",
+        "woq quantize ./model out --layer model.layers.0. none --layer down_proj int8",
         "woq quantize ./model out --report out.html --text corpus.txt",
     ],
 )
@@ -34,22 +35,22 @@ from ._scoring import Protocol, score, scoring_options
 @click.argument("folder", type=click.Path(path_type=Path))
 @format_options
 @algorithm_options
-@click.option(
+@option(
     "--report",
     type=click.Path(dir_okay=False, path_type=Path),
     metavar="HTML",
     help="Write a page about the errors of all layers.",
 )
 @scoring_options
-@click.option("--tokenizer", metavar="MODEL", help="Take the tokenizer from there.")
-@click.option(
+@option("--tokenizer", metavar="MODEL", help="Take the tokenizer from there.")
+@option(
     "--max-shard-size",
     default="50GB",
     show_default=True,
     metavar="SIZE",
     help="Split the weights into files of this.",
 )
-@click.option("--overwrite", is_flag=True, help="Replace the model that is in FOLDER.")
+@option("--overwrite", is_flag=True, help="Replace the model that is in FOLDER.")
 @model_options
 @click.pass_context
 def command(

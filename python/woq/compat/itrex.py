@@ -22,6 +22,7 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
+from ..core.extras import needed_by
 from ..core.native import Unsupported
 from . import _removed_tasks
 
@@ -74,7 +75,8 @@ def install(*, pipelines: bool = True) -> None:
     if not present:
         _refuse_real_package()
     if pipelines:
-        _removed_tasks.restore()
+        with needed_by("woq.compat.itrex"):
+            _removed_tasks.restore()
     if not present:
         for suffix, names in _NAMES.items():
             _add_module(suffix, names)
@@ -149,7 +151,8 @@ def _add_module(suffix: str, names: dict[str, str]) -> None:
 def _finder(module: ModuleType, names: dict[str, str]) -> Callable[[str], Any]:
     def find(name: str) -> Any:
         if name in names:
-            value = getattr(importlib.import_module(names[name]), name)
+            with needed_by(f"{name} of woq.compat.itrex"):
+                value = getattr(importlib.import_module(names[name]), name)
             setattr(module, name, value)
             return value
         if name in _NOT_WEIGHT_ONLY:

@@ -115,9 +115,16 @@ class _TransformersConfig:
     """
 
     quant_method: ClassVar[str] = "woq"
+    compute_dtype: str
+    # The arguments that the caller has named, as against those that have their defaults.
+    _given: frozenset[str] = frozenset()
 
     def get_loading_attributes(self) -> dict[str, Any]:
-        """Fields that may differ between a stored checkpoint and a call that loads it: none."""
+        """Fields that a call which loads a saved checkpoint may choose anew, where it names them:
+        the dtype of products. All others are those of the stored tensors, or of quantizing."""
+        changed = self.compute_dtype != type(self).compute_dtype
+        if changed or "compute_dtype" in self._given:
+            return {"compute_dtype": self.compute_dtype}
         return {}
 
 
@@ -190,7 +197,10 @@ class WeightOnlyQuantConfig(_TransformersConfig):
         for name in kwargs:
             if name not in known and name not in cls._other_names:
                 raise _unknown_field(cls.__name__, name, known)
-        return super().__new__(cls)
+        new = super().__new__(cls)
+        named = (cls._other_names.get(name, name) for name in kwargs)
+        new._given = frozenset((*known[: len(args)], *named))
+        return new
 
     def __post_init__(self) -> None:
         self.validate()
@@ -484,6 +494,7 @@ class WeightOnlyQuantConfig(_TransformersConfig):
         for field in dataclasses.fields(WeightOnlyQuantConfig):
             if field.name not in _stored_fields():
                 setattr(config, field.name, getattr(self, field.name))
+        config._given = self._given
         return config
 
     def __deepcopy__(self, memo: dict[int, Any]) -> WeightOnlyQuantConfig:

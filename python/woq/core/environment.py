@@ -44,7 +44,10 @@ def environment() -> dict[str, Any]:
         "threads": torch.get_num_threads() if torch is not None else cpu["usable_threads"],
         "targets": [target["name"] for target in targets if target["available"]],
         "missing": {
-            target["name"]: f"(needs {target['missing']})"
+            # The features that the CPU lacks, or that it is not in this build.
+            target["name"]: f"({target['missing']})"
+            if target["missing"].startswith("not ")
+            else f"(needs {target['missing']})"
             for target in targets
             if not target["available"]
         },

@@ -9,10 +9,13 @@ the interface for quantizers.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 __all__ = [
+    "changed_on_loading",
+    "changed_on_saving",
     "declared_ties",
     "has_adapters",
     "has_own_code",
@@ -24,6 +27,8 @@ __all__ = [
     "planned_dtypes",
     "sample",
     "set_declared_ties",
+    "set_weight_conversions",
+    "weight_conversions",
 ]
 
 
@@ -39,7 +44,12 @@ def is_loaded(tensor: Any) -> bool:
 
 def has_adapters(model: Any) -> bool:
     """Whether peft's adapters are attached: they are saved apart from the model."""
-    return bool(getattr(model, "_hf_peft_config_loaded", False))
+    if getattr(model, "_hf_peft_config_loaded", False):
+        return True
+    # Without importing peft: a model that has its layers has imported it already.
+    tuners = sys.modules.get("peft.tuners.tuners_utils")
+    layer = getattr(tuners, "BaseTunerLayer", None)
+    return layer is not None and any(isinstance(module, layer) for module in model.modules())
 
 
 def has_own_code(model: Any) -> bool:
@@ -89,3 +99,31 @@ def keywords_of_pipeline(pipeline: Any) -> dict[str, Any]:
     keywords = dict(getattr(pipeline, "_forward_params", {}))
     merge = getattr(pipeline, "_prepare_generate_kwargs", None)
     return dict(merge(keywords)) if callable(merge) else keywords
+
+
+def weight_conversions(model: Any) -> list[Any]:
+    """What transformers renames, joins and splits when it saves the model's tensors."""
+    kept = getattr(model, "_weight_conversions", None)
+    if kept is not None:
+        return list(kept)
+    # As `revert_weight_conversion` does for a model that was not loaded.
+    from transformers.conversion_mapping import get_model_conversion_mapping
+
+    found = get_model_conversion_mapping(model, add_legacy=False)
+    return [each for each in found if type(each).__name__ != "PrefixChange"]
+
+
+def set_weight_conversions(model: Any, conversions: list[Any]) -> None:
+    model._weight_conversions = conversions
+
+
+def changed_on_saving(conversion: Any, keys: Iterable[str]) -> list[str]:
+    """The keys of a model's state dict whose tensors `conversion` changes, not only renames."""
+    if not hasattr(conversion, "operations"):
+        return []
+    return changed_on_loading(conversion.reverse_transform(), keys)
+
+
+def changed_on_loading(conversion: Any, keys: Iterable[str]) -> list[str]:
+    """The keys of a checkpoint whose tensors `conversion`, which has operations, changes."""
+    return [key for key in keys if conversion.rename_source_key(key)[1] is not None]

@@ -3,17 +3,23 @@
 
 from __future__ import annotations
 
-from .chat import chat_template, encode_chat
-from .completion import Completion, TokenLogprob
-from .generator import Prompt, TextGenerator, run_in_thread
-from .grammar import Grammar, json_fragment
-from .loading import check_device, load_generator, load_model
-from .options import check_options, options_of_pipeline
-from .steps import Flag
-from .tasks import Task, find_task
-from .text import RowText, TextStopping, normalize_stops
+from ..core import extras
+
+with extras.needed_by("woq.generation"):
+    from .chat import ChatIds, chat_template, encode_chat
+    from .completion import Completion, TokenLogprob
+    from .generator import Prompt, TextGenerator
+    from .grammar import Grammar, json_fragment
+    from .loading import check_device, load_generator, load_model
+    from .options import check_options, options_of_pipeline
+    from .positions import position_limit
+    from .steps import Flag
+    from .tasks import Task, find_task
+    from .text import RowText, TextStopping, normalize_stops
+    from .threads import run_in_thread
 
 __all__ = [
+    "ChatIds",
     "Completion",
     "Flag",
     "Grammar",
@@ -33,5 +39,6 @@ __all__ = [
     "load_model",
     "normalize_stops",
     "options_of_pipeline",
+    "position_limit",
     "run_in_thread",
 ]

@@ -8,21 +8,21 @@ same tokens. Nothing here knows LangChain or quantization.
 from __future__ import annotations
 
 import asyncio
-import contextvars
 import copy
 import queue
 import threading
 from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 
 from ..core.native import InvalidArgument
+from .chat import ChatIds
 from .completion import Completion, TokenLogprob
 from .grammar import GrammarProcessor
+from .lengths import Positions, fit_answer, room_for_prompt
 from .options import (
     DEFAULT_MAX_NEW_TOKENS,
     SplitOptions,
@@ -34,9 +34,7 @@ from .options import (
 )
 from .steps import Flag, LogprobRecorder, SeededDraw, StepWatch, decode_steps
 from .text import RowText, TextStopping, normalize_stops
-
-_T = TypeVar("_T")
-
+from .threads import run_in_thread, start_thread
 
 # transformers writes 1e30 where a tokenizer has no limit.
 _NO_LIMIT = 1 << 31
@@ -55,6 +53,7 @@ class _Call:
     end_ids: frozenset[int]
     start: int  # columns of the output that are not new text
     prompt_lengths: list[int]
+    before: list[list[int]]  # the tokens that each answer's text goes on from
 
 
 class TextGenerator:
@@ -74,8 +73,10 @@ class TextGenerator:
     - `logprobs`: True for the log-probability of each token, n for the n likeliest tokens too;
     - `grammar`: a `woq.generation.Grammar` that the answer must follow.
 
-    Without a limit on length, at most 256 tokens are generated. Nothing is sampled unless the
-    options or the model's generation config say so.
+    Without a limit on length, at most 256 tokens are generated; fewer where the model has no
+    positions for more (GPT-2, OPT: their positions are rows of a table). A prompt, or a limit that
+    was asked for, beyond those is refused. Nothing is sampled unless the options or the model's
+    generation config say so.
 
     `prefix` is put before each text prompt (T5's "summarize: ").
     """
@@ -103,6 +104,7 @@ class TextGenerator:
         self.tokenizer = tokenizer
         self.prefix = prefix
         self.options = dict(options or {})
+        self._positions = Positions.of(model)
         check_options(self.options)
         self._config(split_options(self.options))  # wrong values fail now, not at the first call
 
@@ -110,24 +112,43 @@ class TextGenerator:
     def is_encoder_decoder(self) -> bool:
         return bool(getattr(self.model.config, "is_encoder_decoder", False))
 
+    @property
+    def context_length(self) -> int | None:
+        """Tokens of a prompt and its answer that the model has positions for, or was trained on."""
+        trained = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        return self._positions.prompt or (trained if isinstance(trained, int) else None)
+
     def with_options(self, options: Mapping[str, Any]) -> TextGenerator:
         """The same model with more defaults, which win over those it has."""
         merged = merge_options(self.options, options)
         return TextGenerator(self.model, self.tokenizer, merged, prefix=self.prefix)
 
-    def encode(self, prompt: str, *, truncation: bool = False) -> list[int]:
+    def encode(self, prompt: str, *, truncation: bool = False, **options: Any) -> list[int]:
         """Token ids of a text prompt, as `generate` makes them.
 
-        `truncation` cuts it to the tokenizer's model_max_length, or to the model's positions where
-        the tokenizer has no limit.
+        `truncation` cuts it to the tokenizer's model_max_length and the model's positions. A prompt
+        that the answer goes on from loses its beginning, and so much of it that the answer has room
+        (`options` are the call's); what an encoder reads loses its end.
 
         Raises:
-            InvalidArgument: `truncation`, but neither has a limit.
+            InvalidArgument: `truncation`, but there is no limit, or the answer may fill it.
         """
-        limit = {"max_length": self._limit()} if truncation else {}
-        ids: list[int] = list(
-            self.tokenizer(self.prefix + prompt, truncation=truncation, **limit)["input_ids"]
-        )
+        if not truncation:
+            return self._tokenize(prompt)
+        limit = self._limit()
+        if self.is_encoder_decoder:
+            return self._tokenize(prompt, truncation=True, max_length=limit)
+        check_options(options)
+        split = split_options(merge_options(self.options, options))
+        room = room_for_prompt(self._config(split), split, limit)
+        ids = self._tokenize(prompt)
+        if len(ids) <= room:
+            return ids
+        kept = 1 if room > 1 and ids[0] == self.tokenizer.bos_token_id else 0
+        return ids[:kept] + ids[len(ids) - room + kept :]
+
+    def _tokenize(self, prompt: str, **settings: Any) -> list[int]:
+        ids: list[int] = list(self.tokenizer(self.prefix + prompt, **settings)["input_ids"])
         bos = self.tokenizer.bos_token_id
         if bos is not None and ids[:2] == [bos, bos]:
             del ids[0]  # a chat template wrote it already
@@ -148,7 +169,8 @@ class TextGenerator:
         "cancelled".
 
         Raises:
-            InvalidArgument: unknown or contradicting options, or a prompt without tokens.
+            InvalidArgument: unknown or contradicting options, a prompt without tokens, or more
+                tokens than the model has positions for.
             TypeError: a prompt is neither a text nor token ids.
         """
         if batch_size < 1:
@@ -221,11 +243,12 @@ class TextGenerator:
             cancelled.set()
 
     def _limit(self) -> int:
-        """Tokens that a prompt may have. A tokenizer without a limit has a huge one."""
+        """Tokens that truncation cuts to. A tokenizer without a limit has a huge one."""
         own = getattr(self.tokenizer, "model_max_length", None)
-        config = self.model.config.get_text_config()
-        positions = getattr(config, "max_position_embeddings", None)
-        limits = [n for n in (own, positions) if isinstance(n, int) and 0 < n < _NO_LIMIT]
+        trained = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        limits = [n for n in (own, trained) if isinstance(n, int) and 0 < n < _NO_LIMIT]
+        if self._positions.prompt is not None:
+            return min(self._positions.prompt, *limits[:1])
         if not limits:
             raise InvalidArgument(
                 "truncation=True, but neither the tokenizer nor the model's config says how many "
@@ -270,9 +293,7 @@ class TextGenerator:
             except BaseException as error:  # noqa: BLE001 (raised again by who listens)
                 emit(error)
 
-        thread = threading.Thread(target=run, name="woq-stream", daemon=True)
-        thread.start()
-        return thread
+        return start_thread(run, cancelled)
 
     # One batch
 
@@ -285,6 +306,8 @@ class TextGenerator:
         config.stop_strings = None  # done by TextStopping
 
         rows = [self._ids(prompt, index) for index, prompt in enumerate(prompts)]
+        fit_answer(config, split, self._positions, rows)
+        own_texts = [self.is_encoder_decoder or isinstance(each, ChatIds) for each in prompts]
         inputs = self._pad(rows, config.pad_token_id)
         return _Call(
             inputs=inputs,
@@ -294,6 +317,7 @@ class TextGenerator:
             end_ids=self._end_ids(config, stops),
             start=1 if self.is_encoder_decoder else inputs["input_ids"].shape[1],
             prompt_lengths=[len(row) for row in rows],
+            before=[[] if own else row for row, own in zip(rows, own_texts, strict=True)],
         )
 
     def _run(
@@ -303,8 +327,9 @@ class TextGenerator:
         on_text: Callable[[str], None] | None = None,
         cancelled: Flag | None = None,
     ) -> list[list[Completion]]:
-        def make_row() -> RowText:
-            return RowText(self.tokenizer, call.stops, call.end_ids)
+        def make_row(index: int, rows: int) -> RowText:
+            before = call.before[index * len(call.before) // rows]  # beams and answers of a prompt
+            return RowText(self.tokenizer, call.stops, call.end_ids, before)
 
         watch = StepWatch(cancelled)
         objects = dict(call.options.objects)
@@ -324,7 +349,7 @@ class TextGenerator:
         )
         completions = []
         for index, ids in enumerate(output[:, call.start :].tolist()):
-            row = make_row()
+            row = make_row(index, len(output))
             row.advance(ids)
             reason = "stop" if row.finished else "cancelled" if watch.was_cancelled else "length"
             row.flush()
@@ -475,22 +500,6 @@ class TextGenerator:
             attention_mask[i, columns] = 1
         device = self.model.device
         return {"input_ids": input_ids.to(device), "attention_mask": attention_mask.to(device)}
-
-
-async def run_in_thread(function: Callable[[threading.Event], _T]) -> _T:
-    """Await `function(cancelled)` in a thread of its own; cancelling the task sets the event.
-
-    Not in asyncio's shared pool, whose few threads minutes of generation would occupy.
-    """
-    cancelled = threading.Event()
-    context = contextvars.copy_context()
-    pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="woq-generate")
-    try:
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(pool, context.run, function, cancelled)
-    finally:
-        cancelled.set()
-        pool.shutdown(wait=False)
 
 
 def _not_streamed(config: GenerationConfig) -> str | None:

@@ -58,9 +58,10 @@ class Grammar:
         return self
 
 
-def json_fragment(schema: Mapping[str, Any]) -> str:
-    """The schema as a term of a Lark grammar."""
-    return "%json " + json.dumps({**schema, "x-guidance": _JSON_STYLE})
+def json_fragment(schema: Mapping[str, Any], *, lenient: bool = False) -> str:
+    """The schema as a term of a Lark grammar; `lenient` as in `Grammar.json_schema`."""
+    style = {**_JSON_STYLE, **({"lenient": True} if lenient else {})}
+    return "%json " + json.dumps({**schema, "x-guidance": style})
 
 
 class GrammarProcessor(LogitsProcessor):
@@ -143,5 +144,5 @@ def _llguidance() -> Any:
     except ImportError as error:
         raise ImportError(
             "constrained generation (grammar=, structured output, forced tool calls) needs "
-            "llguidance: pip install llguidance"
+            "llguidance: pip install 'woq[grammar]'"
         ) from error

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from os import PathLike
 from typing import Any
 
+from ..core.extras import require
 from ..core.native import InvalidArgument
 from ..hf.location import locate
 from .generator import TextGenerator
@@ -164,6 +165,8 @@ def load_model(
 
 
 def _load_tokenizer(loader: Any, name: Any, files: Mapping[str, Any]) -> Any:
+    if files.get("gguf_file") is not None:
+        require("gguf", "reading a GGUF file")
     try:
         return loader.from_pretrained(name, **files)
     except (OSError, ValueError) as error:

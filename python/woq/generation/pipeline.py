@@ -130,7 +130,8 @@ class TextPipeline:
             return_details: add "details" to each record: finish_reason, token counts, token_ids,
                 time_to_first_token and seconds, tokens_per_second, logprobs if asked for.
             batch_size: instead of the pipeline's.
-            truncation: cut texts to the tokenizer's model_max_length, or the model's positions.
+            truncation: cut texts (not chats) to what the model reads, with room for the answer; see
+                `woq.generation.TextGenerator.encode`.
             tools, continue_final_message: for chats, see `woq.generation.encode_chat`.
             options: as `woq.generation.TextGenerator` takes them; they win over the pipeline's.
 
@@ -147,7 +148,7 @@ class TextPipeline:
                 f"return_full_text is for 'text-generation': the answers of {self.task!r} never "
                 "hold the input"
             )
-        ids = [self._encode(p, truncation, tools, continue_final_message) for p in prompts]
+        ids = [self._encode(p, truncation, tools, continue_final_message, options) for p in prompts]
         answers = self.generator.generate(
             ids, batch_size=self.batch_size if batch_size is None else batch_size, **options
         )
@@ -202,7 +203,7 @@ class TextPipeline:
             raise InvalidArgument(
                 "return_full_text=True: a stream holds new text only; print the prompt before it"
             )
-        ids = self._encode(prompt, truncation, tools, continue_final_message)
+        ids = self._encode(prompt, truncation, tools, continue_final_message, options)
         pieces = self.generator.stream(ids, **options)
         return pieces if return_details else _texts(pieces)
 
@@ -212,9 +213,10 @@ class TextPipeline:
         truncation: bool,
         tools: Sequence[Mapping[str, Any]] | None,
         continue_final_message: bool | None,
+        options: Mapping[str, Any],
     ) -> list[int]:
         if isinstance(prompt, str):
-            return self.generator.encode(prompt, truncation=truncation)
+            return self.generator.encode(prompt, truncation=truncation, **options)
         if not _is_chat(prompt):
             raise TypeError(
                 f"an input of {self.task!r} is a {type(prompt).__name__}; needed is {self._kinds()}"
@@ -251,6 +253,8 @@ def _join(prompt: Any, text: str, continue_final_message: bool | None) -> Any:
     if continue_final_message is None:
         continue_final_message = messages[-1]["role"] == "assistant"
     if continue_final_message:
-        messages[-1]["content"] += text
+        content = messages[-1]["content"]
+        parts = [] if isinstance(content, str) else [*content, {"type": "text", "text": text}]
+        messages[-1]["content"] = parts or content + text
         return messages
     return [*messages, {"role": "assistant", "content": text}]

@@ -17,6 +17,8 @@ from ..core.native import InvalidArgument
 
 # What a decoder puts where bytes don't make a character (yet).
 _REPLACEMENT = "\ufffd"
+# Of the tokens before an answer: more than the bytes of a character.
+_TOKENS_BEFORE = 8
 
 
 class Decodes(Protocol):
@@ -44,16 +46,30 @@ class RowText:
     `push` returns the text that is certain: a character whose bytes are incomplete and a possible
     beginning of a stop text are held back. A stop text is literal. The stop text that is complete
     first wins; if one token completes several, the leftmost of them wins.
+
+    `before` are the tokens that the sequence goes on from. Vocabularies that mark the beginnings of
+    words (Llama 2, Mistral, Gemma) drop the first mark of what they decode: without a token before
+    it, "the sea" and its answer "is deep" would join to "the seais deep".
     """
 
-    def __init__(self, tokenizer: Decodes, stops: Sequence[str], end_ids: frozenset[int]) -> None:
+    def __init__(
+        self,
+        tokenizer: Decodes,
+        stops: Sequence[str],
+        end_ids: frozenset[int],
+        before: Sequence[int] = (),
+    ) -> None:
         self._tokenizer = tokenizer
         self._stops = tuple(stops)
         self._end_ids = end_ids
+        self._before = list(before[-_TOKENS_BEFORE:])
+        if self._decode(self._before).endswith(_REPLACEMENT):
+            self._before = []  # the first new token may complete the character
         self.reset()
 
     def reset(self) -> None:
         self.ids: list[int] = []
+        self._seen = [*self._before]  # and ids, those that have text
         self.finished = False
         self._emitted: list[str] = []
         self._held = ""
@@ -61,7 +77,7 @@ class RowText:
         # characters in byte-level ones. So the window [window, len) is decoded with and without
         # its new part [read, len), and the difference is the new text.
         self._window = 0
-        self._read = 0
+        self._read = len(self._before)
 
     @property
     def text(self) -> str:
@@ -79,6 +95,7 @@ class RowText:
             self.finished = True
             return piece
         self.ids.append(token_id)
+        self._seen.append(token_id)
         return self._release(self._decode_new(final=False), final=False)
 
     def advance(self, ids: Sequence[int]) -> str:
@@ -94,11 +111,11 @@ class RowText:
         return self._release(self._decode_new(final=True), final=True)
 
     def _decode_new(self, *, final: bool) -> str:
-        known = self._decode(self.ids[self._window : self._read])
-        whole = self._decode(self.ids[self._window :])
+        known = self._decode(self._seen[self._window : self._read])
+        whole = self._decode(self._seen[self._window :])
         if len(whole) <= len(known) or (whole.endswith(_REPLACEMENT) and not final):
             return ""
-        self._window, self._read = self._read, len(self.ids)
+        self._window, self._read = self._read, len(self._seen)
         return whole[len(known) :]
 
     def _decode(self, ids: list[int]) -> str:
@@ -140,11 +157,12 @@ class TextStopping(StoppingCriteria):
 
     `start` is the width of the prompt: stop texts count in new text only. transformers' own
     `stop_strings` also match text that begins in the prompt, and leave the stop text in the output.
+    `make_row` makes row i of n.
     """
 
     def __init__(
         self,
-        make_row: Callable[[], RowText],
+        make_row: Callable[[int, int], RowText],
         start: int,
         *,
         on_text: Callable[[str], None] | None = None,
@@ -157,7 +175,7 @@ class TextStopping(StoppingCriteria):
     def __call__(self, input_ids: torch.LongTensor, scores: Any, **kwargs: Any) -> torch.BoolTensor:
         sequences = input_ids[:, self._start :].tolist()
         while len(self._rows) < len(sequences):
-            self._rows.append(self._make_row())
+            self._rows.append(self._make_row(len(self._rows), len(sequences)))
         for row, ids in zip(self._rows, sequences, strict=False):
             piece = row.advance(ids)
             if piece and self._on_text is not None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 import sys
 from collections.abc import Iterable
@@ -15,6 +16,7 @@ from transformers.quantizers.base import HfQuantizer
 from ..config.quant_config import WeightOnlyQuantConfig
 from ..core import native, transformers_private
 from ..modules.targets import output_embeddings, quantized_layers, scheme_for, select
+from .answers import answer_for
 
 __all__ = ["attach_quantizer", "declare_untied", "keep_on_cpu"]
 
@@ -30,6 +32,8 @@ def attach_quantizer(
     the class of quantizers that a model is given.
     """
     for inner in _outermost_pretrained(model):
+        if not getattr(inner, "is_quantized", False):
+            _take_configs_of_its_own(inner)
         attached = config.stored()
         floats = [re.escape(target.name) + "$" for target in select(inner, config)]
         if floats:
@@ -51,7 +55,20 @@ def attach_quantizer(
         for module in inner.modules():
             if hasattr(module, "config") and hasattr(module.config, "to_diff_dict"):
                 transformers_private.mark_config_quantized(module.config)
+        answer_for(inner)
         keep_on_cpu(inner)
+
+
+def _take_configs_of_its_own(model: nn.Module) -> None:
+    """Replace the configs of `model` and its modules by copies, the same one by the same: what is
+    written into them must not be said of another model that was made from them."""
+    from transformers.configuration_utils import PretrainedConfig
+
+    copies: dict[int, Any] = {}
+    for module in model.modules():
+        for name, value in list(vars(module).items()):
+            if isinstance(value, PretrainedConfig):
+                setattr(module, name, copy.deepcopy(value, copies))
 
 
 def _exact_rules(model: nn.Module, config: WeightOnlyQuantConfig) -> dict[str, dict[str, Any]]:

@@ -12,13 +12,14 @@ import collections
 import json
 import logging
 from collections.abc import Mapping, Sequence
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import safe_open
 from torch import nn
-from transformers import AutoConfig
+from transformers import AutoConfig, PreTrainedConfig
 from transformers.quantizers import auto
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
@@ -65,28 +66,31 @@ _TYPES = {
 }
 
 
-def stored_settings(path: Any, keywords: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The `quantization_config` of the checkpoint; None where it has none, or cannot be asked."""
+def stored_settings(path: Any, keywords: Mapping[str, Any]) -> dict[str, Any]:
+    """The `quantization_config` of the checkpoint that `from_pretrained(path, **keywords)` would
+    load; empty for one in floating point, and for a GGUF file. Raises OSError as transformers does
+    where there is no config."""
+    if keywords.get("gguf_file") is not None or not isinstance(path, str | PathLike):
+        return {}
     config = keywords.get("config")
-    if config is None:
-        hub = {name: keywords[name] for name in _HUB_ARGUMENTS if name in keywords}
-        try:
-            config = AutoConfig.from_pretrained(path, **hub)
-        except (OSError, ValueError, KeyError, ImportError):
-            return None  # from_pretrained meets the same, and says it
-    settings = getattr(config, "quantization_config", None)
-    if isinstance(settings, QuantizationConfigMixin):
-        settings = settings.to_dict()
-    if settings is not None:
-        return dict(settings)
+    if config is not None:
+        settings = getattr(config, "quantization_config", None)
+        return settings.to_dict() if hasattr(settings, "to_dict") else dict(settings or {})
+    values, _ = PreTrainedConfig.get_config_dict(path, **_hub_arguments(keywords))
+    if values.get("quantization_config"):
+        return dict(values["quantization_config"])
     for name, method in _OLD_FILES.items():
-        file = Path(str(path)) / name
+        file = Path(path) / name
         if file.is_file():
             try:
                 return {"quant_method": method, **json.loads(file.read_text(encoding="utf-8"))}
             except (ValueError, TypeError) as error:
                 raise native.InvalidArgument(f"{file} is damaged ({error})") from error
-    return None
+    return {}
+
+
+def _hub_arguments(keywords: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: keywords[name] for name in _HUB_ARGUMENTS if name in keywords}
 
 
 def load_foreign(
@@ -107,8 +111,7 @@ def load_foreign(
     keywords = dict(keywords)
     config = keywords.pop("config", None)
     if config is None:
-        hub = {name: keywords[name] for name in _HUB_ARGUMENTS if name in keywords}
-        config = AutoConfig.from_pretrained(path, **hub)
+        config = AutoConfig.from_pretrained(path, **_hub_arguments(keywords))
     config.quantization_config = {"quant_method": _METHOD}
     wants_info = keywords.pop("output_loading_info", False)
     with _Registered(form, compute_dtype):

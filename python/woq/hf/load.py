@@ -15,6 +15,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from ..config.quant_config import WeightOnlyQuantConfig
+from ..core.extras import require
 from ..core.native import InvalidArgument, Unsupported
 from ..formats.foreign import foreign_format
 from ..quantizing.quantize import quantize
@@ -46,16 +47,16 @@ def load_model(
         explain: makes the error to raise of an error of loading that is not woq's own.
 
     Raises:
-        InvalidArgument: a weight has NaN or Inf, or a safetensors file is damaged.
+        InvalidArgument: a weight has NaN or Inf, a safetensors file is damaged, the checkpoint is
+            quantized in a way that woq does not read, or `quantization_config` is another method's
+            and `path` a checkpoint that woq saved.
         Unsupported: `device_map` asks for another device than the CPU.
+        ModuleNotFoundError: `gguf_file`, but the package gguf is not installed.
     """
     register()
     keywords = dict(keywords or {})
-    if keywords.get("gguf_file") is None:
-        form = foreign_format(stored_settings(path, keywords) or {})
-        if form is not None:
-            compute_dtype = _compute_dtype(path, form.name, quantization_config)
-            return load_foreign(auto_class, path, arguments, keywords, form, compute_dtype)
+    if keywords.get("gguf_file") is not None:
+        require("gguf", "reading a GGUF file")
     float_first = float_first or keywords.get("gguf_file") is not None
     afterwards = float_first and isinstance(quantization_config, WeightOnlyQuantConfig)
     if afterwards:
@@ -66,20 +67,36 @@ def load_model(
             )
     elif quantization_config is not None:
         keywords["quantization_config"] = quantization_config
+    method = form = None
     try:
+        settings = stored_settings(path, keywords)
+        method = settings.get("quant_method")
+        form = foreign_format(settings)
+        if form is not None:
+            compute_dtype = _compute_dtype(path, form.name, quantization_config)
+            keywords.pop("quantization_config", None)
+            return load_foreign(auto_class, path, arguments, keywords, form, compute_dtype)
+        if method == WeightOnlyQuantConfig.quant_method:
+            _refuse_another_config(path, settings, quantization_config)
         loaded = auto_class.from_pretrained(path, *arguments, **keywords)
     except SafetensorError as error:
         raise InvalidArgument(
             f"{_damaged_file(path)} is damaged or incomplete ({error}): download or save it again"
         ) from error
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        if explain is None or isinstance(error, InvalidArgument | Unsupported):
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+        if isinstance(error, InvalidArgument | Unsupported):
+            raise
+        if form is None and method not in (None, WeightOnlyQuantConfig.quant_method):
+            raise _quantized_already(path, method) from error
+        if explain is None or isinstance(error, RuntimeError):
             raise
         raise explain(error) from error
     if not afterwards:
         return loaded
     # With output_loading_info transformers returns a pair.
     model = loaded[0] if isinstance(loaded, tuple) else loaded
+    if method is not None:
+        raise _quantized_already(path, method)
     quantize(model, quantization_config, progress=progress)
     return loaded
 
@@ -97,6 +114,22 @@ def _compute_dtype(path: Any, name: str, given: Any) -> str:
             "start from the model in floating point"
         )
     return given.compute_dtype
+
+
+def _refuse_another_config(path: Any, saved: Mapping[str, Any], given: Any) -> None:
+    """Raise InvalidArgument where `given` is another method's config: woq saved the checkpoint."""
+    if given is not None and not isinstance(given, WeightOnlyQuantConfig):
+        raise InvalidArgument(
+            f"{path} is quantized already, by woq ({saved.get('weight_dtype')}), and "
+            f"quantization_config is a {type(given).__name__}: leave it out, or load the float "
+            "model to quantize it otherwise"
+        )
+
+
+def _quantized_already(path: Any, method: str) -> InvalidArgument:
+    return InvalidArgument(
+        f"{path} is quantized already ({method}): start from the model in floating point"
+    )
 
 
 def _damaged_file(path: Any) -> str:

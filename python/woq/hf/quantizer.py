@@ -21,12 +21,15 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from ..config.quant_config import WeightOnlyQuantConfig
 from ..core import native, transformers_private
+from ..core.extras import check_transformers
 from ..modules.layer import WeightOnlyLinear
 from ..modules.targets import Target, quantized_layers, select, warn_of_idle_patterns
 from ..quantizing.hooks import add_hook
 from ..quantizing.imatrix import with_importance
 from ..quantizing.quantize import quantize, replace_module
+from .answers import answer_for, stop_answering_for
 from .attach import attach_quantizer, declare_untied, keep_on_cpu
+from .conversions import restore_conversions, spare_quantized_layers
 from .on_load import QuantizeOnLoad
 from .stored_layers import StoredLayer, pack_stored_layers
 
@@ -36,7 +39,12 @@ _METHOD = WeightOnlyQuantConfig.quant_method
 
 
 def register() -> None:
-    """Make transformers know the method "woq". Safe to call more than once."""
+    """Make transformers know the method "woq". Safe to call more than once.
+
+    Raises:
+        Unsupported: the transformers that is installed is too old.
+    """
+    check_transformers()
     from transformers.quantizers import auto
 
     if _METHOD not in auto.AUTO_QUANTIZATION_CONFIG_MAPPING:
@@ -47,6 +55,10 @@ def register() -> None:
         auto.register_quantization_config(_METHOD)(WeightOnlyQuantConfig)
     if _METHOD not in auto.AUTO_QUANTIZER_MAPPING:
         auto.register_quantizer(_METHOD)(WoqHfQuantizer)
+    # The configs of which `get_loading_attributes` is asked; older versions have no such list.
+    choosing = getattr(auto, "LOADING_ATTRIBUTES_CONFIG_TYPES", None)
+    if choosing is not None and WeightOnlyQuantConfig not in choosing:
+        auto.LOADING_ATTRIBUTES_CONFIG_TYPES = (*choosing, WeightOnlyQuantConfig)
 
 
 class WoqHfQuantizer(HfQuantizer):
@@ -115,17 +127,30 @@ class WoqHfQuantizer(HfQuantizer):
             self._on_load = None
             # From here on the model is what a checkpoint of it would be.
             self.pre_quantized = True
+        answer_for(model)
         keep_on_cpu(model)
         return model
 
     # -- afterwards -------------------------------------------------------------------------------
 
-    def _dequantize(self, model: Any, dtype: torch.dtype | None = None) -> Any:
+    def _dequantize(self, model: Any, dtype: torch.dtype | str | None = None) -> Any:
+        if isinstance(dtype, str):  # as the config of a model has it that was saved
+            dtype = getattr(torch, dtype)
         for name, layer in quantized_layers(model).items():
             replace_module(model, name, _float_module(layer, dtype or layer.weight.dtype))
+            wrapper = model.get_submodule(name.rpartition(".")[0])
+            if hasattr(wrapper, "fan_in_fan_out"):
+                # peft's LoRA around the layer, which had to take a Conv1D for an nn.Linear.
+                wrapper.fan_in_fan_out = layer.transposed
         if hasattr(model, "woq_report"):
             del model.woq_report
+        stop_answering_for(model)
+        restore_conversions(model)
         return model
+
+    def get_state_dict_and_metadata(self, model: Any, *args: Any, **kwargs: Any) -> Any:
+        spare_quantized_layers(model)
+        return super().get_state_dict_and_metadata(model, *args, **kwargs)
 
     def is_serializable(self, *args: Any, **kwargs: Any) -> bool:
         return True
@@ -176,6 +201,8 @@ def _float_module(layer: WeightOnlyLinear, dtype: torch.dtype) -> nn.Module:
     module.weight = nn.Parameter(weight, requires_grad=False)
     if bias is not None:
         module.bias = nn.Parameter(bias, requires_grad=False)
+    for parameter in module.parameters():
+        transformers_private.keep_values(parameter)
     return module.train(layer.training)
 
 

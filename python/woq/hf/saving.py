@@ -24,6 +24,7 @@ from ..core.units import parse_bytes
 from ..formats.files import PartlyReplaced, replace_files_in
 from ..formats.safetensors import Entry, write_safetensors
 from ..modules.deferred_state import Stored, deferred_state
+from .conversions import spare_quantized_layers
 
 __all__ = ["save_pretrained"]
 
@@ -43,6 +44,7 @@ def save_pretrained(
 
     Raises:
         InvalidArgument: not a transformers model, or adapters are attached to it.
+        Unsupported: a quantized layer of this model could not be read back.
         OSError: writing failed; the folder is as it was.
     """
     if not hasattr(model, "save_pretrained") or not hasattr(model, "config"):
@@ -50,6 +52,7 @@ def save_pretrained(
     if transformers_private.has_adapters(model):
         raise InvalidArgument("adapters are attached: save them with model.save_pretrained")
     limit = parse_bytes(max_shard_size, "max_shard_size")
+    spare_quantized_layers(model)
     target = Path(save_directory)
     created = not target.exists()
     try:
@@ -122,7 +125,11 @@ def _entries(model: Any) -> dict[str, Entry]:
     for name in transformers_private.keys_not_saved(model):
         state.pop(name, None)
     state = remove_tied_weights_from_state_dict(state, model)
+    packed = {id(tensor) for tensor in state.values() if deferred.get(id(tensor))}
     state = revert_weight_conversion(model, state)
+    if not packed <= {id(tensor) for tensor in state.values()}:
+        # The stand-ins have no values: what was made from them must not be written.
+        raise RuntimeError("transformers made other tensors from those of quantized layers")
     unpack = _Unpacker()
     entries = {}
     for name, tensor in state.items():

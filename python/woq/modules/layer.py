@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..core import native
+from ..core import native, transformers_private
 from ..formats.stored_tensors import (
     MARKER,
     check_marker,
@@ -34,8 +34,11 @@ __all__ = ["WeightOnlyLinear", "dense_products"]
 logger = logging.getLogger("woq")
 
 
-class WeightOnlyLinear(nn.Module):
+class WeightOnlyLinear(nn.Linear):
     """A linear layer with a quantized weight, on the CPU.
+
+    It is an nn.Linear to whoever looks for linear layers, such as peft, which puts LoRA adapters
+    beside them; its weight is no parameter, and whatever would compute with it is refused.
 
     Args:
         core: packed weight, bias and kernel.
@@ -57,13 +60,13 @@ class WeightOnlyLinear(nn.Module):
         dtype: torch.dtype = torch.float32,
         transposed: bool = False,
     ) -> None:
-        super().__init__()
+        nn.Module.__init__(self)  # nn.Linear's would make a float weight
         if core.has_bias != (bias is not None):
             raise native.InvalidArgument(f"{name or 'layer'}: core and bias disagree about a bias")
         self.name = name
         self.transposed = transposed
         self._dtype = dtype
-        self.register_buffer("bias", None if bias is None else bias.detach())
+        self.register_buffer("bias", _held(bias))
         self._adopt(core)
         logger.debug("%s: %s", name or "layer", core)
 
@@ -107,13 +110,14 @@ class WeightOnlyLinear(nn.Module):
         return self._core.has_act_scales
 
     @property
-    def compute_dtype(self) -> str:
-        """fp32, bf16 or int8: what the kernel multiplies in."""
+    def computes_in(self) -> str:
+        """fp32, bf16 or int8: what the kernel multiplies in. Not called compute_dtype: peft takes
+        an attribute of that name for the torch.dtype of its adapters."""
         return self._core.compute_dtype
 
     @property
     def requested_compute_dtype(self) -> str:
-        """`compute_dtype`, or "auto" where the choice was left to the machine."""
+        """`computes_in`, or "auto" where the choice was left to the machine."""
         return self._core.requested_compute_dtype
 
     @property
@@ -231,7 +235,7 @@ class WeightOnlyLinear(nn.Module):
             error_msgs.append(f"{prefix.rstrip('.')}: {error}")
             return
         if bias is not None:
-            self.bias = bias.detach().clone()
+            self.bias = _held(bias.detach().clone())
         self._adopt(core)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -288,7 +292,7 @@ def dense_products(module: nn.Module, dtype: torch.dtype) -> Iterator[None]:
         layer
         for layer in module.modules()
         if isinstance(layer, WeightOnlyLinear)
-        and layer.compute_dtype != "int8"
+        and layer.computes_in != "int8"
         and "forward" not in layer.__dict__  # done further out
     ]
     try:
@@ -314,6 +318,16 @@ class _Dense:
         bias = self._layer.bias
         bias = None if bias is None else bias.to(self._dtype)
         return nn.functional.linear(x, self._weight, bias)
+
+
+def _held(bias: torch.Tensor | None) -> torch.Tensor | None:
+    """The bias as a layer's buffer. transformers' initialisers leave it alone: those of a parent
+    run when its children have a checkpoint's values, and would write over this one."""
+    if bias is None:
+        return None
+    held = bias.detach()
+    transformers_private.keep_values(held)
+    return held
 
 
 def _make_core(

@@ -28,6 +28,7 @@ __all__ = [
     "is_transposed",
     "left_alone",
     "output_embeddings",
+    "parameter_count",
     "scheme_for",
     "select",
     "skip_patterns",
@@ -215,6 +216,14 @@ def quantized_layers(model: nn.Module) -> dict[str, WeightOnlyLinear]:
         for name, module in model.named_modules()
         if isinstance(module, WeightOnlyLinear)
     }
+
+
+def parameter_count(model: nn.Module) -> int:
+    """Parameters of the model before it was quantized, shared ones once."""
+    floats = sum(parameter.numel() for parameter in model.parameters())
+    layers = quantized_layers(model).values()
+    biases = sum(layer.bias.numel() for layer in layers if layer.bias is not None)
+    return floats + biases + sum(layer.out_features * layer.in_features for layer in layers)
 
 
 def linear_parameters(module: nn.Module) -> torch.Tensor | Any:

@@ -23,6 +23,7 @@ from ..modules.targets import (
     left_alone,
     linear_parameters,
     output_embeddings,
+    parameter_count,
     quantized_layers,
     scheme_for,
     select,
@@ -207,10 +208,7 @@ def attach_report(model: nn.Module, report: QuantizationReport) -> None:
         LeftAlone(name, shape, count, _reason(model, name, shape, heads))
         for name, (shape, count) in left_alone(model).items()
     ]
-    floats = sum(parameter.numel() for parameter in model.parameters())
-    layers = quantized_layers(model).values()
-    biases = sum(layer.bias.numel() for layer in layers if layer.bias is not None)
-    report.total_parameters = floats + biases + report.quantized_parameters
+    report.total_parameters = parameter_count(model)
     model.woq_report = report  # type: ignore[assignment]
 
 
@@ -345,7 +343,9 @@ def _bar(bar: Any) -> _Progress:
     with bar:
         while True:
             name = yield
-            bar.set_postfix_str(name, refresh=False)
+            # The whole name would leave no room for the bar at 80 columns.
+            layer, blank, loss = name.partition(" ")
+            bar.set_postfix_str(layer.rpartition(".")[2] + blank + loss, refresh=False)
             bar.update()
 
 

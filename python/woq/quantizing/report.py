@@ -151,7 +151,8 @@ class QuantizationReport:
         if len(noted) > 5:
             lines.append(f"  ... and {len(noted) - 5} more")
         if self.left:
-            count = sum(entry.parameters for entry in self.left)
+            matrices = sum(entry.parameters for entry in self.left)
+            count = max(matrices, self.total_parameters - self.quantized_parameters)
             part = 100 * count / max(1, self.total_parameters)
             lines.append(f"left in floating point: {count:,} parameters ({part:.1f} %)")
             # The few largest carry the information; a mixture of experts has one entry a layer.
@@ -159,6 +160,8 @@ class QuantizationReport:
                 lines.append(f"  {entry.name} {list(entry.shape)}: {entry.reason}")
             if len(self.left) > 5:
                 lines.append(f"  ... and {len(self.left) - 5} more")
+            if count > matrices:
+                lines.append(f"  norms, biases and the like: {count - matrices:,}")
         return "\n".join(lines)
 
 

@@ -75,7 +75,7 @@ def _quantized(name: str, layer: WeightOnlyLinear) -> LayerFacts:
         group_size=scheme.group_size,
         scheme="asym" if scheme.asym else "sym",
         scale_dtype="8-bit" if scheme.scales == "double" else scheme.scales,
-        compute_dtype=layer.compute_dtype,
+        compute_dtype=layer.computes_in,
         kernel=chosen["kernel"],
         reason=chosen["reason"],
     )
