@@ -331,6 +331,29 @@ def error_metrics(weight: Array, quantized: QuantizedMatrix) -> dict[str, float]
 def cpu_info() -> dict[str, Any]: ...
 def targets() -> list[TargetInfo]: ...
 def build_info() -> dict[str, Any]: ...
+
+class SafetensorsModel:
+    """A .safetensors file, or a folder of them with an index, mapped."""
+
+    def __init__(self, path: str) -> None: ...
+    @property
+    def tensors(self) -> dict[str, tuple[str, tuple[int, ...], NDArray[np.uint8]]]:
+        """{name: (type as the format spells it, shape, bytes)}"""
+
+    @property
+    def metadata(self) -> dict[str, str]: ...
+
+class GgufModel:
+    """A GGUF file, or the first one of a split model, mapped."""
+
+    def __init__(self, path: str) -> None: ...
+    @property
+    def tensors(self) -> dict[str, tuple[str, tuple[int, ...], NDArray[np.uint8]]]:
+        """{name: (type, shape with the contiguous dimension last, bytes)}"""
+
+    @property
+    def metadata(self) -> dict[str, Any]: ...
+
 def read_gptq(
     tensors: Mapping[str, Any],
     rows: int,

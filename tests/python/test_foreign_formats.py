@@ -173,7 +173,7 @@ def test_the_compute_dtype_is_the_users(checkpoint):
     config = woq.WeightOnlyQuantConfig(compute_dtype="int8")
     loaded = woq.AutoModelForCausalLM.from_pretrained(folder, quantization_config=config)
     layer = loaded.model.layers[0].mlp.up_proj
-    assert layer.compute_dtype == "int8"
+    assert layer.requested_compute_dtype == "int8"
     with pytest.raises(woq.InvalidArgument, match="is quantized already"):
         woq.AutoModelForCausalLM.from_pretrained(
             folder, quantization_config=woq.WeightOnlyQuantConfig("nf4")

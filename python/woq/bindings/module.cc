@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "arrays.h"
+#include "containers.h"
 #include "foreign.h"
 #include "imatrix.h"
 #include "portable.h"
@@ -187,6 +188,7 @@ PYBIND11_MODULE(_woq, module) {
   bind_quantized(module);
   bind_quantizers(module);
   bind_rounding(module);
+  bind_containers(module);
   bind_foreign(module);
   bind_imatrix(module);
 
