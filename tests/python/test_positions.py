@@ -49,6 +49,12 @@ TABLES: list[tuple[str, dict[str, Any], int | None]] = [
     ("GPTJ", {"rotary_dim": 4}, LIMIT),
     ("CodeGen", {"rotary_dim": 4, "num_attention_heads": 4}, LIMIT),
     ("BioGpt", {"intermediate_size": 32}, LIMIT),
+    ("CTRL", {"dff": 32}, LIMIT),
+    (
+        "Mpt",
+        {"d_model": 32, "n_heads": 2, "n_layers": 1, "max_seq_len": LIMIT},
+        LIMIT,
+    ),
     ("Bart", _ENCODER_DECODER, LIMIT),
     ("Marian", _ENCODER_DECODER, LIMIT),
     ("Llama", {"intermediate_size": 32}, None),

@@ -7,8 +7,7 @@ import random
 from typing import Any
 
 import pytest
-from tiny_models import CORPUS
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tiny_models import CORPUS, build_metaspace_tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from woq.generation import RowText, normalize_stops
@@ -86,32 +85,11 @@ def test_swapped_history_starts_anew() -> None:
     assert (row.text, row.finished) == ("bab", False)
 
 
-def metaspace_tokenizer() -> PreTrainedTokenizerFast:
-    """SentencePiece-like: a leading space belongs to the token, unknown characters become bytes."""
-    merges = [("\u2581", "t"), ("\u2581t", "h"), ("\u2581th", "e"), ("o", "x"), ("\u2581", "a")]
-    tokens = ["<unk>", "</s>"] + [f"<0x{byte:02X}>" for byte in range(256)]
-    tokens += ["\u2581", *"abcdefghijklmnopqrstuvwxyz", *(left + right for left, right in merges)]
-    vocabulary = {token: i for i, token in enumerate(tokens)}
-    tokenizer = Tokenizer(models.BPE(vocabulary, merges, byte_fallback=True, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
-    tokenizer.decoder = decoders.Sequence(
-        [
-            decoders.Replace("\u2581", " "),
-            decoders.ByteFallback(),
-            decoders.Fuse(),
-            decoders.Strip(" ", 1, 0),
-        ]
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, eos_token="</s>", pad_token="</s>", unk_token="<unk>"
-    )
-
-
 @pytest.mark.parametrize(
     "text", [*CORPUS, "\u3042\u3042 \U0001f600\U0001f600 \u00e9", " leading and trailing "]
 )
 def test_pieces_join_to_the_text(tokenizer: PreTrainedTokenizerFast, text: str) -> None:
-    for each in (tokenizer, metaspace_tokenizer()):
+    for each in (tokenizer, build_metaspace_tokenizer()):
         ids = each(text, add_special_tokens=False)["input_ids"]
         row = RowText(each, [], frozenset())
         pieces = [row.push(i) for i in ids] + [row.flush()]
@@ -123,7 +101,7 @@ def test_pieces_join_to_the_text(tokenizer: PreTrainedTokenizerFast, text: str) 
 @pytest.mark.parametrize("cut", [1, 2, 3, 5])
 def test_a_text_goes_on_behind_its_prompt(cut: int) -> None:
     """Decoded alone, the answer would lose the blank before its first word."""
-    tokenizer = metaspace_tokenizer()
+    tokenizer = build_metaspace_tokenizer()
     ids = tokenizer("the ox a the", add_special_tokens=False)["input_ids"]
     prompt, answer = ids[:cut], ids[cut:]
     row = RowText(tokenizer, [], frozenset(), prompt)
@@ -134,7 +112,7 @@ def test_a_text_goes_on_behind_its_prompt(cut: int) -> None:
 
 
 def test_a_prompt_within_a_character_or_of_special_tokens_alone() -> None:
-    tokenizer = metaspace_tokenizer()
+    tokenizer = build_metaspace_tokenizer()
     ids = tokenizer("\u3042 the", add_special_tokens=False)["input_ids"]
     assert tokenizer.decode(ids[1:4]) == "\u3042"  # three bytes
     half = RowText(tokenizer, [], frozenset(), ids[:3])

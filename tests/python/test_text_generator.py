@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_models import build_causal, build_tokenizer
-from transformers import PreTrainedTokenizerFast
+from tiny_models import build_causal, build_metaspace_tokenizer, build_tokenizer
+from transformers import LogitsProcessor, PreTrainedTokenizerFast
 
 from woq import InvalidArgument
-from woq.generation import Completion, TextGenerator
+from woq.generation import ChatIds, Completion, TextGenerator
 
 pytest_plugins = ["tiny_models"]
 
@@ -288,6 +288,42 @@ def test_bos_is_not_doubled_and_starts_an_empty_prompt() -> None:
     plain_prompt, with_bos = generator.generate(["fox", "<s>fox"])
     assert with_bos == plain_prompt
     assert generator.generate([""])[0][0].prompt_tokens == 1
+
+
+class Letters(LogitsProcessor):
+    """No special tokens, and no bytes: whole letters, of whose text nothing is broken."""
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> Any:
+        scores = scores.clone()
+        scores[:, : 2 + 256] = -torch.inf
+        return scores
+
+
+def test_an_answer_goes_on_where_vocabularies_mark_words() -> None:
+    """prompt + answer is what the tokenizer makes of their tokens, with the blank between them."""
+    tokenizer = build_metaspace_tokenizer()
+    generator = TextGenerator(build_causal(tokenizer), tokenizer)
+    prompt = "the ox"
+    options = {"max_new_tokens": 30, "num_return_sequences": 3, "seed": 3, "do_sample": True}
+    options |= {"logits_processor": [Letters()], "logprobs": 1, "temperature": 5.0}
+    (answers,) = generator.generate([prompt], **options)
+    begun = []
+    for answer in answers:
+        ids = [*tokenizer(prompt)["input_ids"], *answer.token_ids]
+        assert prompt + answer.text == tokenizer.decode(ids)
+        begun.append(answer.text[0])
+        assert answer.logprobs is not None
+        assert "".join(entry.token for entry in answer.logprobs) == answer.text
+    assert " " in begun, "or this test shows nothing"
+    options["num_return_sequences"] = 1
+    del options["logprobs"]
+    pieces = [piece for piece in generator.stream(prompt, **options) if isinstance(piece, str)]
+    assert "".join(pieces) == answers[0].text
+    # An answer to a chat is a text of its own.
+    chat = ChatIds(tokenizer(prompt)["input_ids"])
+    own = generator.generate([chat], **options)[0][0]
+    assert own.token_ids == answers[0].token_ids
+    assert own.text == answers[0].text.removeprefix(" ")
 
 
 def test_empty_prompt_without_bos_is_refused(

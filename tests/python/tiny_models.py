@@ -51,6 +51,27 @@ def build_tokenizer(*, bos: bool = False) -> PreTrainedTokenizerFast:
     )
 
 
+def build_metaspace_tokenizer() -> PreTrainedTokenizerFast:
+    """SentencePiece-like: a leading space belongs to the token, unknown characters become bytes."""
+    merges = [("\u2581", "t"), ("\u2581t", "h"), ("\u2581th", "e"), ("o", "x"), ("\u2581", "a")]
+    tokens = ["<unk>", "</s>"] + [f"<0x{byte:02X}>" for byte in range(256)]
+    tokens += ["\u2581", *"abcdefghijklmnopqrstuvwxyz", *(left + right for left, right in merges)]
+    vocabulary = {token: i for i, token in enumerate(tokens)}
+    tokenizer = Tokenizer(models.BPE(vocabulary, merges, byte_fallback=True, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.decoder = decoders.Sequence(
+        [
+            decoders.Replace("\u2581", " "),
+            decoders.ByteFallback(),
+            decoders.Fuse(),
+            decoders.Strip(" ", 1, 0),
+        ]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token="</s>", pad_token="</s>", unk_token="<unk>"
+    )
+
+
 def build_causal(tokenizer: Any, seed: int = 0) -> LlamaForCausalLM:
     torch.manual_seed(seed)
     config = LlamaConfig(

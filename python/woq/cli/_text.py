@@ -10,27 +10,35 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-__all__ = ["Wrapped", "fitted", "pairs", "size", "table"]
+__all__ = ["Wrapped", "counted", "fitted", "pairs", "size", "table"]
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Columns in the order of the first row; text to the left, numbers to the right. On a terminal
-    that is too narrow for them: a block of lines for each row."""
+    that is too narrow for all, the widest go below each row."""
     columns = list(rows[0])
-    cells = [[_cell(row.get(column)) for column in columns] for row in rows]
-    widths = [
-        max(len(column), *(len(line[i]) for line in cells)) for i, column in enumerate(columns)
-    ]
-    if sum(widths) + 2 * (len(widths) - 1) > _terminal_width():
-        return "\n\n".join(pairs(dict(zip(columns, line, strict=True))) for line in cells)
-    numeric = [not any(isinstance(row.get(column), str) for row in rows) for column in columns]
-    lines = [
-        "  ".join(
-            text.rjust(width) if right else text.ljust(width)
-            for text, width, right in zip(line, widths, numeric, strict=True)
-        ).rstrip()
-        for line in [columns, ["-" * width for width in widths], *cells]
-    ]
+    cells = [{name: _cell(row.get(name)) for name in columns} for row in rows]
+    widths = {name: max(len(name), *(len(line[name]) for line in cells)) for name in columns}
+    limit = _terminal_width()
+    kept = list(columns)
+    while len(kept) > 1 and sum(widths[name] + 2 for name in kept) - 2 > limit:
+        kept.remove(max(kept[1:], key=lambda name: widths[name]))
+    below = [name for name in columns if name not in kept]
+    numeric = {name for name in columns if not any(isinstance(row.get(name), str) for row in rows)}
+
+    def line(texts: Mapping[str, str]) -> str:
+        shown = [
+            texts[name].rjust(widths[name]) if name in numeric else texts[name].ljust(widths[name])
+            for name in kept
+        ]
+        return "  ".join(shown).rstrip()
+
+    lines = [line({name: name for name in kept}), line({name: "-" * widths[name] for name in kept})]
+    for row in cells:
+        lines.append(line(row))
+        if below:
+            rest = ", ".join(f"{name} {row[name]}" for name in below)
+            lines.append(_filled(f"    {rest}", limit, "    "))
     return "\n".join(lines)
 
 
@@ -135,6 +143,10 @@ def _columns(character: str) -> int:
     if unicodedata.combining(character):
         return 0
     return 2 if unicodedata.east_asian_width(character) in "WF" else 1
+
+
+def counted(count: int, thing: str) -> str:
+    return f"{count:,} {thing}" + ("" if count == 1 else "s")
 
 
 def size(count: float) -> str:

@@ -18,7 +18,7 @@ from ._command import Command, Output, output_of
 from ._models import find_model, load_model
 from ._options import Choice, option
 from ._quantization import COMPUTE_DTYPES, DTYPES
-from ._text import table
+from ._text import counted, table
 
 _SHAPES = ((4096, 4096), (4096, 11008))
 _ROUNDS = 5
@@ -280,7 +280,7 @@ def _cache_bytes() -> int:
 def _text(values: dict[str, Any]) -> str:
     machine = values["environment"]
     lines = [
-        f"{machine['cpu']}, {machine['threads']} threads",
+        f"{machine['cpu']}, {counted(machine['threads'], 'thread')}",
         f"read bandwidth {values['read_bytes_per_second'] / 1e9:.1f} GB/s, as torch reads",
         "",
         table(

@@ -16,7 +16,7 @@ from ._models import model_options
 from ._options import option
 from ._quantization import format_options
 from ._sampling import generator_from, sampling_options, text_of_rates
-from ._text import Wrapped
+from ._text import Wrapped, counted
 
 _HELP = """\
 /reset         forget the conversation
@@ -69,8 +69,7 @@ def _first_line(name: str, model: Any) -> str:
 
     layers = [layer for layer in layer_facts(model) if layer.is_linear]
     quantized = [layer for layer in layers if layer.quantized]
-    threads = torch.get_num_threads()
-    on = f"{threads} thread" + ("s" if threads > 1 else "")
+    on = counted(torch.get_num_threads(), "thread")
     if not quantized:
         return f"{name}: {str(model.dtype).removeprefix('torch.')}, not quantized, on {on}"
 

@@ -363,7 +363,7 @@ class TextGenerator:
                     prompt_tokens=prompt_tokens,
                     completion_tokens=len(row.ids),
                     token_ids=tuple(row.ids),
-                    logprobs=None if recorder is None else self._logprobs(recorder, index, row.ids),
+                    logprobs=None if recorder is None else self._logprobs(recorder, index, row),
                     time_to_first_token=watch.seconds_until(1),
                     seconds=watch.seconds_until(len(row.ids)),
                 )
@@ -409,21 +409,27 @@ class TextGenerator:
         return recorder
 
     def _logprobs(
-        self, recorder: LogprobRecorder, index: int, ids: Sequence[int]
+        self, recorder: LogprobRecorder, index: int, row: RowText
     ) -> tuple[TokenLogprob, ...]:
-        steps = recorder.row(index, len(ids))
-        return tuple(
-            TokenLogprob(
-                self._token_text(token_id),
-                token_id,
-                logprob,
-                tuple((self._token_text(other), other, value) for other, value in top),
-            )
-            for token_id, (logprob, top) in zip(ids, steps, strict=True)
-        )
+        entries = []
+        steps = recorder.row(index, len(row.ids))
+        for place, (token_id, (logprob, top)) in enumerate(zip(row.ids, steps, strict=True)):
+            before = row.before(place)
+            likeliest = ((self._token_text(other, before), other, value) for other, value in top)
+            text = self._token_text(token_id, before)
+            entries.append(TokenLogprob(text, token_id, logprob, tuple(likeliest)))
+        return tuple(entries)
 
-    def _token_text(self, token_id: int) -> str:
-        return str(self.tokenizer.decode([token_id], clean_up_tokenization_spaces=False))
+    def _token_text(self, token_id: int, before: int | None) -> str:
+        """As it stands in the text, where a vocabulary's mark of a word's beginning is a blank."""
+        if before is not None:
+            known, whole = (self._decode(ids) for ids in ([before], [before, token_id]))
+            if whole.startswith(known):
+                return whole[len(known) :]
+        return self._decode([token_id])  # within a character
+
+    def _decode(self, ids: Sequence[int]) -> str:
+        return str(self.tokenizer.decode(ids, clean_up_tokenization_spaces=False))
 
     def _config(self, options: SplitOptions) -> GenerationConfig:
         """The model's generation config with the options on top."""

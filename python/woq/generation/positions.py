@@ -19,6 +19,9 @@ _TABLES = frozenset(
         "wpe",
     }
 )
+# Types of models whose table is neither a module nor a buffer -> the field with its size. CTRL's is
+# a plain tensor, MPT's biases are made for that many.
+_FIELDS = {"ctrl": "n_positions", "mpt": "max_seq_len"}
 # Towers beside the language model: their positions are those of patches and frames.
 _TOWERS = ("vision", "visual", "image", "audio", "speech")
 
@@ -34,9 +37,11 @@ def position_limit(model: Any) -> int | None:
         for name, table in _tables(model)
         if not any(tower in name for tower in _TOWERS) and (rows := _usable_rows(table)) > 0
     ]
+    config = getattr(model, "config", None)
+    if field := _FIELDS.get(getattr(config, "model_type", "")):
+        limits.append(getattr(config, field))
     if not limits:
         return None
-    config = getattr(model, "config", None)
     own = getattr(config and config.get_text_config(), "max_position_embeddings", None)
     return min([*limits, *([own] if isinstance(own, int) and own > 0 else [])])
 

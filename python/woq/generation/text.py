@@ -84,6 +84,12 @@ class RowText:
         """All text that was emitted so far."""
         return "".join(self._emitted)
 
+    def before(self, place: int) -> int | None:
+        """The token that stands before `ids[place]`; None where the text begins."""
+        if place:
+            return self.ids[place - 1]
+        return self._before[-1] if self._before else None
+
     def push(self, token_id: int) -> str:
         if self.finished:
             return ""
