@@ -11,6 +11,7 @@
 #include <variant>
 #include <vector>
 
+#include "woq/core/check.h"
 #include "woq/io/gguf.h"
 #include "woq/io/safetensors.h"
 
@@ -45,7 +46,7 @@ py::dict gguf_tensors(const py::object& self) {
   py::dict result;
   for (const auto& [name, tensor] : self.cast<const io::GgufModel&>().tensors) {
     const std::string type = tensor.type != nullptr ? std::string(tensor.type->name)
-                                                    : concat("unknown type ", tensor.type_id);
+                                                    : woq::concat("unknown type ", tensor.type_id);
     result[py::str(name.data(), name.size())] = described(type, tensor.shape, tensor.data, self);
   }
   return result;
@@ -76,7 +77,7 @@ struct ToPython {
     if (array.type == io::GgufValueType::kString) {
       py::list texts;
       for (const std::string_view text : array.texts) texts.append((*this)(text));
-      return std::move(texts);
+      return texts;
     }
     const py::bytes raw(array.bytes.data(), array.bytes.size());
     return py::module_::import("numpy").attr("frombuffer")(raw, numpy_name(array.type));
