@@ -28,14 +28,14 @@ namespace detail {
 
 // After fork() the child has none of the pool's threads, and libgomp would wait for them for ever.
 // A child therefore runs everything on its one thread; explain() and cpu_info() say so.
-inline std::atomic<bool>& forked_flag() {
-  static std::atomic<bool> forked{false};
+inline std::atomic<bool> forked{false};
+
 #if !defined(_WIN32)
-  static const int registered = pthread_atfork(nullptr, nullptr, [] { forked_flag().store(true); });
-  (void)registered;
+// Registered when the program or library with this header is loaded, not at the first call: the
+// parent's pool may be another library's, and the child the first of the two that calls.
+inline const int fork_handler =
+    pthread_atfork(nullptr, nullptr, [] { forked.store(true, std::memory_order_relaxed); });
 #endif
-  return forked;
-}
 
 // Two teams at once would oversubscribe the cores.
 inline std::mutex& team_mutex() {
@@ -46,7 +46,7 @@ inline std::mutex& team_mutex() {
 }  // namespace detail
 
 inline bool in_forked_child() {
-  return detail::forked_flag().load(std::memory_order_relaxed);
+  return detail::forked.load(std::memory_order_relaxed);
 }
 
 // Whether a call must stay on its thread: in a forked child, or inside a parallel region, be it a

@@ -2,16 +2,20 @@
 #include "woq/core/parallel.h"
 
 #include <gtest/gtest.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <cstdint>
+#include <cstdlib>
+#include <iostream>
 #include <stdexcept>
 #include <string>
 #include <thread>
 #include <vector>
 
+#include "support/child.h"
 #include "support/errors.h"
 
 namespace woq::testing {
@@ -229,6 +233,29 @@ TEST(Parallel, ABriefTeamVisitsEveryItemOnceAndPassesExceptionsOn) {
     };
     EXPECT_EQ(error_of<std::runtime_error>([&] { run_brief_team(threads, fails); }), "item failed");
   }
+}
+
+// Another library starts OpenMP's pool, as torch does, and the process forks before it calls this
+// one: its child is the first that does.
+[[noreturn]] void fork_before_the_first_call() {
+  std::atomic<int> members{0};
+#pragma omp parallel num_threads(2)
+  ++members;
+  const pid_t child = fork();
+  if (child == 0) {
+    std::atomic<int> calls{0};
+    run_team(2, [&](const TeamMember& member) { calls += member.size; });
+    _exit(calls == 1 && in_forked_child() ? 0 : 1);
+  }
+  const std::string outcome = outcome_of(child);
+  std::cerr << members << " threads before the fork, the child: " << outcome << "\n";
+  std::exit(outcome == "0" && members == 2 && !in_forked_child() ? 0 : 1);
+}
+
+// In a process of its own, where no other test has called anything.
+TEST(ParallelDeathTest, AChildForkedBeforeTheFirstCallRunsOnItsOneThread) {
+  GTEST_FLAG_SET(death_test_style, "threadsafe");
+  EXPECT_EXIT(fork_before_the_first_call(), ::testing::ExitedWithCode(0), "the child: 0");
 }
 
 }  // namespace
