@@ -148,17 +148,20 @@ class TeamLimit {
 
   // A team of `size` has ended: its first member has worked for `work`, then waited for `wait`.
   // With one thread it would have been (size - 1) * work instead of the wait. Credit is bounded,
-  // because work may be long only since the first member's core, too, was given away.
+  // because work may be long only since the first member's core, too, was given away. The widest
+  // team is halved, not the last one: small layers have small teams.
   void ended(int size, std::chrono::nanoseconds work, std::chrono::nanoseconds wait,
              Clock::time_point now) {
     const std::lock_guard<std::mutex> guard(mutex_);
-    debt_ += std::max(wait - (size - 1) * work, -kLargestCredit);
+    debt_ += std::max(wait - (size - 1) * work, -(size - 1) * kLargestCredit);
     debt_ = std::max(debt_, debt_.zero());
+    widest_ = std::max(widest_, size);
     if (debt_ <= kPatience) return;
     const bool again = now - end_of_pause_ < pause_;
     pause_ = again ? std::min(2 * pause_, kLongestPause) : kShortestPause;
     end_of_pause_ = now + pause_;
-    limit_ = std::max(1, size / 2);
+    limit_ = std::max(1, widest_ / 2);
+    widest_ = 0;
     debt_ = debt_.zero();
   }
 
@@ -166,6 +169,7 @@ class TeamLimit {
   void reset() {
     const std::lock_guard<std::mutex> guard(mutex_);
     limit_ = std::numeric_limits<int>::max();
+    widest_ = 0;
     debt_ = pause_ = debt_.zero();
     end_of_pause_ = {};
   }
@@ -173,6 +177,7 @@ class TeamLimit {
  private:
   std::mutex mutex_;
   int limit_ = std::numeric_limits<int>::max();
+  int widest_ = 0;  // since the limit was set
   std::chrono::nanoseconds debt_{0}, pause_{0};
   Clock::time_point end_of_pause_{};
 };

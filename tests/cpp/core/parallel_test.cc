@@ -210,6 +210,19 @@ TEST_F(TeamLimitTest, LargeTeamsGrowAgainByHalves) {
   }
 }
 
+TEST_F(TeamLimitTest, SmallTeamsDoNotSpeakForLargeOnes) {
+  // Waking a thread takes longer than a small layer; what large ones gain is more.
+  for (int i = 0; i < 1000; ++i) {
+    team(16, kWork / 10);
+    for (int small = 0; small < 4; ++small) team(2, 2 * kWork);
+  }
+  EXPECT_EQ(allowed(16), 16);
+  team(16, kWork / 10);
+  for (int i = 0; i < 3; ++i) team(2, kSlice);
+  EXPECT_EQ(allowed(16), 8);
+  EXPECT_EQ(allowed(2), 2);
+}
+
 TEST_F(TeamLimitTest, WorkThatLastedSinceItsOwnCoreWasGivenAwayEarnsLittle) {
   for (int i = 0; i < 2; ++i) {
     now += kSlice;
