@@ -126,29 +126,34 @@ class SharedForward {
       }
       products_.push_back({&layer, source, make_task(layer, output)});
     }
-    Buffer& memory = scratch(bytes);
-    for (Source& source : sources_) place(memory.data() + source.offset, &source);
-    for (Product& product : products_) product.task.a = sources_[product.source].task.out;
     // Threads share the tiles of each layer; where there are fewer tiles than threads, several
     // split the rows of one share.
     const int team = useful_threads(threads, work, kMultiplyGrain);
     columns_ = static_cast<int>(std::min<int64_t>(team, least_tiles));
     row_shares_ =
         static_cast<int>(std::max<int64_t>(1, std::min<int64_t>(team / columns_, x.rows / 8)));
+    // A single row would be prepared by one thread, for which the others would wait: each prepares
+    // a copy for itself instead, and a team has nothing to wait for before its end.
+    if (x.rows == 1) copy_bytes_ = bytes;
+    Buffer& memory = scratch(bytes + copy_bytes_ * (columns_ * row_shares_ - 1));
+    for (Source& source : sources_) place(memory.data() + source.offset, &source);
   }
 
   void run() const {
-    run_team(columns_ * row_shares_, [&](const TeamMember& member) {
+    run_brief_team(columns_ * row_shares_, [&](const TeamMember& member) {
+      const int64_t copy = member.index * copy_bytes_;
       for (const Source& source : sources_) {
         kernels::PrepareTask rows = source.task;
-        member.share(x_.rows, 1, &rows.m0, &rows.m1);
+        rows.out = moved(rows.out, copy);
+        if (copy_bytes_ == 0) member.share(x_.rows, 1, &rows.m0, &rows.m1);
         if (rows.m0 < rows.m1) source.layer->kernel().prepare(rows);
       }
-      member.barrier();
+      if (copy_bytes_ == 0) member.barrier();
       // OpenMP may grant fewer threads than asked for; shares follow what came.
       const int columns = member.size == columns_ * row_shares_ ? columns_ : member.size;
       for (const Product& product : products_) {
         kernels::GemmTask task = product.task;
+        task.a = moved(sources_[product.source].task.out, copy);
         TeamMember{member.index % columns, columns}.share(task.weights->tiles(), 1, &task.t0,
                                                           &task.t1);
         TeamMember{member.index / columns, member.size / columns}.share(x_.rows, 8, &task.m0,
@@ -211,10 +216,19 @@ class SharedForward {
     out.starts = reinterpret_cast<int32_t*>(memory);
   }
 
+  static kernels::PreparedActivations moved(kernels::PreparedActivations a, int64_t bytes) {
+    a.data += bytes;
+    a.sums += bytes / 4;
+    a.scales += bytes / 4;
+    a.starts += bytes / 4;
+    return a;
+  }
+
   ConstMatrixView x_;
   std::vector<Source> sources_;
   std::vector<Product> products_;
   int columns_ = 1, row_shares_ = 1;
+  int64_t copy_bytes_ = 0;  // of a thread's own prepared activations; 0: all threads share one copy
 };
 
 template <class View>

@@ -11,6 +11,7 @@ import importlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from woq.core import forks as _forks  # noqa: F401  notes forks from now on
 from woq.core import moved
 from woq.hf import autoload
 

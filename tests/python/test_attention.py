@@ -243,5 +243,6 @@ def test_every_target_gives_the_same(target, monkeypatch):
     if not next(t["available"] for t in targets() if t["name"] == target):
         pytest.skip(f"this CPU lacks {target}")
     monkeypatch.setenv("WOQ_FORCE_TARGET", target)
+    assert native.cpu_info()["forced_target"] == target
     native.attention(q, k, v, got, 1, 4, 2, 0.25, True)
     assert torch.equal(got, expected)

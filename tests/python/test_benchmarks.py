@@ -28,6 +28,7 @@ from transformers import (  # noqa: E402
 OWN_MODULES = (
     "common",
     "bench_peers",
+    "busy",
     "generate",
     "gptq_layer",
     "overhead",
@@ -421,3 +422,21 @@ def test_roofline_plot(benchmarks: dict[str, ModuleType], tmp_path: Path) -> Non
     source.write_text(json.dumps(figures))
     with pytest.raises(SystemExit, match="no timed results"):
         plot_roofline.main([str(source), str(tmp_path / "c.svg")])
+
+
+def test_busy(
+    benchmarks: dict[str, ModuleType], checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--model", str(checkpoint), "--tokens", "2", "--repeats", "1", "--json"]
+    rows = benchmarks["busy"].main(arguments)
+    assert results(capsys)["results"] == rows
+    assert [row["case"] for row in rows] == ["woq", "woq, the command", "torch fp32"]
+    assert all(row["idle_ms"] > 0 and row["busy_ms"] > 0 for row in rows)
+
+
+def test_policies_of_busy(benchmarks: dict[str, ModuleType]) -> None:
+    settings = "OMP_WAIT_POLICY=passive OMP_NUM_THREADS=1"
+    found = benchmarks["busy"].policies([settings])
+    assert found["woq"] == {}
+    assert found["woq, the command"] == {"GOMP_SPINCOUNT": "20000"}
+    assert found[f"woq, {settings}"] == {"OMP_WAIT_POLICY": "passive", "OMP_NUM_THREADS": "1"}

@@ -268,6 +268,23 @@ def test_completion_scripts(shell: str, tmp_path: Path) -> None:
         subprocess.run([shell, "-n", script], check=True)
 
 
+@pytest.mark.parametrize(
+    ("given", "rounds"),
+    [({}, 20000), ({"OMP_WAIT_POLICY": "passive"}, 0), ({"GOMP_SPINCOUNT": "7"}, 7)],
+    ids=["default", "the user's policy", "the user's count"],
+)
+def test_waiting_threads_sleep_soon(given: dict[str, str], rounds: int) -> None:
+    """What libgomp itself says that it has read; what the user has set stays."""
+    variables = {**environment(**given), "OMP_DISPLAY_ENV": "verbose"}
+    for name in {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} - given.keys():
+        variables.pop(name, None)
+    done = run("info", env=variables)
+    assert done.returncode == 0, done.stderr
+    if "GOMP_SPINCOUNT" not in done.stderr:
+        pytest.skip("the OpenMP runtime is not libgomp")
+    assert f"GOMP_SPINCOUNT = '{rounds}'" in done.stderr
+
+
 def test_help_and_completion_load_neither_torch_nor_transformers() -> None:
     process = run_python(
         """

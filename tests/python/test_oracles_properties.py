@@ -112,7 +112,7 @@ def test_weights_near_the_end_of_float32(scheme: Scheme, scale_kind: str) -> Non
             assert np.abs(weight).max() > 3e37
             continue
         assert np.isfinite(matrix.scales()).all(), f"{scheme} {scale_kind} {tensor}"
-        assert not np.isnan(matrix.dequantize()).any(), f"{scheme} {scale_kind} {tensor}"
+        assert np.isfinite(matrix.dequantize()).all(), f"{scheme} {scale_kind} {tensor}"
 
 
 # Half the widest gap between neighbouring values; int4_fullrange adds the level 8 that it lacks.
@@ -244,12 +244,11 @@ def test_groups_longer_than_a_row_are_the_row(
 
 @EVERY_SCHEME
 @EVERY_SCALE
-@LAW
-@given(weight=matrices(max_rows=6), group_size=group_sizes)
-def test_threads_change_nothing(
-    scheme: Scheme, scale_kind: str, weight: np.ndarray, group_size: int
-) -> None:
-    one, many = (quantize(weight, scheme, group_size, scale_kind, num_threads=n) for n in (1, 5))
+@pytest.mark.parametrize("group_size", [-1, 24])
+def test_threads_change_nothing(scheme: Scheme, scale_kind: str, group_size: int) -> None:
+    """199 x 523 elements are worth three threads: each has 2^15 of them at least."""
+    weight = inputs.weights(inputs.Case(str(scheme), "normal", 199, 523, group_size))
+    one, many = (quantize(weight, scheme, group_size, scale_kind, num_threads=n) for n in (1, 3))
     for name, tensor in one.tensors().items():
         assert np.array_equal(tensor, many.tensors()[name]), f"{scheme} {scale_kind}: {name}"
 

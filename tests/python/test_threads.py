@@ -62,18 +62,34 @@ def test_no_second_pool(imports, threads):
     assert held == threads
 
 
-def make():
-    weight = torch.randn(96, 128)
+ROWS, COLS = 300, 512  # one row of input is worth a thread, two are worth two
+
+
+def make(compute_dtype="fp32"):
+    weight = torch.randn(ROWS, COLS)
     return WeightOnlyLinear.from_quantized(
-        woq.quantize_rtn(weight, dtype="int4_clip"), torch.ones(96)
+        woq.quantize_rtn(weight, dtype="int4_clip"), torch.ones(ROWS), compute_dtype=compute_dtype
     )
+
+
+def others_work(run):
+    """Whether another thread of this process takes part in `run()`. The counts of a process and of
+    its calling thread differ by what the others did; an idle pool does nothing."""
+    for _ in range(200):
+        process, thread = time.process_time(), time.thread_time()
+        for _ in range(20):
+            run()
+        own = time.thread_time() - thread
+        if time.process_time() - process - own > own / 4:
+            return True
+    return False
 
 
 @pytest.mark.parametrize("compute", ["eager", "gradient"])
 def test_four_threads_at_once(compute, request):
     seed(request)
     layers = [make() for _ in range(3)]
-    inputs = [torch.randn(rows, 128) for rows in (1, 2, 7, 33)]
+    inputs = [torch.randn(rows, COLS) for rows in (1, 2, 7, 33)]
     expected = [[layer(x) for layer in layers] for x in inputs]
     wrong, start = [], threading.Barrier(4)
 
@@ -97,20 +113,25 @@ def test_four_threads_at_once(compute, request):
     assert not wrong
 
 
-def test_results_do_not_depend_on_the_thread_count(request):
+@pytest.mark.parametrize("compute_dtype", ["fp32", "bf16", "int8"])
+def test_results_do_not_depend_on_the_thread_count(compute_dtype, request):
     seed(request)
-    model = nn.Sequential(make())
-    x = torch.randn(9, 128)
+    model = nn.Sequential(make(compute_dtype))
+    inputs = [torch.randn(rows, COLS) for rows in (2, 4, 5, 6, 7, 9, 12, 40)]
     before = torch.get_num_threads()
     try:
         results = []
-        for count in (1, 2, 3):
+        for count in (1, 2, 3, 4):
             torch.set_num_threads(count)
-            results.append(model(x))
+            results.append([model(x) for x in inputs])
             assert torch.get_num_threads() == count
+        torch.set_num_threads(2)
+        assert others_work(lambda: model(inputs[-1])), "one thread did it all: the test is void"
     finally:
         torch.set_num_threads(before)
-    assert all(torch.equal(result, results[0]) for result in results)
+    for result in results:
+        for x, y, expected in zip(inputs, result, results[0], strict=True):
+            assert torch.equal(y, expected), f"{len(x)} rows"
 
 
 def _child(layer, x, queue):
@@ -120,7 +141,7 @@ def _child(layer, x, queue):
 
 def test_after_fork(request):
     seed(request)
-    layer, x = make(), torch.randn(64, 128)
+    layer, x = make(), torch.randn(64, COLS)
     expected = layer(x).sum(1).tolist()  # starts the pool in the parent
     context = multiprocessing.get_context("fork")
     queue = context.Queue()
@@ -135,6 +156,35 @@ def test_after_fork(request):
             pytest.fail("the child hangs")
     assert process.exitcode == 0
     assert layer(x).sum(1).tolist() == expected
+
+
+FORK_BEFORE_THE_FIRST_CALL = """
+import json, os, sys, time
+import numpy, torch, woq
+torch.set_num_threads(2)
+torch.randn(1 << 22).exp()  # starts the pool that woq shares
+child = os.fork()
+if child == 0:
+    weight = numpy.random.default_rng(0).standard_normal((1024, 1024)).astype("float32")
+    woq.quantize_rtn(weight, dtype="nf4", num_threads=2)
+    os._exit(0 if woq.cpu_info()["forked_child"] else 1)
+end = time.monotonic() + 60
+while time.monotonic() < end:
+    done, status = os.waitpid(child, os.WNOHANG)
+    if done:
+        break
+    time.sleep(0.02)
+else:
+    os.kill(child, 9)
+    os.waitpid(child, 0)
+    sys.exit("the child hangs")
+print(json.dumps([os.waitstatus_to_exitcode(status), woq.cpu_info()["forked_child"]]))
+"""
+
+
+def test_a_forked_child_may_be_the_first_to_call():
+    """woq is imported, and torch has computed, before the fork; nothing of woq has been called."""
+    assert last_json(run_python(FORK_BEFORE_THE_FIRST_CALL)) == [0, False]
 
 
 def test_gil_is_released():

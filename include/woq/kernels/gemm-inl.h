@@ -423,9 +423,8 @@ struct UnpackedStep {
   }
 };
 
-template <class Policy, int kRows, int kTiles>
+template <class Policy, int kRows, int kTiles, int kChains>
 void multiply_direct(const Gemm<Policy>& gemm, int64_t m0, int64_t tile) {
-  constexpr int kChains = Policy::chains(kRows * kTiles);
   constexpr int64_t kStepBytes = step_bytes(Policy::kKind);
   const PackedMatrix& w = gemm.w;
   const PreparedActivations& prepared = gemm.task.a;
@@ -474,12 +473,14 @@ void multiply_direct(const Gemm<Policy>& gemm, int64_t m0, int64_t tile) {
   }
 }
 
-// As many full register tiles of rows as fit, then halves.
-template <class Policy, int kRows, int kTiles>
+// As many full register tiles of rows as fit, then halves. Sums have the chains of kChainTiles
+// tiles, which decide the order of their additions.
+template <class Policy, int kRows, int kTiles, int kChainTiles>
 void multiply_direct_rows(const Gemm<Policy>& gemm, int64_t m, int64_t tile) {
   for (; m + kRows <= gemm.task.m1; m += kRows)
-    multiply_direct<Policy, kRows, kTiles>(gemm, m, tile);
-  if constexpr (kRows > 1) multiply_direct_rows<Policy, kRows / 2, kTiles>(gemm, m, tile);
+    multiply_direct<Policy, kRows, kTiles, Policy::chains(kRows * kChainTiles)>(gemm, m, tile);
+  if constexpr (kRows > 1)
+    multiply_direct_rows<Policy, kRows / 2, kTiles, kChainTiles>(gemm, m, tile);
 }
 
 // ---- Many rows: a panel of weights is unpacked once for all of them. ----
@@ -645,7 +646,7 @@ void multiply_panels(const Gemm<Policy>& gemm, int64_t tile, const Multiply& mul
 // Rows from which unpacking once for all of them pays for storing and loading the operands.
 inline constexpr int64_t kManyRows = 8;
 // Rows from which a pair of tiles beats one stream of weights.
-inline constexpr int64_t kPairRows = 4;
+inline constexpr int kPairRows = 4;
 
 template <class Policy>
 void multiply_many_rows(const Gemm<Policy>& gemm) {
@@ -666,10 +667,16 @@ void multiply_few_rows(const Gemm<Policy>& gemm) {
   if constexpr (Policy::kTiles > 1) {
     if (task.m1 - task.m0 >= kPairRows) {
       for (; tile + 2 <= task.t1; tile += 2)
-        multiply_direct_rows<Policy, 4, 2>(gemm, task.m0, tile);
+        multiply_direct_rows<Policy, 4, 2, 2>(gemm, task.m0, tile);
+      // Which tile has no partner depends on the number of threads, its results must not: float
+      // sums are added in a pair's order. Integer sums are exact in any.
+      if (tile < task.t1)
+        multiply_direct_rows<Policy, 4, 1, Policy::kInteger ? 1 : 2>(gemm, task.m0, tile);
+      return;
     }
   }
-  for (; tile < task.t1; ++tile) multiply_direct_rows<Policy, 4, 1>(gemm, task.m0, tile);
+  constexpr int kRows = Policy::kTiles > 1 ? kPairRows / 2 : 4;
+  for (; tile < task.t1; ++tile) multiply_direct_rows<Policy, kRows, 1, 1>(gemm, task.m0, tile);
 }
 
 template <class Policy>

@@ -142,7 +142,7 @@ struct AwqClipOptions {
 
 // The weight [N, K] with each group of each row clipped to the range, 1 - i / n_grid of the whole
 // one, that has the least output error of that group's inputs alone: d H_gg d^T. Quantizing the
-// result as usual then uses that range.
+// result as usual then uses that range. A group whose errors all overflow is not clipped.
 inline std::vector<float> clip_awq(const ConstMatrixView& weight, const Hessian& hessian,
                                    const QuantScheme& scheme, const AwqClipOptions& options = {},
                                    int threads = 0) {
@@ -171,6 +171,9 @@ inline std::vector<float> clip_awq(const ConstMatrixView& weight, const Hessian&
       std::vector<uint8_t> codes(static_cast<size_t>(size));
       for (int64_t chunk = first_chunk; chunk < last_chunk; ++chunk) {
         const int64_t row = chunk * kChunk, count = std::min(kChunk, rows - row);
+        // A row without a finite error at any step stays as it is.
+        for (int64_t i = 0; i < count; ++i)
+          std::copy_n(w.data() + (row + i) * cols + begin, size, best.data() + i * size);
         std::vector<double> least(static_cast<size_t>(count),
                                   std::numeric_limits<double>::infinity());
         for (int step = 0; step <= steps; ++step) {

@@ -20,6 +20,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <limits>
 #include <numeric>
 #include <string>
 #include <string_view>
@@ -343,6 +344,26 @@ struct GptqSweep {
         spread(i, stride, count, error, r, sums);
         if (!t.empty()) spread(i, stride, count, value, t, sums);
       }
+      check_finite(row, count, sums);
+    }
+
+    // Sums are final once their column had its turn. One that overflows spreads to the columns
+    // behind it, whose codes would mean nothing.
+    void check_finite(int64_t row, int64_t count, const T* sums) const {
+      constexpr T kLargest = std::numeric_limits<float>::max();
+      for (int64_t b = 0; b < count; ++b) {
+        const T* const w = sweep.w.data() + (row + b) * sweep.cols + begin;
+        const T* const inverse = sweep.factor.inverse.data() + begin;
+        bool finite = true;
+        for (int64_t i = 0; i < width; ++i)
+          finite &= std::fabs(w[i] + sums[b * stride + i] * inverse[i]) <= kLargest;
+        if (!finite) fail_overflow(row + b);
+      }
+    }
+
+    [[noreturn]] void fail_overflow(int64_t n) const {
+      fail("GPTQ's corrections of '", sweep.options.name, "' overflow in row ", n,
+           "; the Hessian is too ill-conditioned: raise damp_percent");
     }
 
     // sums[:, j] += factors block[i, j] for i < j < end.
@@ -383,10 +404,7 @@ struct GptqSweep {
         const int64_t n = row + b;
         const float* const values = group.data() + b * length;
         const GroupRange range = range_of(values, length);
-        if (!range.finite) {
-          fail("GPTQ's corrections of '", sweep.options.name, "' overflow in row ", n,
-               "; the Hessian is too ill-conditioned: raise damp_percent");
-        }
+        if (!range.finite) fail_overflow(n);
         sweep.set(n, segment.group,
                   weights == nullptr ? group_parameters(sweep.scheme, range, 1.0f)
                                      : search.search(range, values, weights, length));
@@ -549,6 +567,7 @@ inline GptqResult quantize_gptq(const ConstMatrixView& weight, const Hessian& he
     for (size_t p = 0; p < order.column.size(); ++p)
       result.matrix.g_idx.as<int32_t>()[order.column[p]] = static_cast<int32_t>(order.group[p]);
   }
+  check_overflow(result.matrix);
   return result;
 }
 

@@ -25,6 +25,14 @@ inline double round_half_even(double x) {
   return (x + kMagic) - kMagic;
 }
 
+// x between low and high; low for NaN, which conversions to integers have no result for. Candidates
+// of a search whose ranges overflow have such quotients.
+template <class T>
+inline T clamp_number(T x, T low, T high) {
+  x = x > low ? x : low;
+  return x > high ? high : x;
+}
+
 struct GroupRange {
   float min = 0, max = 0;
   bool finite = true;
@@ -73,7 +81,7 @@ inline float integer_zero_point(const DtypeTraits& dtype, float min, float scale
   const float limit = static_cast<float>(dtype.max_code());
   // A stored scale can have rounded to zero; the group is then stored as its zero point.
   if (scale == 0.0f) return static_cast<float>(dtype.center());
-  return round_half_even(std::clamp(-min / scale, 0.0f, limit));
+  return round_half_even(clamp_number(-min / scale, 0.0f, limit));
 }
 
 // Codes of one group for a scale and zero point (in codes; the centre when symmetric).
@@ -85,9 +93,7 @@ inline void encode_group(const DtypeTraits& dtype, const float* w, int64_t n, fl
     for (int64_t i = 0; i < n; ++i) {
       // Clamped before rounding: the bounds are integers, so the order makes no difference, and
       // round_half_even needs a small argument.
-      float q = w[i] * keep / divisor;
-      q = q < low ? low : q;
-      q = q > high ? high : q;
+      const float q = clamp_number(w[i] * keep / divisor, low, high);
       codes[i] = static_cast<uint8_t>(static_cast<int>(round_half_even(q) + zero));
     }
     return;
@@ -104,16 +110,18 @@ inline void encode_group(const DtypeTraits& dtype, const float* w, int64_t n, fl
 }
 
 // Codes of one group of integers whose zero point is any number: the nearest to w / scale + zero;
-// where that is a whole number, those of encode_group(), which rounds before it adds.
+// where that is a whole number that fp32 adds exactly, those of encode_group(), which rounds before
+// it adds.
 inline void encode_group_float_zero(const DtypeTraits& dtype, const float* w, int64_t n,
                                     float scale, float zero, uint8_t* codes) {
-  if (zero == std::floor(zero)) {
+  if (zero == std::floor(zero) && std::fabs(zero) < 0x1p22f) {
     encode_group(dtype, w, n, scale, zero, codes);
     return;
   }
   const auto limit = static_cast<float>(dtype.max_code());
   for (int64_t i = 0; i < n; ++i)
-    codes[i] = static_cast<uint8_t>(round_half_even(std::clamp(w[i] / scale + zero, 0.0f, limit)));
+    codes[i] =
+        static_cast<uint8_t>(round_half_even(clamp_number(w[i] / scale + zero, 0.0f, limit)));
 }
 
 // Codes one weight at a time, as encode_group() does; T is the precision of the quotient.
@@ -132,9 +140,7 @@ struct GroupCoder {
     if (dtype->is_integer()) {
       if (scale == 0.0f) return static_cast<int>(zero);
       const T low = -zero, high = static_cast<T>(dtype->max_code()) - zero;
-      T q = w / static_cast<T>(scale);
-      q = q < low ? low : q;
-      q = q > high ? high : q;
+      const T q = clamp_number(w / static_cast<T>(scale), low, high);
       return static_cast<int>(round_half_even(q)) + static_cast<int>(zero);
     }
     const Codebook& book = *dtype->codebook;

@@ -54,6 +54,7 @@ inline float optimise_zero_point(const DtypeTraits& dtype, const float* w, int64
       best = zero;
     }
     zero = static_cast<float>(mean / static_cast<double>(n));
+    if (!std::isfinite(zero)) break;  // kappa took beta out of fp32's range, or weights are huge
     beta *= static_cast<float>(options.kappa);
   }
   encode_group_float_zero(dtype, w, n, scale, best, codes);
@@ -120,6 +121,7 @@ inline QuantizedMatrix quantize_hqq(const ConstMatrixView& weight, const QuantSc
       write_codes(codes.data(), cols, dtype.bits, matrix.row(n));
     }
   });
+  check_overflow(matrix);
   return matrix;
 }
 

@@ -26,7 +26,7 @@ namespace woq {
 struct TunedRounding {
   const float* weight = nullptr;  // [N, K]
   float* offsets = nullptr;       // [N, K]: V
-  const float* scales = nullptr;  // [N, G], none of them 0
+  const float* scales = nullptr;  // [N, G], finite; a stored scale can have rounded to 0
   const float* zeros = nullptr;   // [N, G], in codes (integers)
   const float* table = nullptr;   // [points], ascending (codebooks), else null
   int64_t rows = 0, cols = 0, group = 0;
@@ -81,8 +81,34 @@ inline PointInTable point_in_table(const float* table, int points, float x) {
   return {static_cast<float>(left) + (x - table[left]) / width, width};
 }
 
+// The place of a real index in a table whose last place is `last`: 0 for NaN, which no conversion
+// to an integer has a result for.
+inline float place_of(float q, float last) {
+  q = q > 0.0f ? q : 0.0f;
+  return q > last ? last : q;
+}
+
+// Throws InvalidArgument for scales and zero points that no weight can be rounded with.
+inline void check_ranges(const TunedRounding& r) {
+  const int64_t groups = r.groups();
+  const auto place = [&](int64_t i) {
+    return concat(" at row ", i / groups, ", group ", i % groups);
+  };
+  for (int64_t i = 0; i < r.rows * groups; ++i) {
+    if (!std::isfinite(r.scales[i]))
+      fail("scales hold ", r.scales[i], place(i), "; they must be finite");
+    if (r.table != nullptr) continue;
+    if (!(r.zeros[i] >= 0 && r.zeros[i] <= r.top) || r.zeros[i] != std::floor(r.zeros[i]))
+      fail("zeros hold ", r.zeros[i], place(i), "; they must be codes, 0 to ", r.top);
+  }
+}
+
 inline void round_group(const TunedRounding& r, const float* w, const float* v, int64_t n, float s,
                         float z, float* out) {
+  if (s == 0.0f) {
+    std::fill_n(out, n, 0.0f);
+    return;
+  }
   if (r.table == nullptr) {
     const float low = -z, high = r.top - z;
 #pragma omp simd
@@ -97,7 +123,8 @@ inline void round_group(const TunedRounding& r, const float* w, const float* v, 
   const float last = static_cast<float>(r.points - 1);
   for (int64_t k = 0; k < n; ++k) {
     const float q = nearest_integer(point_in_table(r.table, r.points, w[k] / s).place + v[k]);
-    out[k] = s * r.table[static_cast<int>(std::clamp(q, 0.0f, last))];
+    const float rounded = s * r.table[static_cast<int>(place_of(q, last))];
+    out[k] = std::isnan(q) ? q : rounded;
   }
 }
 
@@ -109,6 +136,7 @@ struct GroupGradients {
 // the sign of its gradient.
 inline GroupGradients step_group(const TunedRounding& r, const float* w, float* v,
                                  const float* grad, int64_t n, float s, float z, float rate) {
+  if (s == 0.0f) return {};  // W~ is 0 whatever V is
   const float step = s < 0 ? -rate : rate;
   float scale = 0, outside = 0;
   if (r.table == nullptr) {
@@ -134,7 +162,7 @@ inline GroupGradients step_group(const TunedRounding& r, const float* w, float* 
   for (int64_t k = 0; k < n; ++k) {
     const float x = w[k] / s;
     const float q = nearest_integer(point_in_table(r.table, r.points, x).place + v[k]);
-    const float i = std::clamp(q, 0.0f, last);
+    const float i = place_of(q, last);
     const float inside = q == i ? 1.0f : 0.0f;
     scale += grad[k] * (r.table[static_cast<int>(i)] - inside * x);
     const float sign = grad[k] > 0 ? step : grad[k] < 0 ? -step : 0.0f;
@@ -145,12 +173,15 @@ inline GroupGradients step_group(const TunedRounding& r, const float* w, float* 
 
 }  // namespace detail
 
-// Writes W~ [N, K] as fp32 or bf16. Throws InvalidArgument for another type or shape.
+// Writes W~ [N, K] as fp32 or bf16; NaN where the weight or its offset is NaN. Throws
+// InvalidArgument for another type or shape, for scales that are not finite, and for zero points
+// that are no code.
 inline void rounded_weight(const TunedRounding& r, const MatrixView& out, int threads = 0) {
   if (out.rows != r.rows || out.cols != r.cols || out.type == FloatType::kFp16) {
     fail("the rounded weight is fp32 or bf16, ", r.rows, " x ", r.cols, ", not ", name_of(out.type),
          ", ", out.rows, " x ", out.cols);
   }
+  detail::check_ranges(r);
   threads = useful_threads(threads, r.rows * r.cols, kElementGrain);
   parallel_for(r.rows, threads, [&](int64_t begin, int64_t end) {
     std::vector<float> row(static_cast<size_t>(r.cols));
@@ -173,14 +204,21 @@ inline void rounded_weight(const TunedRounding& r, const MatrixView& out, int th
 }
 
 // Writes the code of each element of W~ to out [N, K], one a byte. `points` are those of r.table,
-// and are not asked for integers.
+// and are not asked for integers. Throws InvalidArgument for scales and zero points as
+// rounded_weight() does, and for a weight or an offset that is not finite.
 inline void rounded_codes(const TunedRounding& r, const CodePoints& points, uint8_t* out,
                           int threads = 0) {
+  detail::check_ranges(r);
   threads = useful_threads(threads, r.rows * r.cols, kElementGrain);
   parallel_for(r.rows, threads, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin * r.cols; i < end * r.cols; ++i) {
       const int64_t g = i / r.cols * r.groups() + i % r.cols / r.group;
-      const float x = r.weight[i] / r.scales[g], last = static_cast<float>(r.points - 1);
+      const float x = r.scales[g] == 0.0f ? 0.0f : r.weight[i] / r.scales[g];
+      const float last = static_cast<float>(r.points - 1);
+      if (!std::isfinite(r.weight[i]) || !std::isfinite(r.offsets[i])) {
+        fail("the weight at row ", i / r.cols, ", column ", i % r.cols, " is ", r.weight[i],
+             " and its offset ", r.offsets[i], "; there is no code for what is not finite");
+      }
       if (r.table == nullptr) {
         const float z = r.zeros[g];
         const float q = std::clamp(x + r.offsets[i], -z, r.top - z);
@@ -188,7 +226,7 @@ inline void rounded_codes(const TunedRounding& r, const CodePoints& points, uint
       } else {
         const float q = detail::nearest_integer(detail::point_in_table(r.table, r.points, x).place +
                                                 r.offsets[i]);
-        out[i] = points.codes[static_cast<size_t>(std::clamp(q, 0.0f, last))];
+        out[i] = points.codes[static_cast<size_t>(detail::place_of(q, last))];
       }
     }
   });
@@ -196,13 +234,15 @@ inline void rounded_codes(const TunedRounding& r, const CodePoints& points, uint
 
 // Given the gradient of the loss with respect to W~ [N, K]: moves V by `rate` against the sign of
 // its gradient, within [-0.5, 0.5], and writes the gradients of the scales and zero points [N, G]
-// (zero_gradients may be null). The same result for any number of threads.
+// (zero_gradients may be null). The same result for any number of threads. Throws InvalidArgument
+// for another shape, and for scales and zero points as rounded_weight() does.
 inline void rounding_step(const TunedRounding& r, const ConstMatrixView& gradient, float rate,
                           float* scale_gradients, float* zero_gradients, int threads = 0) {
   if (gradient.rows != r.rows || gradient.cols != r.cols) {
     fail("the gradient is ", gradient.rows, " x ", gradient.cols, ", the weight ", r.rows, " x ",
          r.cols);
   }
+  detail::check_ranges(r);
   threads = useful_threads(threads, r.rows * r.cols, kElementGrain);
   parallel_for(r.rows, threads, [&](int64_t begin, int64_t end) {
     std::vector<float> row(static_cast<size_t>(r.cols));

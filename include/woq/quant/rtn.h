@@ -23,6 +23,7 @@
 #include "woq/core/view.h"
 #include "woq/quant/quantized_matrix.h"
 #include "woq/quant/scale_search.h"
+#include "woq/quant/validate.h"
 
 namespace woq {
 
@@ -64,8 +65,9 @@ inline void check_importance(const std::vector<float>& importance, int64_t cols,
 
 }  // namespace detail
 
-// Quantizes weight [N, K]. Throws InvalidArgument for an unsupported scheme, an empty matrix, or a
-// NaN or infinite weight (naming tensor, row and column).
+// Quantizes weight [N, K]. Throws InvalidArgument for an unsupported scheme, an empty matrix, a NaN
+// or infinite weight (naming tensor, row and column), or weights so large that quantized ones would
+// be infinite.
 inline QuantizedMatrix quantize_rtn(const ConstMatrixView& weight, const QuantScheme& scheme,
                                     const RtnOptions& options = {}, int threads = 0) {
   if (weight.rows < 1 || weight.cols < 1) {
@@ -130,6 +132,7 @@ inline QuantizedMatrix quantize_rtn(const ConstMatrixView& weight, const QuantSc
       write_codes(codes.data(), weight.cols, dtype.bits, matrix.row(n));
     }
   });
+  check_overflow(matrix);
   return matrix;
 }
 

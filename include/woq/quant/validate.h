@@ -69,8 +69,64 @@ inline void find_g_idx_problems(const QuantizedMatrix& matrix, Problems* problem
   }
 }
 
+namespace detail {
+
+// The largest magnitude that code - zero point, or a codebook's value, can have.
+inline float largest_code_value(const DtypeTraits& dtype, float zero) {
+  if (dtype.is_integer())
+    return std::max(std::fabs(zero), std::fabs(static_cast<float>(dtype.max_code()) - zero));
+  float largest = 0;
+  for (const float value : dtype.codebook->values) largest = std::max(largest, std::fabs(value));
+  return largest;
+}
+
+}  // namespace detail
+
+// Adds a problem where a scale fits its type but its product with a code does not fit fp32, so that
+// a weight would be infinite. Every code counts, whether a weight has it or not.
+inline void find_overflow(const QuantizedMatrix& matrix, Problems* problems) {
+  const int64_t groups = matrix.groups();
+  std::vector<float> largest(static_cast<size_t>(groups));  // |weight| of each group of columns
+  const detail::WrongElements wrong = detail::wrong_elements(matrix.rows * groups, [&](int64_t i) {
+    const float code =
+        detail::largest_code_value(matrix.dtype(), matrix.zero_point(i / groups, i % groups));
+    const float weight = std::fabs(matrix.scales.at(i)) * code;
+    float& of_group = largest[static_cast<size_t>(i % groups)];
+    of_group = std::max(of_group, weight);
+    return !std::isfinite(weight);
+  });
+  if (wrong.count > 0) {
+    const int64_t n = wrong.first / groups, g = wrong.first % groups;
+    problems->add("the scale of row ", n, ", group ", g, " is ", matrix.scales.at(wrong.first),
+                  ", whose product with the largest code (",
+                  detail::largest_code_value(matrix.dtype(), matrix.zero_point(n, g)),
+                  ") does not fit fp32", wrong.others(),
+                  "; the weights reach the end of fp32's range: rescale them");
+    return;
+  }
+  const float* const act_scales = matrix.act_scales.as<float>();
+  const detail::WrongElements scaled =
+      detail::wrong_elements(matrix.act_scales.size() / 4, [&](int64_t k) {
+        return !std::isfinite(largest[static_cast<size_t>(matrix.group_of(k))] * act_scales[k]);
+      });
+  if (scaled.count > 0) {
+    problems->add("tensor 'act_scales' holds ", act_scales[scaled.first], " at column ",
+                  scaled.first, scaled.others(), ", whose product with weights of up to ",
+                  largest[static_cast<size_t>(matrix.group_of(scaled.first))],
+                  " does not fit fp32: rescale the weights");
+  }
+}
+
+// Throws InvalidArgument where find_overflow() finds a problem. Every quantizer ends with it.
+inline void check_overflow(const QuantizedMatrix& matrix) {
+  Problems problems;
+  find_overflow(matrix, &problems);
+  problems.check();
+}
+
 // Adds a problem for each tensor of the matrix that does not hold what it must: sizes; scales, zero
-// points and act_scales that are not finite; zero points above the largest code; g_idx.
+// points and act_scales that are not finite; zero points above the largest code; g_idx; weights
+// that would be infinite.
 inline void find_problems(const QuantizedMatrix& matrix, Problems* problems) {
   const int64_t rows = matrix.rows, cols = matrix.cols, groups = matrix.groups();
   const int64_t count = rows * groups;
@@ -133,6 +189,7 @@ inline void find_problems(const QuantizedMatrix& matrix, Problems* problems) {
     problems->add("tensor 'act_scales' holds ", act_scales[wrong.first], " at column ", wrong.first,
                   wrong.others(), "; multipliers are finite and not 0");
   }
+  if (problems->count() == before) find_overflow(matrix, problems);
 }
 
 // Throws InvalidArgument that names everything that is wrong with the matrix.

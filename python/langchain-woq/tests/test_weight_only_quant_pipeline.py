@@ -221,7 +221,7 @@ def test_wrong_pipelines_are_refused(causal: Any, tokenizer: PreTrainedTokenizer
     with pytest.raises(ValueError, match="batch_size"):
         WeightOnlyQuantPipeline(pipeline=TextGenerator(causal, tokenizer), batch_size=0)
     with pytest.raises(ValueError, match="Extra inputs"):
-        WeightOnlyQuantPipeline(pipeline=TextGenerator(causal, tokenizer), max_new_tokens=3)
+        WeightOnlyQuantPipeline(pipeline=TextGenerator(causal, tokenizer), max_new_tokn=3)
 
 
 def test_identity(llm: WeightOnlyQuantPipeline) -> None:

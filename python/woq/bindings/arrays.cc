@@ -1,28 +1,63 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "arrays.h"
 
+#include <cstdlib>
 #include <utility>
 
 namespace woq::python {
 
 namespace {
 
-// torch's dtype objects are singletons: comparing addresses is the cheapest test.
-struct TorchDtypes {
-  std::vector<std::pair<PyObject*, ElementType>> known;
+// What is asked of a tensor, as interned names: a call of a layer asks two or three tensors.
+struct TensorNames {
+  PyObject* is_cpu = PyUnicode_InternFromString("is_cpu");
+  PyObject* dtype = PyUnicode_InternFromString("dtype");
+  PyObject* shape = PyUnicode_InternFromString("shape");
+  PyObject* stride = PyUnicode_InternFromString("stride");
+  PyObject* data_ptr = PyUnicode_InternFromString("data_ptr");
+  PyObject* untyped_storage = PyUnicode_InternFromString("untyped_storage");
+  PyObject* storage_offset = PyUnicode_InternFromString("storage_offset");
+  PyObject* nbytes = PyUnicode_InternFromString("nbytes");
+  PyObject* is_neg = PyUnicode_InternFromString("is_neg");
+};
 
-  TorchDtypes() {
+// torch's dtype objects are singletons: comparing addresses is the cheapest test.
+struct Torch {
+  std::vector<std::pair<PyObject*, ElementType>> dtypes;
+  py::object tensor_type;
+  TensorNames names;
+
+  Torch() {
     const py::module_ torch = py::module_::import("torch");
+    tensor_type = torch.attr("Tensor");
     for (const ElementType type : kTensorTypes) {
       if (py::hasattr(torch, name_of(type)))
-        known.emplace_back(torch.attr(name_of(type)).ptr(), type);
+        dtypes.emplace_back(torch.attr(name_of(type)).ptr(), type);
     }
   }
 };
 
-const TorchDtypes& torch_dtypes() {
-  PYBIND11_CONSTINIT static py::gil_safe_call_once_and_store<TorchDtypes> storage;
-  return storage.call_once_and_store_result([] { return TorchDtypes(); }).get_stored();
+const Torch& torch() {
+  PYBIND11_CONSTINIT static py::gil_safe_call_once_and_store<Torch> storage;
+  return storage.call_once_and_store_result([] { return Torch(); }).get_stored();
+}
+
+// Throws what Python raised.
+py::object checked(PyObject* result) {
+  if (result == nullptr) throw py::error_already_set();
+  return py::reinterpret_steal<py::object>(result);
+}
+
+py::object attribute(py::handle object, PyObject* name) {
+  return checked(PyObject_GetAttr(object.ptr(), name));
+}
+
+py::object call(py::handle object, PyObject* name) {
+  return checked(PyObject_CallMethodNoArgs(object.ptr(), name));
+}
+
+std::string type_name(py::handle object) {
+  return py::str(py::type::handle_of(object).attr("__name__"));
 }
 
 [[noreturn]] void fail_dtype(const char* what, const std::string& dtype) {
@@ -55,25 +90,65 @@ ArrayRef from_numpy(const py::array& array, const char* what) {
   return ref;
 }
 
+// A freed storage (as FSDP and offloading leave it) has the address 0, and so have fake, functional
+// and other tensors that only stand for values; some of them refuse to tell an address.
+[[noreturn]] void fail_without_memory(py::handle tensor, const ArrayRef& ref, const char* what,
+                                      const std::string& why) {
+  fail(what, " is a ", type_name(tensor), " of shape ", shape_text(ref.shape),
+       " that has no values in memory (", why,
+       "); load it, gather its shards or leave the fake-tensor mode first");
+}
+
+void* address_of(py::handle tensor, const ArrayRef& ref, const char* what) {
+  try {
+    return reinterpret_cast<void*>(py::cast<uintptr_t>(call(tensor, torch().names.data_ptr)));
+  } catch (py::error_already_set& error) {
+    if (!error.matches(PyExc_Exception)) throw;
+    const std::string text = py::str(error.value());
+    fail_without_memory(tensor, ref, what, text.substr(0, text.find('\n')));
+  }
+}
+
+// Throws InvalidArgument unless every element of the tensor lies in its storage.
+void check_memory(py::handle tensor, const ArrayRef& ref, const char* what) {
+  if (ref.size() == 0) return;
+  if (ref.data == nullptr) fail_without_memory(tensor, ref, what, "its address is 0");
+  const TensorNames& names = torch().names;
+  const auto offset = py::cast<int64_t>(call(tensor, names.storage_offset));
+  const auto bytes = py::cast<int64_t>(call(call(tensor, names.untyped_storage), names.nbytes));
+  int64_t last = offset;
+  for (size_t i = 0; i < ref.shape.size(); ++i) last += (ref.shape[i] - 1) * ref.strides[i];
+  const int64_t needed = (last + 1) * size_of(ref.type);
+  if (needed > bytes)
+    fail_without_memory(tensor, ref, what,
+                        concat("it needs ", needed, " bytes of a storage of ", bytes));
+}
+
 ArrayRef from_tensor(py::handle tensor, const char* what) {
-  if (!py::cast<bool>(tensor.attr("is_cpu"))) {
-    fail(what, " lies on device '", std::string(py::str(tensor.attr("device"))),
-         "'; woq computes on the CPU: move it with .to('cpu')");
+  const TensorNames& names = torch().names;
+  if (!py::cast<bool>(attribute(tensor, names.is_cpu))) {
+    const std::string device = py::str(tensor.attr("device"));
+    fail(what, " lies on device '", device, "'; ",
+         device == "meta" ? "meta tensors have no values: load the model's weights first"
+                          : "woq computes on the CPU: move it with .to('cpu')");
   }
   ArrayRef ref;
-  const py::object dtype = tensor.attr("dtype");
+  const py::object dtype = attribute(tensor, names.dtype);
   bool known = false;
-  for (const auto& [object, type] : torch_dtypes().known) {
+  for (const auto& [object, type] : torch().dtypes) {
     if (dtype.ptr() == object) {
       ref.type = type;
       known = true;
     }
   }
   if (!known) fail_dtype(what, py::str(dtype));
-  ref.data = reinterpret_cast<void*>(py::cast<uintptr_t>(tensor.attr("data_ptr")()));
-  const py::tuple shape = tensor.attr("shape"), strides = tensor.attr("stride")();
+  const py::tuple shape = attribute(tensor, names.shape), strides = call(tensor, names.stride);
   for (py::handle extent : shape) ref.shape.push_back(py::cast<int64_t>(extent));
   for (py::handle stride : strides) ref.strides.push_back(py::cast<int64_t>(stride));
+  ref.data = address_of(tensor, ref, what);
+  check_memory(tensor, ref, what);
+  if (py::cast<bool>(call(tensor, names.is_neg)))
+    fail(what, " is a negated view, whose memory holds other values; pass .resolve_neg()");
   return ref;
 }
 
@@ -111,9 +186,10 @@ bool ArrayRef::contiguous() const {
 ArrayRef array_ref(py::handle object, const char* what) {
   if (py::isinstance<py::array>(object))
     return from_numpy(py::reinterpret_borrow<py::array>(object), what);
-  if (py::hasattr(object, "data_ptr")) return from_tensor(object, what);
-  fail(what, " is a ", std::string(py::str(py::type::handle_of(object).attr("__name__"))),
-       "; expected a numpy array or a torch tensor");
+  // Asked first, so that torch is imported only where something may be its tensor.
+  if (py::hasattr(object, "data_ptr") && py::isinstance(object, torch().tensor_type))
+    return from_tensor(object, what);
+  fail(what, " is a ", type_name(object), "; expected a numpy array or a torch tensor");
 }
 
 ConstMatrixView input_matrix(py::handle object, const char* what) {
@@ -123,7 +199,12 @@ ConstMatrixView input_matrix(py::handle object, const char* what) {
 MatrixView output_matrix(py::handle object, const char* what) {
   const ArrayRef ref = array_ref(object, what);
   if (!ref.writable) fail(what, " is read-only");
-  return matrix_view(ref, what);
+  const MatrixView view = matrix_view(ref, what);
+  if (view.rows > 1 && std::abs(view.row_stride) < view.cols) {
+    fail(what, " has rows that overlap (a row stride of ", view.row_stride, ", ", view.cols,
+         " columns): pass memory of its own for each row");
+  }
+  return view;
 }
 
 std::vector<float> float_vector(py::handle object, const char* what) {

@@ -11,6 +11,7 @@
 #include "arrays.h"
 #include "containers.h"
 #include "foreign.h"
+#include "getter.h"
 #include "imatrix.h"
 #include "portable.h"
 #include "quantized.h"
@@ -48,7 +49,12 @@ LinearOutput linear_output(const py::handle& item) {
     fail("an output is (layer, out), (layer, out, residual) or (layer, out, residual, up), got ",
          parts.size(), " items");
   LinearOutput output;
-  output.layer = parts[0].cast<const WeightOnlyLinear*>();
+  const py::object layer = parts[0];
+  if (!py::isinstance<WeightOnlyLinear>(layer)) {
+    fail("an output's layer is a ", std::string(py::str(py::type::of(layer).attr("__name__"))),
+         "; expected a Linear");
+  }
+  output.layer = &layer.cast<const WeightOnlyLinear&>();
   output.y = output_matrix(parts[1], "the output");
   if (parts.size() > 2 && !parts[2].is_none())
     output.residual = input_matrix(parts[2], "the residual");
@@ -195,9 +201,9 @@ PYBIND11_MODULE(_woq, module) {
   py::class_<WeightOnlyLinear>(module, "Linear")
       .def(py::init(&make_linear), py::arg("weight"), py::arg("bias") = py::none(),
            py::arg("compute_dtype") = "fp32", py::arg("name") = "", py::arg("num_threads") = 0)
-      .def_property_readonly("in_features", &WeightOnlyLinear::in_features)
-      .def_property_readonly("out_features", &WeightOnlyLinear::out_features)
-      .def_property_readonly("has_bias", &WeightOnlyLinear::has_bias)
+      .def_property_readonly("in_features", getter(&WeightOnlyLinear::in_features))
+      .def_property_readonly("out_features", getter(&WeightOnlyLinear::out_features))
+      .def_property_readonly("has_bias", getter(&WeightOnlyLinear::has_bias))
       .def_property_readonly("nbytes", [](const WeightOnlyLinear& l) { return l.weight().bytes(); })
       .def_property_readonly("scheme", [](const WeightOnlyLinear& l) { return l.weight().scheme; })
       .def_property_readonly(
@@ -229,6 +235,7 @@ PYBIND11_MODULE(_woq, module) {
   module.def("has_bf16_products", &has_bf16_products);
   module.attr("MAX_HEAD_DIM") = ops::kMaxHeadDim;
   module.def("cpu_info", &cpu_info);
+  module.def("enter_forked_child", [] { woq::detail::forked.store(true); });
   module.def("targets", &targets);
   module.def("build_info", &build_info);
 }

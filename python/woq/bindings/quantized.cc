@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "arrays.h"
+#include "getter.h"
 #include "scheme.h"
 
 namespace woq::python {
@@ -191,7 +192,7 @@ void bind_quantized(py::module_& module) {
                              [](const QuantizedMatrix& m) { return m.g_idx.size() > 0; })
       .def_property_readonly("has_act_scales",
                              [](const QuantizedMatrix& m) { return m.act_scales.size() > 0; })
-      .def_property_readonly("nbytes", &QuantizedMatrix::bytes)
+      .def_property_readonly("nbytes", getter(&QuantizedMatrix::bytes))
       .def("codes", &codes)
       .def("scales", &scales)
       .def("zero_points", &zero_points)

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "arrays.h"
+#include "getter.h"
 #include "options.h"
 #include "woq/woq.h"
 
@@ -241,9 +242,9 @@ double layer_error(const py::object& weight, const py::object& approximation,
 void bind_quantizers(py::module_& module) {
   py::class_<Hessian>(module, "Hessian")
       .def(py::init<int64_t, std::string>(), py::arg("in_features"), py::arg("name") = "layer")
-      .def_property_readonly("in_features", &Hessian::cols)
-      .def_property_readonly("rows", &Hessian::rows)
-      .def_property_readonly("nbytes", &Hessian::bytes)
+      .def_property_readonly("in_features", getter(&Hessian::cols))
+      .def_property_readonly("rows", getter(&Hessian::rows))
+      .def_property_readonly("nbytes", getter(&Hessian::bytes))
       .def(
           "add",
           [](Hessian& hessian, const py::object& x, int num_threads) {
@@ -252,7 +253,7 @@ void bind_quantizers(py::module_& module) {
             hessian.add(view, num_threads);
           },
           py::arg("x"), py::arg("num_threads") = 0)
-      .def_property_readonly("dead_columns", &Hessian::dead_columns)
+      .def_property_readonly("dead_columns", getter(&Hessian::dead_columns))
       .def("merge", &Hessian::merge, py::arg("other"))
       .def(
           "scaled",
@@ -267,8 +268,8 @@ void bind_quantizers(py::module_& module) {
                   py::arg("mean_magnitudes") = py::none(), py::arg("name") = "layer");
   py::class_<CrossMoment>(module, "CrossMoment")
       .def(py::init<int64_t, std::string>(), py::arg("in_features"), py::arg("name") = "layer")
-      .def_property_readonly("in_features", &CrossMoment::cols)
-      .def_property_readonly("rows", &CrossMoment::rows)
+      .def_property_readonly("in_features", getter(&CrossMoment::cols))
+      .def_property_readonly("rows", getter(&CrossMoment::rows))
       .def(
           "add",
           [](CrossMoment& moment, const py::object& x_float, const py::object& x_quantized,

@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "getter.h"
 #include "woq/woq.h"
 
 namespace woq::python {
@@ -163,9 +164,9 @@ void bind_scheme(py::module_& module) {
       .def_readonly("name", &DtypeTraits::name)
       .def_readonly("bits", &DtypeTraits::bits)
       .def_readonly("signed_scale", &DtypeTraits::signed_scale)
-      .def_property_readonly("is_integer", &DtypeTraits::is_integer)
-      .def_property_readonly("center", &DtypeTraits::center)
-      .def_property_readonly("max_code", &DtypeTraits::max_code)
+      .def_property_readonly("is_integer", getter(&DtypeTraits::is_integer))
+      .def_property_readonly("center", getter(&DtypeTraits::center))
+      .def_property_readonly("max_code", getter(&DtypeTraits::max_code))
       .def_property_readonly("values", &code_values)
       .def("__repr__", [](const DtypeTraits& t) { return concat("DtypeTraits('", t.name, "')"); });
 

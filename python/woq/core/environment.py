@@ -17,7 +17,10 @@ _PACKAGES = (
     *("torch", "transformers", "numpy", "safetensors", "accelerate", "gguf", "datasets"),
     *("langchain-core", "langchain-woq", "matplotlib", "click"),
 )
-_VARIABLES = ("WOQ_FORCE_TARGET", "OMP_NUM_THREADS", "OMP_PROC_BIND", "GOMP_CPU_AFFINITY")
+_VARIABLES = (
+    *("WOQ_FORCE_TARGET", "OMP_NUM_THREADS", "OMP_PROC_BIND", "GOMP_CPU_AFFINITY"),
+    *("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"),
+)
 
 
 def version_of(package: str) -> str | None:

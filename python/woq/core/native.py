@@ -12,6 +12,8 @@ import ctypes
 import importlib.util
 from pathlib import Path
 
+from . import forks
+
 
 def _load_torch_openmp() -> bool:
     """Loads the libgomp that torch ships, without importing torch; False if there is none."""
@@ -37,3 +39,7 @@ except ImportError as error:
 
 # After the runtime that it needs. All of it: `_woq.pyi` is the list.
 from woq._woq import *  # noqa: E402, F403
+from woq._woq import enter_forked_child  # noqa: E402
+
+if forks.in_forked_child():
+    enter_forked_child()

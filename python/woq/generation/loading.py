@@ -169,7 +169,7 @@ def _load_tokenizer(loader: Any, name: Any, files: Mapping[str, Any]) -> Any:
         require("gguf", "reading a GGUF file")
     try:
         return loader.from_pretrained(name, **files)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ImportError) as error:
         raise InvalidArgument(
             f"no tokenizer could be loaded from {str(name)!r} ({error}): check the name, or pass "
             "tokenizer="

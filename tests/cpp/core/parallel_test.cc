@@ -2,15 +2,20 @@
 #include "woq/core/parallel.h"
 
 #include <gtest/gtest.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <cstdint>
+#include <cstdlib>
+#include <iostream>
 #include <stdexcept>
 #include <string>
 #include <thread>
 #include <vector>
 
+#include "support/child.h"
 #include "support/errors.h"
 
 namespace woq::testing {
@@ -134,6 +139,136 @@ TEST(Parallel, ConcurrentCallersAreServedOneAfterTheOther) {
   for (std::thread& caller : callers) caller.join();
   EXPECT_EQ(overlaps, 0);
   EXPECT_GE(sum, 80);
+}
+
+// A clock of our own, and teams of 0.1 ms of work.
+struct TeamLimitTest : ::testing::Test {
+  using Clock = TeamLimit::Clock;
+  static constexpr std::chrono::nanoseconds kWork = std::chrono::microseconds(100);
+  static constexpr std::chrono::nanoseconds kSlice = std::chrono::milliseconds(4);
+
+  int allowed(int wanted) { return limit.allowed(wanted, now); }
+  void team(int size, std::chrono::nanoseconds wait) {
+    now += kWork + wait;
+    limit.ended(size, kWork, wait, now);
+  }
+
+  TeamLimit limit;
+  Clock::time_point now = Clock::time_point(std::chrono::hours(1));
+};
+
+TEST_F(TeamLimitTest, TeamsThatWaitLessThanOneThreadWouldWorkKeepTheirThreads) {
+  for (int i = 0; i < 1000; ++i) team(2, kWork * 9 / 10);
+  EXPECT_EQ(allowed(2), 2);
+  for (int i = 0; i < 1000; ++i) team(16, kWork * 14);
+  EXPECT_EQ(allowed(16), 16);
+}
+
+TEST_F(TeamLimitTest, ATimeSliceNowAndThenDoesNotCount) {
+  for (int i = 0; i < 2000; ++i) team(2, i % 50 == 0 ? kSlice : kWork / 20);
+  EXPECT_EQ(allowed(2), 2);
+}
+
+TEST_F(TeamLimitTest, TwoTimeSlicesInARowHalveTeams) {
+  team(8, kSlice);
+  EXPECT_EQ(allowed(8), 8);
+  team(8, kSlice);
+  EXPECT_EQ(allowed(8), 4);
+  EXPECT_EQ(allowed(2), 2);
+  team(4, kSlice);
+  team(4, kSlice);
+  EXPECT_EQ(allowed(8), 2);
+}
+
+TEST_F(TeamLimitTest, TriesAgainAfterPausesThatGrow) {
+  std::chrono::nanoseconds pause = TeamLimit::kShortestPause;
+  for (int i = 0; i < 8; ++i) {
+    team(2, kSlice);
+    team(2, kSlice);
+    now += pause - std::chrono::nanoseconds(1);
+    ASSERT_EQ(allowed(2), 1) << "after failure " << i;
+    now += std::chrono::nanoseconds(1);
+    ASSERT_EQ(allowed(2), 2) << "after failure " << i;
+    pause = std::min(2 * pause, TeamLimit::kLongestPause);
+  }
+  // What went well for as long as the last pause starts from the shortest.
+  now += TeamLimit::kLongestPause;
+  team(2, kSlice);
+  team(2, kSlice);
+  now += TeamLimit::kShortestPause;
+  EXPECT_EQ(allowed(2), 2);
+}
+
+TEST_F(TeamLimitTest, LargeTeamsGrowAgainByHalves) {
+  for (int size = 8; size > 1; size /= 2) {
+    team(size, 8 * kSlice);
+    EXPECT_EQ(allowed(8), size / 2);
+  }
+  for (const int size : {2, 4, 8}) {
+    now += TeamLimit::kLongestPause;
+    EXPECT_EQ(allowed(8), size);
+  }
+}
+
+TEST_F(TeamLimitTest, SmallTeamsDoNotSpeakForLargeOnes) {
+  // Waking a thread takes longer than a small layer; what large ones gain is more.
+  for (int i = 0; i < 1000; ++i) {
+    team(16, kWork / 10);
+    for (int small = 0; small < 4; ++small) team(2, 2 * kWork);
+  }
+  EXPECT_EQ(allowed(16), 16);
+  team(16, kWork / 10);
+  for (int i = 0; i < 3; ++i) team(2, kSlice);
+  EXPECT_EQ(allowed(16), 8);
+  EXPECT_EQ(allowed(2), 2);
+}
+
+TEST_F(TeamLimitTest, WorkThatLastedSinceItsOwnCoreWasGivenAwayEarnsLittle) {
+  for (int i = 0; i < 2; ++i) {
+    now += kSlice;
+    limit.ended(2, kSlice, kWork, now);  // the first member stood still, now the second one does
+    team(2, kSlice);
+  }
+  EXPECT_EQ(allowed(2), 1);
+}
+
+TEST(Parallel, ABriefTeamVisitsEveryItemOnceAndPassesExceptionsOn) {
+  for (int threads = 1; threads <= 4; ++threads) {
+    std::vector<std::atomic<int>> visits(100);
+    run_brief_team(threads, [&](const TeamMember& member) {
+      int64_t begin = 0, end = 0;
+      member.share(100, 1, &begin, &end);
+      for (int64_t i = begin; i < end; ++i) ++visits[static_cast<size_t>(i)];
+    });
+    for (const auto& count : visits) EXPECT_EQ(count, 1) << threads;
+    const auto fails = [](const TeamMember& member) {
+      if (member.index == 0) throw std::runtime_error("item failed");
+    };
+    EXPECT_EQ(error_of<std::runtime_error>([&] { run_brief_team(threads, fails); }), "item failed");
+  }
+}
+
+// Another library starts OpenMP's pool, as torch does, and the process forks before it calls this
+// one: its child is the first that does.
+[[noreturn]] void fork_before_the_first_call() {
+  std::atomic<int> members{0};
+#pragma omp parallel num_threads(2)
+  ++members;
+  const pid_t child = fork();
+  if (child == 0) {
+    std::atomic<int> calls{0};
+    run_team(2, [&](const TeamMember& member) { calls += member.size; });
+    _exit(calls == 1 && in_forked_child() ? 0 : 1);
+  }
+  const std::string outcome = outcome_of(child);
+  std::cerr << members << " threads before the fork, the child: " << outcome << "\n";
+  std::exit(outcome == "0" && members == 2 && !in_forked_child() ? 0 : 1);
+}
+
+// In a process of its own, where no other test has called anything.
+TEST(ParallelDeathTest, AChildForkedBeforeTheFirstCallRunsOnItsOneThread) {
+  GTEST_FLAG_SET(death_test_style, "threadsafe");
+  EXPECT_EXIT(fork_before_the_first_call(), ::testing::ExitedWithCode(0), "the child: 0");
 }
 
 }  // namespace

@@ -186,12 +186,13 @@ TEST(Gptq, BeatsRtnOnCorrelatedInputs) {
 
 TEST(Gptq, IsTheSameForAnyNumberOfThreads) {
   Random random = random_of_test();
-  const CalibratedLayer layer = correlated_layer(random, 200, 250);
+  const CalibratedLayer layer = correlated_layer(random, 400, 260);
+  ASSERT_GE(layer.rows * layer.cols, 3 * kElementGrain);  // a team for static scales as well
   for (const GptqOptions& options : gptq_variants()) {
     const QuantScheme scheme{WeightDtype::kInt4Clip, 32, ZeroKind::kInt, ScaleEncoding::kFp16};
     const QuantizedMatrix one =
         quantize_gptq(layer.weight(), layer.hessian, scheme, options, 1).matrix;
-    for (const int threads : {2, 3, 5}) {
+    for (const int threads : {2, 3}) {
       const QuantizedMatrix many =
           quantize_gptq(layer.weight(), layer.hessian, scheme, options, threads).matrix;
       ASSERT_EQ(difference(one, many), "") << threads << " threads, " << variant(options);

@@ -7,6 +7,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <limits>
 #include <string>
 #include <utility>
 #include <vector>
@@ -35,10 +36,10 @@ struct Tuned {
   TunedRounding shape;
 };
 
-Tuned random_tuned(Random& random, bool codebook) {
+Tuned random_tuned(Random& random, bool codebook, int64_t rows = 0, int64_t cols = 0) {
   Tuned t;
-  t.shape.rows = 1 + random.below(9);
-  t.shape.cols = 1 + random.below(150);
+  t.shape.rows = rows > 0 ? rows : 1 + random.below(9);
+  t.shape.cols = cols > 0 ? cols : 1 + random.below(150);
   t.shape.group = 1 + random.below(t.shape.cols + 8);
   const auto elements = static_cast<size_t>(t.shape.rows * t.shape.cols);
   const auto groups = static_cast<size_t>(t.shape.rows * t.shape.groups());
@@ -173,8 +174,10 @@ TEST_P(Rounding, StepsAgainstTheSignAndGivesTheGradients) {
 
 TEST_P(Rounding, IsTheSameForAnyNumberOfThreads) {
   Random random = random_of_test();
-  for (int round = 0; round < 5; ++round) {
-    Tuned one = random_tuned(random, GetParam());
+  constexpr int64_t kRows = 199, kCols = 523;
+  static_assert(kRows * kCols >= 3 * kElementGrain);
+  for (int round = 0; round < 2; ++round) {
+    Tuned one = random_tuned(random, GetParam(), kRows, kCols);
     Tuned several = one;
     const TunedRounding r = one.view();
     const std::vector<float> gradient = one.weight;
@@ -199,6 +202,89 @@ TEST_P(Rounding, IsTheSameForAnyNumberOfThreads) {
 INSTANTIATE_TEST_SUITE_P(Kinds, Rounding, ::testing::Bool(), [](const auto& test) {
   return std::string(test.param ? "Codebook" : "Integers");
 });
+
+// A stored scale can round to 0; nothing is divided by it.
+TEST_P(Rounding, AScaleOfZeroMakesZeros) {
+  Random random = random_of_test();
+  Tuned tuned = random_tuned(random, GetParam(), 3, 40);
+  std::fill(tuned.scales.begin(), tuned.scales.end(), 0.0f);
+  const std::vector<float> offsets = tuned.offsets, gradient(tuned.weight.size(), 1.0f);
+  std::vector<float> values(tuned.weight.size(), -1.0f), of_scales(tuned.scales.size(), -1.0f),
+      of_zeros = of_scales;
+  rounded_weight(tuned.view(), view_of(values.data(), 3, 40), 1);
+  rounding_step(tuned.view(), view_of(gradient.data(), 3, 40), 0.1f, of_scales.data(),
+                of_zeros.data(), 1);
+  EXPECT_EQ(values, std::vector<float>(values.size()));
+  EXPECT_EQ(of_scales, std::vector<float>(of_scales.size()));
+  EXPECT_EQ(of_zeros, std::vector<float>(of_zeros.size()));
+  EXPECT_EQ(tuned.offsets, offsets);
+}
+
+// The other weights are what they are without it.
+TEST_P(Rounding, NanStaysWhereItIs) {
+  Random random = random_of_test();
+  for (const bool in_offset : {false, true}) {
+    Tuned tuned = random_tuned(random, GetParam(), 3, 40);
+    std::vector<float> clean(tuned.weight.size()), values(clean.size());
+    rounded_weight(tuned.view(), view_of(clean.data(), 3, 40), 1);
+    const std::vector<float> gradient(clean.size(), 1.0f);
+    std::vector<float> of_scales(tuned.scales.size()), of_zeros(of_scales.size());
+    (in_offset ? tuned.offsets : tuned.weight)[57] = std::numeric_limits<float>::quiet_NaN();
+    rounded_weight(tuned.view(), view_of(values.data(), 3, 40), 1);
+    for (size_t i = 0; i < values.size(); ++i) {
+      if (i == 57) {
+        EXPECT_TRUE(std::isnan(values[i])) << values[i];
+      } else {
+        ASSERT_EQ(values[i], clean[i]) << i;
+      }
+    }
+    rounding_step(tuned.view(), view_of(gradient.data(), 3, 40), 0.1f, of_scales.data(),
+                  of_zeros.data(), 1);
+  }
+}
+
+TEST(RoundingErrors, NumbersThatAreNone) {
+  Random random = random_of_test();
+  constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
+  constexpr float kInfinity = std::numeric_limits<float>::infinity();
+  for (const bool codebook : {false, true}) {
+    const Tuned good = random_tuned(random, codebook, 3, 40);
+    const CodePoints points(traits_of(codebook ? WeightDtype::kNf4 : WeightDtype::kInt4Clip));
+    std::vector<float> values(good.weight.size()), of_scales(good.scales.size());
+    std::vector<uint8_t> codes(values.size());
+    const auto refused = [&](const Tuned& bad) {
+      Tuned copy = bad;
+      const TunedRounding r = copy.view();
+      const std::string weight =
+          error_of<InvalidArgument>([&] { rounded_weight(r, view_of(values.data(), 3, 40), 1); });
+      EXPECT_EQ(weight,
+                error_of<InvalidArgument>([&] { rounded_codes(r, points, codes.data(), 1); }));
+      EXPECT_EQ(weight, error_of<InvalidArgument>([&] {
+                  rounding_step(r, view_of(values.data(), 3, 40), 0.1f, of_scales.data(), nullptr,
+                                1);
+                }));
+      return weight;
+    };
+    for (const float scale : {kNan, kInfinity, -kInfinity}) {
+      Tuned bad = good;
+      bad.scales.back() = scale;
+      EXPECT_MENTIONS(refused(bad), concat("scales hold ", scale, " at row 2, group "));
+    }
+    for (const float zero : {kNan, -1.0f, 1.5f, 1e9f}) {
+      if (codebook) break;
+      Tuned bad = good;
+      bad.zeros.front() = zero;
+      EXPECT_MENTIONS(refused(bad), concat("zeros hold ", zero, " at row 0, group 0"));
+    }
+    for (const bool in_offset : {false, true}) {
+      Tuned bad = good;
+      (in_offset ? bad.offsets : bad.weight)[57] = kNan;
+      const std::string error =
+          error_of<InvalidArgument>([&] { rounded_codes(bad.view(), points, codes.data(), 1); });
+      EXPECT_MENTIONS(error, "row 1, column 17");
+    }
+  }
+}
 
 TEST(RoundingErrors, WrongShapesAndTypes) {
   Random random(1);

@@ -253,22 +253,28 @@ TEST(Rtn, NanAndInfinityAreNamedWithTheirPlace) {
        {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity(),
         -std::numeric_limits<float>::infinity()}) {
     for (const FloatType type : kFloatTypes) {
-      for (const int threads : {1, 3}) {
-        FloatMatrix w(type, 6, 75);
-        for (int64_t n = 0; n < 6; ++n) {
-          for (int64_t k = 0; k < 75; ++k) w.set(n, k, 0.5f);
-        }
-        w.set(4, 71, bad);
-        for (const QuantScheme& scheme : quantizer_schemes({32})) {
-          const std::string error = error_of<InvalidArgument>([&] {
-            quantize_rtn(w.view(), scheme, {false, "model.layers.3.mlp.up_proj.weight"}, threads);
-          });
-          EXPECT_MENTIONS(error, "'model.layers.3.mlp.up_proj.weight'");
-          EXPECT_MENTIONS(error, "row 4, column 71");
-          EXPECT_MENTIONS(error, std::isnan(bad) ? "NaN" : "infinite");
-        }
+      FloatMatrix w(type, 6, 75);
+      for (int64_t n = 0; n < 6; ++n) {
+        for (int64_t k = 0; k < 75; ++k) w.set(n, k, 0.5f);
+      }
+      w.set(4, 71, bad);
+      for (const QuantScheme& scheme : quantizer_schemes({32})) {
+        const std::string error = error_of<InvalidArgument>([&] {
+          quantize_rtn(w.view(), scheme, {false, "model.layers.3.mlp.up_proj.weight"}, 1);
+        });
+        EXPECT_MENTIONS(error, "'model.layers.3.mlp.up_proj.weight'");
+        EXPECT_MENTIONS(error, "row 4, column 71");
+        EXPECT_MENTIONS(error, std::isnan(bad) ? "NaN" : "infinite");
       }
     }
+    // Found by the last of a team.
+    constexpr int64_t kRows = 199, kCols = 523;
+    static_assert(kRows * kCols >= 3 * kElementGrain);
+    std::vector<float> w(static_cast<size_t>(kRows * kCols), 0.5f);
+    w[static_cast<size_t>(190 * kCols + 71)] = bad;
+    EXPECT_MENTIONS(error_of<InvalidArgument>(
+                        [&] { quantize_rtn(view_of(w.data(), kRows, kCols), {}, {}, 3); }),
+                    "row 190, column 71");
   }
 }
 

@@ -47,6 +47,13 @@ class OnTarget : public ::testing::TestWithParam<Target> {
     const CpuFeatureSet missing = traits_of(GetParam()).required & ~cpu_features();
     if (missing != 0) GTEST_SKIP() << "this CPU lacks " << names_of(missing);
     forced_.emplace(name_of(GetParam()));
+#define WOQ_ROW(name, enumerator)          \
+  {                                        \
+    Target::enumerator, Target::enumerator \
+  }
+    constexpr simd::Choice<Target> kChoices[] = {WOQ_CODE_TARGETS(WOQ_ROW)};
+#undef WOQ_ROW
+    ASSERT_EQ(simd::select(kChoices).code, GetParam()) << "not the forced target's code runs";
   }
 
  private:
