@@ -26,7 +26,7 @@ def test_defaults():
     config = WeightOnlyQuantConfig()
     assert config.to_dict() == {
         "quant_method": "woq",
-        "format_version": 1,
+        "format_version": 2,
         "weight_dtype": "int4_fullrange",
         "compute_dtype": "fp32",
         "scale_dtype": "fp32",
@@ -174,7 +174,29 @@ def test_other_methods_and_newer_formats_are_refused():
     with pytest.raises(InvalidArgument, match="quant_method 'gptq'"):
         WeightOnlyQuantConfig.from_dict({"quant_method": "gptq"})
     with pytest.raises(InvalidArgument, match="install a newer woq"):
-        WeightOnlyQuantConfig.from_dict({"format_version": 2})
+        WeightOnlyQuantConfig.from_dict({"format_version": 3})
+
+
+@pytest.mark.parametrize("version", [0, True, "2", None, 2.0])
+def test_what_is_no_version_is_refused(version):
+    with pytest.raises(InvalidArgument, match="format_version"):
+        WeightOnlyQuantConfig.from_dict({"format_version": version})
+
+
+def test_the_digest_of_a_checkpoint_is_kept_and_is_no_setting():
+    digest = "0123456789abcdef" * 4
+    config = WeightOnlyQuantConfig.from_dict({"format_version": 1, "digest": digest})
+    assert config.format_version == 1
+    assert config.digest == config.stored().digest == config.canonical().digest == digest
+    assert config.canonical().format_version == 1
+    assert config.to_dict()["digest"] == digest
+    assert config == WeightOnlyQuantConfig()
+    assert "digest" not in WeightOnlyQuantConfig().to_dict()
+    for wrong in (digest[1:], digest.upper(), 5):
+        with pytest.raises(InvalidArgument, match="64 hexadecimal digits"):
+            WeightOnlyQuantConfig.from_dict({"digest": wrong})
+    with pytest.raises(InvalidArgument, match="no field 'digest'"):
+        WeightOnlyQuantConfig(digest=digest)
 
 
 def test_works_without_torch_and_transformers():

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from ..config.quant_config import WeightOnlyQuantConfig, pattern_of_names
+from ..config.patterns import pattern_of_names
+from ..config.quant_config import WeightOnlyQuantConfig
 from ..core import native
 from .layer import WeightOnlyLinear
 
