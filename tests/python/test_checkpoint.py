@@ -326,7 +326,12 @@ def test_a_kill_at_any_rename(before: str, after: str, tmp_path: Path) -> None:
     assert seen == sorted(seen, key=["old", "refused", "new"].index)
 
 
+TENSOR = b'{"a":{"dtype":"U8","shape":[1],"data_offsets":[1,2]}}0'
 HEADERS = {
+    "a gap": b"\x35\0\0\0\0\0\0\0" + TENSOR + b"1",
+    "another size": b"\x36\0\0\0\0\0\0\0"
+    + TENSOR[:-1].replace(b"U8", b"F16").replace(b"[1,2]", b"[0,1]")
+    + b"0",
     "empty": b"",
     "short": b"\x08\0\0\0",
     "too long": b"\xff" * 8 + b"{}",

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -39,6 +40,10 @@ _TENSORS = "woq_tensors"
 
 # Headers of safetensors files may have 100 MB.
 _LONGEST_HEADER = 100_000_000
+
+
+# Bytes of an element of the types that woq writes; the format has more.
+_WIDTHS = {name: dtype.itemsize for dtype, name in DTYPE_NAMES.items()}
 
 
 class Stored(NamedTuple):
@@ -77,9 +82,7 @@ def read_header(file: str) -> Header:
             fields = json.loads(stream.read(length), object_pairs_hook=_without_doubles)
         metadata = fields.pop("__metadata__", {})
         tensors = {name: _stored(value, start) for name, value in fields.items()}
-        end = max((tensor.stop for tensor in tensors.values()), default=start)
-        if end != size:
-            raise ValueError(f"its tensors end at byte {end}, the file has {size}")
+        _check_places(tensors, start, size)
         if not all(isinstance(value, str) for value in metadata.values()):
             raise ValueError("its metadata are not strings")
     except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
@@ -94,6 +97,21 @@ def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(fields) != len(pairs):
         raise ValueError("a name occurs twice in its header")
     return fields
+
+
+def _check_places(tensors: Mapping[str, Stored], start: int, size: int) -> None:
+    """Raise ValueError unless the tensors fill the file from `start` on, without a gap."""
+    end = start
+    for name, tensor in sorted(tensors.items(), key=lambda item: item[1][2:]):
+        if tensor.start != end:
+            raise ValueError(f"{name} begins at byte {tensor.start}, expected {end}")
+        end = tensor.stop
+        width = _WIDTHS.get(tensor.dtype)
+        nbytes = tensor.stop - tensor.start
+        if width is not None and math.prod(tensor.shape) * width != nbytes:
+            raise ValueError(f"{name} is {tensor} and has {nbytes} bytes")
+    if end != size:
+        raise ValueError(f"its tensors end at byte {end}, the file has {size}")
 
 
 def _stored(value: Mapping[str, Any], start: int) -> Stored:
