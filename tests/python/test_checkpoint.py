@@ -385,6 +385,13 @@ def test_a_config_that_names_a_file_outside(tmp_path: Path) -> None:
             check_folder(tmp_path)
 
 
+@pytest.mark.parametrize("text", ["{", "[]", '{"model_type": 5}'])
+def test_a_damaged_config_is_not_read_twice(text: str, tmp_path: Path) -> None:
+    """transformers says what is wrong with it."""
+    (tmp_path / "config.json").write_text(text)
+    check_folder(tmp_path)
+
+
 @pytest.mark.parametrize("text", ["{", "[]", '{"weight_map": []}', '{"weight_map": {"a": 1}}'])
 def test_a_damaged_index(text: str, tmp_path: Path) -> None:
     (tmp_path / "model.safetensors.index.json").write_text(text)

@@ -38,6 +38,8 @@ __all__ = [
 _DIGEST = "woq_digest"
 _TENSORS = "woq_tensors"
 
+_INDICES = ("*.safetensors.index.json", "*.bin.index.json")
+
 # Headers of safetensors files may have 100 MB.
 _LONGEST_HEADER = 100_000_000
 
@@ -234,7 +236,8 @@ def check_inside(folder: str, files: Iterable[str]) -> None:
 
 def check_folder(folder: str | os.PathLike[str]) -> None:
     """`check_inside` for all files that an index in the folder, or its config.json, names."""
-    for index in sorted(Path(folder).glob("*.index.json")):
+    indices = (file for kind in _INDICES for file in Path(folder).glob(kind))
+    for index in sorted(indices):
         weight_map = _json(index).get("weight_map", {})
         if not isinstance(weight_map, dict) or not all(
             isinstance(name, str) for name in weight_map.values()
@@ -242,7 +245,12 @@ def check_folder(folder: str | os.PathLike[str]) -> None:
             raise native.InvalidArgument(f"{index}: weight_map has no names of files")
         check_inside(str(folder), sorted(set(weight_map.values())))
     config = Path(folder) / "config.json"
-    weights = _json(config).get("transformers_weights") if config.is_file() else None
+    if not config.is_file():
+        return
+    try:
+        weights = _json(config).get("transformers_weights")
+    except native.InvalidArgument:
+        return  # transformers says what is wrong with it
     if isinstance(weights, str):
         check_inside(str(folder), [weights])
 

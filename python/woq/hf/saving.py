@@ -42,7 +42,8 @@ def save_pretrained(
 
     All files are written beside the old ones and flushed to the disk, then renamed over them. If
     anything fails before that (disk full, read-only folder, Ctrl-C), what was there is unchanged.
-    One layer is unpacked at a time.
+    Files of two saves, as a kill in the middle of renaming leaves them, are refused when they are
+    loaded: all have the digest of the tensors. One layer is unpacked at a time.
 
     Raises:
         InvalidArgument: not a transformers model, or adapters are attached to it.
