@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from ..algorithms.shared.finished import stored_extras
-from ..config.quant_config import WeightOnlyQuantConfig
+from ..config.quant_config import FORMAT_VERSION, WeightOnlyQuantConfig
 from ..core import native, transformers_private
 from ..formats.checkpoint import (
     Header,
@@ -141,16 +141,20 @@ def _problems(model: Any, headers: Iterable[Header]) -> Iterator[str]:
 def _problems_of_layer(
     layer: str, marker: bytes, tensors: Mapping[str, Stored], module: nn.Module | None
 ) -> Iterator[str]:
-    stored = StoredForm.from_marker(marker, layer)
-    if module is not None and not isinstance(module, StoredLayer):
-        yield f"{layer} is quantized, and should be floating point"
-        return
-    if module is not None:
+    if module is None:
+        if len(marker) not in (marker_bytes(1), marker_bytes(FORMAT_VERSION)):
+            return  # markers of several layers, which transformers has joined: it will split them
+        stored = StoredForm.from_marker(marker, layer)
+    elif isinstance(module, StoredLayer):
         expected = module._buffers[MARKER].numel()  # type: ignore[union-attr]
         if len(marker) != expected:
             yield f"{layer}.{MARKER} has {len(marker)} bytes, expected {expected}"
-        module.form.check_marked(stored, layer)
+            return
+        module.form.check_marked(StoredForm.from_marker(marker, layer), layer)
         stored = module.form
+    else:
+        yield f"{layer} is quantized, and should be floating point"
+        return
     if stored is not None:
         yield from problems_of_layer(layer, stored, tensors)
 
