@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import difflib
 import inspect
 import json
 import logging
@@ -20,6 +19,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 
 from ..core import native
+from ..core.nearest import nearest
 from ..core.units import parse_bytes
 from .patterns import check_patterns
 from .registry import Algorithm, algorithm_names, find_algorithm
@@ -66,8 +66,7 @@ def _unknown_field(owner: str, name: str, known: Iterable[str]) -> native.Invali
     names = sorted(known)
     meant = _OTHER_NAMES.get(name)
     if meant not in names:
-        close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-        meant = close[0] if close else None
+        meant = nearest(name, names)
     hint = f"; did you mean {meant!r}?" if meant else "."
     return native.InvalidArgument(f"{owner} has no field {name!r}{hint} Known: {', '.join(names)}")
 
@@ -145,11 +144,13 @@ class WeightOnlyQuantConfig(_TransformersConfig):
         quantize_lm_head: also quantize the output embedding; a dtype name gives it a dtype of its
             own ("int8"). An output embedding tied to the input embedding is untied in memory: the
             input embedding keeps its values.
-        dataset: calibration data: a list (or another iterable) of strings or of token tensors, the
-            path of a text file, a `datasets` dataset or the name of one, or "self" for text sampled
-            from the model itself, which None stands for too.
+        dataset: calibration data: a list (or another iterable) of strings, of token tensors or of
+            chats, the path of a text file, a `datasets` dataset or the name of one ("wikitext2",
+            "c4", "ptb" and "pile-10k" are known by these), or "self" for text sampled from the
+            model itself, which None stands for too.
         tokenizer: tokenizes `dataset`; default: the one saved beside the model.
-        work_dir: folder that keeps finished layers: a run that was interrupted goes on from there.
+        work_dir: folder that keeps finished layers: a run that was interrupted goes on from there,
+            and gives what it would have given.
         activation_memory: bytes (or a text like "2GB") of activations to hold in memory; what is
             beyond goes to a temporary file.
         imatrix: for RTN an importance matrix (`woq.ImportanceMatrix`, or the path of llama.cpp's):
@@ -166,6 +167,8 @@ class WeightOnlyQuantConfig(_TransformersConfig):
 
     # Other names of arguments: {name: the argument}.
     _other_names: ClassVar[Mapping[str, str]] = {}
+    # Arguments that are taken and mean nothing here: {name: why}.
+    _ignored: ClassVar[Mapping[str, str]] = {}
 
     weight_dtype: str = "int4_fullrange"
     compute_dtype: str = "fp32"
@@ -191,7 +194,7 @@ class WeightOnlyQuantConfig(_TransformersConfig):
         # Before __init__, so that a misspelt field gets a suggestion and not Python's TypeError.
         known = tuple(inspect.signature(cls.__init__).parameters)[1:]
         for name in kwargs:
-            if name not in known and name not in cls._other_names:
+            if name not in known and name not in cls._other_names and name not in cls._ignored:
                 raise _unknown_field(cls.__name__, name, known)
         new = super().__new__(cls)
         named = (cls._other_names.get(name, name) for name in kwargs)
