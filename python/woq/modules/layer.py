@@ -126,7 +126,7 @@ class WeightOnlyLinear(nn.Linear):
         the values are in `dequantize()`.
         """
         shape = (self.out_features, self.in_features)
-        return stand_in(shape[::-1] if self.transposed else shape, self._dtype)
+        return stand_in(shape[::-1] if self.transposed else shape, self._dtype, self.name)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if needs_dispatcher(x):
