@@ -56,7 +56,7 @@ bench: $(STAMPS)/build
 # GCC with AddressSanitizer and UBSan, Clang as a compiler, Clang with ThreadSanitizer, fuzzers.
 # -O1: instrumented kernels take GCC four times as long with -O2. Assertions stay on.
 sanitize: $(STAMPS)/build
-	scripts/test_cpp.sh build/sanitize -DWOQ_SANITIZE=address,undefined \
+	scripts/test_cpp.sh build/sanitize -DWOQ_SANITIZE=address,undefined,float-cast-overflow \
 	  -DCMAKE_BUILD_TYPE=Debug -DCMAKE_CXX_FLAGS_DEBUG=-O1
 	scripts/test_clang.sh
 	scripts/test_threads.sh

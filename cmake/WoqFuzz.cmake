@@ -7,7 +7,7 @@ if(NOT CMAKE_CXX_COMPILER_ID STREQUAL "Clang")
     "${CMAKE_CXX_COMPILER_ID} (-DCMAKE_CXX_COMPILER=clang++-16)")
 endif()
 
-set(WOQ_FUZZ_FLAGS -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=all)
+set(WOQ_FUZZ_FLAGS -fsanitize=fuzzer,address,undefined,float-cast-overflow -fno-sanitize-recover=all)
 file(GLOB WOQ_FUZZ_SOURCES CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/tests/fuzz/*_fuzz.cc)
 add_custom_target(fuzzers)
 foreach(source IN LISTS WOQ_FUZZ_SOURCES)

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Small checkpoints of every form of a stored matrix, as the woq that runs this script saves them.
 
-    python tests/oracles/stored_checkpoints.py tests/models/stored
+    python tests/oracles/stored_checkpoints.py tests/models/stored_2
 
-The folders there were written at commit c2719c8, and are not to be written again: what they pin is
-that later versions read and write the same bytes. `digests.json` has the SHA-256 of the float32
-values that each layer stood for.
+There is a folder for each version of the format. Those of version 1, in tests/models/stored, were
+written at commit c2719c8. None are to be written again: what they pin is that later versions read
+the same bytes, and write them if the version is their own. `digests.json` has the SHA-256 of the
+float32 values that each layer stood for, `logits.json` the logits of `IDS` (version 1 has none).
 """
 
 from __future__ import annotations
@@ -41,6 +42,9 @@ CASES = {
     "awq": woq.AwqConfig(weight_dtype="int4_clip", group_size=16, dataset=CALIBRATION),
     "hqq": woq.HqqConfig(weight_dtype="int4_clip", group_size=16),
 }
+# The only one that is more than one file.
+SHARDED = "int4_clip_asym"
+IDS = torch.tensor([_IDS[1]])
 
 
 def build_model() -> LlamaForCausalLM:
@@ -75,7 +79,11 @@ def main(folder: Path) -> None:
     torch.set_num_threads(1)
     for name, config in CASES.items():
         model = woq.quantize(build_model(), config)
-        model.save_pretrained(folder / name)
+        size = "4KB" if name == SHARDED else "1GB"
+        woq.save_pretrained(model, folder / name, max_shard_size=size)
+        with torch.no_grad():
+            values = model(IDS).logits[0].tolist()
+        (folder / name / "logits.json").write_text(json.dumps(values) + "\n")
         (folder / name / "generation_config.json").unlink(missing_ok=True)
         (folder / name / "digests.json").write_text(json.dumps(digests(model), indent=1) + "\n")
 

@@ -26,7 +26,7 @@ def test_defaults():
     config = WeightOnlyQuantConfig()
     assert config.to_dict() == {
         "quant_method": "woq",
-        "format_version": 1,
+        "format_version": 2,
         "weight_dtype": "int4_fullrange",
         "compute_dtype": "fp32",
         "scale_dtype": "fp32",
@@ -174,7 +174,29 @@ def test_other_methods_and_newer_formats_are_refused():
     with pytest.raises(InvalidArgument, match="quant_method 'gptq'"):
         WeightOnlyQuantConfig.from_dict({"quant_method": "gptq"})
     with pytest.raises(InvalidArgument, match="install a newer woq"):
-        WeightOnlyQuantConfig.from_dict({"format_version": 2})
+        WeightOnlyQuantConfig.from_dict({"format_version": 3})
+
+
+@pytest.mark.parametrize("version", [0, True, "2", None, 2.0])
+def test_what_is_no_version_is_refused(version):
+    with pytest.raises(InvalidArgument, match="format_version"):
+        WeightOnlyQuantConfig.from_dict({"format_version": version})
+
+
+def test_the_digest_of_a_checkpoint_is_kept_and_is_no_setting():
+    digest = "0123456789abcdef" * 4
+    config = WeightOnlyQuantConfig.from_dict({"format_version": 1, "digest": digest})
+    assert config.format_version == 1
+    assert config.digest == config.stored().digest == config.canonical().digest == digest
+    assert config.canonical().format_version == 1
+    assert config.to_dict()["digest"] == digest
+    assert config == WeightOnlyQuantConfig()
+    assert "digest" not in WeightOnlyQuantConfig().to_dict()
+    for wrong in (digest[1:], digest.upper(), 5):
+        with pytest.raises(InvalidArgument, match="64 hexadecimal digits"):
+            WeightOnlyQuantConfig.from_dict({"digest": wrong})
+    with pytest.raises(InvalidArgument, match="no field 'digest'"):
+        WeightOnlyQuantConfig(digest=digest)
 
 
 def test_works_without_torch_and_transformers():
@@ -338,6 +360,92 @@ def test_other_names_of_options():
     assert woq.HqqConfig(steps=3) == woq.HqqConfig(iters=3)
     with pytest.raises(InvalidArgument, match="two of damp, percdamp are names of one option"):
         woq.GPTQConfig(damp=0.1, percdamp=0.1)
+
+
+def test_arguments_of_other_libraries(caplog):
+    """transformers' GPTQConfig and AutoAWQ's dict, as they stand in guides."""
+    with caplog.at_level(logging.DEBUG, "woq"):
+        config = woq.GPTQConfig(
+            bits=4,
+            dataset="c4",
+            group_size=128,
+            model_seqlen=512,
+            max_input_length=None,
+            batch_size=1,
+            pad_token_id=0,
+            backend="marlin",
+            use_exllama=False,
+            exllama_config={"version": 2},
+            disable_exllama=None,
+            use_cuda_fp16=True,
+            module_name_preceding_first_block=["model.embed_tokens"],
+            cache_block_outputs=True,
+        )
+    assert config == woq.GPTQConfig(group_size=128, batch_size=1)
+    warned = [record.args[1] for record in caplog.records if record.levelname == "WARNING"]
+    assert warned == [
+        *("pad_token_id", "backend", "exllama_config", "use_cuda_fp16"),
+        *("module_name_preceding_first_block", "cache_block_outputs"),
+    ]
+    assert {record.args[1] for record in caplog.records} - {*warned} == {
+        *("use_exllama", "disable_exllama")
+    }
+    assert "GPTQConfig.backend='marlin' is ignored: woq runs its own kernels" in caplog.text
+    of_awq = {"zero_point": True, "q_group_size": 128, "w_bit": 4, "version": "GEMM"}
+    assert woq.AwqConfig(**of_awq) == woq.AwqConfig(group_size=128)
+    skipping = woq.AwqConfig(modules_to_not_convert=["visual"], max_calib_samples=7)
+    assert skipping == woq.AwqConfig(llm_int8_skip_modules=["visual"], nsamples=7)
+    with pytest.raises(InvalidArgument, match="two of bits, w_bit are names of one option"):
+        woq.AwqConfig(bits=4, w_bit=8)
+    with pytest.raises(InvalidArgument, match=r"AwqConfig has no field 'use_exllama'\."):
+        woq.AwqConfig(use_exllama=True)
+
+
+@pytest.mark.parametrize(
+    ("fields", "left"),
+    [
+        ({"block_name_to_quantize": "model.layers"}, {"model.projection", "lm_head", "layers.0.q"}),
+        (
+            {"modules_in_block_to_quantize": [["attn.q", "attn.k"], ["up"]]},
+            {"model.layers.0.q", "model.layers.0.cup", "model.projection", "lm_head", "layers.0.q"},
+        ),
+        (
+            {"block_name_to_quantize": "model.layers", "modules_in_block_to_quantize": ["q"]},
+            {
+                *("model.layers.0.attn.k", "model.layers.0.mlp.up", "model.layers.0.cup"),
+                *("up", "model.projection", "lm_head", "layers.0.q"),
+            },
+        ),
+    ],
+    ids=range(3),
+)
+def test_what_is_quantized_by_names_of_blocks_and_layers(fields, left):
+    from woq.modules.targets import matches
+
+    config = woq.GPTQConfig(**fields, llm_int8_skip_modules=["lm_head"])
+    names = {
+        *("model.layers.0.attn.q", "model.layers.0.attn.k", "model.layers.10.attn.q"),
+        *("model.layers.0.mlp.up", "model.layers.0.q", "model.layers.0.cup", "up"),
+        *("model.projection", "lm_head", "layers.0.q"),
+    }
+    if "block_name_to_quantize" in fields:
+        left = {*left, "up"}
+    assert {name for name in names if matches(name, config.modules_to_not_convert)} == left
+    assert woq.GPTQConfig.from_dict(config.to_dict()) == config
+
+
+def test_names_of_blocks_that_are_none():
+    with pytest.raises(InvalidArgument, match="block_name_to_quantize must be a module's name"):
+        woq.GPTQConfig(block_name_to_quantize=["model.layers"])
+    for wrong in ([], [3], 3):
+        with pytest.raises(InvalidArgument, match="modules_in_block_to_quantize must be a list"):
+            woq.GPTQConfig(modules_in_block_to_quantize=wrong)
+
+
+def test_no_suggestion_that_is_far_off():
+    for wrong in ("exllama_config", "use_exllama", "blocksize"):
+        with pytest.raises(InvalidArgument, match=rf"no field '{wrong}'\. Known"):
+            woq.RtnConfig(**{wrong: 1})
 
 
 @pytest.mark.parametrize("method", known_algorithms(), ids=lambda method: method.name)

@@ -615,6 +615,7 @@ def test_from_pretrained_save_and_reload(kind, tmp_path):
     ):
         save(tmp_path / f"{number}")
         stored = json.loads((tmp_path / f"{number}" / "config.json").read_text())
+        assert len(stored["quantization_config"].pop("digest")) == 64
         assert stored["quantization_config"] == settings.to_dict()
         assert stored["quantization_config"]["algorithm_args"]["iters"] == 3
         assert "dataset" not in stored["quantization_config"]

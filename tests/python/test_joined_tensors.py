@@ -116,6 +116,7 @@ def test_joined_checkpoints_are_still_read(tmp_path, monkeypatch):
     """What transformers' function used to write for layers of one format."""
     model = woq.quantize(build("NomicBertModel"), WeightOnlyQuantConfig("nf4"))
     monkeypatch.setattr("woq.hf.quantizer.spare_quantized_layers", lambda model: None)
+    monkeypatch.setattr("woq.hf.quantizer.describe_save", lambda model: {})
     model.save_pretrained(tmp_path)
     assert "encoder.layers.0.attn.Wqkv.qweight" in keys(tmp_path)
     assert torch.equal(run(type(model).from_pretrained(tmp_path)), run(model))

@@ -225,6 +225,12 @@ def test_text_generation(page, tmp_path):
     with torch.no_grad():
         out = model.generate(ids, max_new_tokens=12, do_sample=False)
     text = tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True)
+    if page.names["WeightOnlyQuantPipeline"].__module__.startswith("langchain_woq"):
+        # Behind the prompt, where the community's class joins "the cat sat" and "on" to "saton".
+        text = tokenizer.decode(out[0], skip_special_tokens=True).removeprefix(
+            tokenizer.decode(ids[0])
+        )
+        assert text.startswith(" ")
     assert weight_dtypes(llm.pipeline.model) == {"int8"}
     assert llm.invoke(prompt) == text
     assert text

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 import io
+import json
 import logging
 import pickle
 
@@ -18,6 +19,7 @@ import woq
 from woq import InvalidArgument, Unsupported, WeightOnlyLinear
 from woq.core import native
 from woq.core.native import dtype_names
+from woq.formats.stored_tensors import StoredForm
 from woq.modules.layer import dense_products
 
 ACTIVATIONS = (torch.float32, torch.bfloat16, torch.float16)
@@ -35,6 +37,13 @@ def make(n=24, k=40, *, bias=True, dtype="nf4", group_size=16, compute="fp32", *
     matrix = woq.quantize_rtn(weight, dtype=dtype, group_size=group_size, **scheme)
     values = torch.randn(n) if bias else None
     return WeightOnlyLinear.from_quantized(matrix, values, compute_dtype=compute, name="fc")
+
+
+def make_marker(dtype, rows, cols):
+    """The marker of a layer of `make`, of another dtype or size; core has no dtype nf5."""
+    scheme = native.QuantScheme("nf4", 16)
+    text = str(StoredForm(scheme, rows, cols)).replace("nf4", dtype).encode()
+    return torch.tensor(list((b"\2" + text).ljust(256, b"\0")), dtype=torch.uint8)
 
 
 def bound(layer, x):
@@ -232,7 +241,11 @@ def test_state_dict_round_trip(dtype, scheme, names):
     layer, other = make(dtype=dtype, **scheme), make(dtype=dtype, **scheme)
     state = layer.state_dict()
     assert set(state) == {*names, "bias", "weight"}
-    assert state["weight"].tolist() == [1]
+    assert state["weight"].shape == (256,)
+    assert state["weight"][0] == 2
+    form = json.loads(bytes(state["weight"][1:].tolist()).rstrip(b"\0"))
+    assert form.pop("scheme") == layer.scheme.to_dict()
+    assert form == {"rows": 24, "cols": 40, "has_g_idx": False, "has_act_scales": False}
     stored = layer.quantized().tensors()
     for name in names:
         bits = state[name].view(torch.uint8).numpy() if name == "scales" else state[name].numpy()
@@ -251,6 +264,18 @@ def test_state_dict_survives_safetensors(tmp_path):
     other.load_state_dict(load_file(tmp_path / "layer.safetensors"))
     x = torch.randn(3, 40)
     assert torch.equal(layer(x), other(x))
+
+
+def test_state_of_version_1_and_without_a_marker():
+    layer, x = make(), torch.randn(3, 40)
+    state = layer.state_dict()
+    state["weight"] = torch.ones(1, dtype=torch.uint8)
+    other, another = make(), make()
+    other.load_state_dict(state)
+    assert torch.equal(layer(x), other(x))
+    del state["weight"]
+    another.load_state_dict(state)
+    assert torch.equal(layer(x), another(x))
 
 
 def test_load_reports_everything_that_is_wrong():
@@ -277,6 +302,11 @@ def test_load_reports_everything_that_is_wrong():
         ("bias", torch.zeros(23)),
         ("weight", torch.zeros(24, 40)),
         ("weight", torch.tensor([9], dtype=torch.uint8)),
+        ("weight", torch.tensor([2], dtype=torch.uint8)),
+        ("weight", torch.full((256,), 2, dtype=torch.uint8)),
+        ("weight", make_marker("fp4_e2m1", 24, 40)),
+        ("weight", make_marker("nf4", 24, 41)),
+        ("weight", make_marker("nf5", 24, 40)),
     ],
     ids=lambda value: value if isinstance(value, str) else f"{value.dtype}{list(value.shape)}",
 )

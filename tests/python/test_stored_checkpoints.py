@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checkpoints of earlier versions are read and written bit for bit.
+"""Checkpoints of every version of the format are read bit for bit, and those of the present one are
+written so.
 
 tests/oracles/stored_checkpoints.py made them.
 """
@@ -17,12 +18,20 @@ from transformers import AutoModelForCausalLM
 
 import woq
 
-FOLDER = Path(__file__).parents[1] / "models" / "stored"
-CASES = sorted(path.name for path in FOLDER.iterdir())
+MODELS = Path(__file__).parents[1] / "models"
+FOLDERS = {1: MODELS / "stored", 2: MODELS / "stored_2"}
+CASES = sorted(path.name for path in FOLDERS[2].iterdir())
+IDS = torch.tensor([[(7 + 3 * j) % 16 for j in range(12)]])
 
 
-def test_every_form_is_there() -> None:
-    assert CASES == [
+def tensors_of(folder: Path) -> dict[str, torch.Tensor]:
+    files = sorted(folder.glob("*.safetensors"))
+    return {key: value for file in files for key, value in load_file(file).items()}
+
+
+@pytest.mark.parametrize("version", FOLDERS)
+def test_every_form_is_there(version: int) -> None:
+    assert sorted(path.name for path in FOLDERS[version].iterdir()) == [
         "awq",
         "gptq_desc_act",
         "hqq",
@@ -34,10 +43,12 @@ def test_every_form_is_there() -> None:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_layers_are_what_they_were(name: str) -> None:
-    model = AutoModelForCausalLM.from_pretrained(FOLDER / name)
-    stored = load_file(FOLDER / name / "model.safetensors")
-    digests = json.loads((FOLDER / name / "digests.json").read_text())
+@pytest.mark.parametrize("version", FOLDERS)
+def test_layers_are_what_they_were(version: int, name: str) -> None:
+    folder = FOLDERS[version] / name
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    stored = tensors_of(folder)
+    digests = json.loads((folder / "digests.json").read_text())
     layers = {
         path: module
         for path, module in model.named_modules()
@@ -48,19 +59,63 @@ def test_layers_are_what_they_were(name: str) -> None:
         for key, tensor in layer.stored_tensors().items():
             expected = stored[f"{path}.{key}"]
             assert tensor.dtype == expected.dtype, f"{path}.{key}"
-            assert torch.equal(tensor, expected), f"{path}.{key}"
+            if version == 1 and key == "weight":
+                assert expected.tolist() == [1], f"{path}.{key}"  # the marker, now of version 2
+            else:
+                assert torch.equal(tensor, expected), f"{path}.{key}"
         values = layer.dequantize().numpy()
         assert hashlib.sha256(values.tobytes()).hexdigest() == digests[path], path
 
 
 @pytest.mark.parametrize("name", CASES)
+def test_logits_are_what_they_were(name: str) -> None:
+    """Up to the order in which another CPU's kernels sum. No sum has more than 40 terms, and there
+    are 10 layers one after the other: 400 roundings, of the largest value at most."""
+    folder = FOLDERS[2] / name
+    expected = torch.tensor(json.loads((folder / "logits.json").read_text()))
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    with torch.no_grad():
+        values = model(IDS).logits[0]
+    assert values.shape == expected.shape == (12, 16)
+    assert (values - expected).abs().max() <= 400 * 2.0**-23 * expected.abs().max()
+
+
+@pytest.mark.parametrize("name", CASES)
 def test_they_are_written_as_they_were(name: str, tmp_path: Path) -> None:
-    model = AutoModelForCausalLM.from_pretrained(FOLDER / name)
-    model.save_pretrained(tmp_path)
-    expected = (FOLDER / name / "model.safetensors").read_bytes()
-    assert (tmp_path / "model.safetensors").read_bytes() == expected
-    old, new = (
-        json.loads((folder / "config.json").read_text())["quantization_config"]
-        for folder in (FOLDER / name, tmp_path)
-    )
-    assert new == old
+    old = FOLDERS[2] / name
+    size = "4KB" if (old / "model.safetensors.index.json").exists() else "1GB"
+    model = AutoModelForCausalLM.from_pretrained(old)
+    woq.save_pretrained(model, tmp_path, max_shard_size=size)
+    written = [path.name for path in sorted(tmp_path.iterdir()) if "generation" not in path.name]
+    ours = {"digests.json", "logits.json"}
+    assert written == sorted({path.name for path in old.iterdir()} - ours)
+    for file in written:
+        if file != "config.json":
+            assert (tmp_path / file).read_bytes() == (old / file).read_bytes(), file
+    assert settings(tmp_path) == settings(old)
+    # transformers writes the same tensors, under the same digest.
+    model.save_pretrained(tmp_path / "theirs")
+    assert settings(tmp_path / "theirs") == settings(old)
+    expected, theirs = tensors_of(old), tensors_of(tmp_path / "theirs")
+    assert expected.keys() == theirs.keys()
+    assert all(torch.equal(value, theirs[key]) for key, value in expected.items())
+
+
+def settings(folder: Path) -> dict[str, object]:
+    config: dict[str, object] = json.loads((folder / "config.json").read_text())
+    return config["quantization_config"]  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_version_1_is_written_as_version_2(name: str, tmp_path: Path) -> None:
+    """The same checkpoint but for what version 2 adds, where the same woq would make it today."""
+    model = AutoModelForCausalLM.from_pretrained(FOLDERS[1] / name)
+    assert "digest" not in settings(FOLDERS[1] / name)
+    woq.save_pretrained(model, tmp_path)
+    new = settings(tmp_path)
+    assert new.pop("format_version") == 2
+    assert len(str(new.pop("digest"))) == 64
+    assert new.items() <= settings(FOLDERS[1] / name).items()
+    again = AutoModelForCausalLM.from_pretrained(tmp_path)
+    with torch.no_grad():
+        assert torch.equal(again(IDS).logits, model(IDS).logits)

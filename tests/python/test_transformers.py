@@ -77,6 +77,7 @@ def test_load_save_reload(kind, config, saved, tmp_path):
         reloaded = auto(model).from_pretrained(tmp_path / "woq")
         assert torch.equal(logits(reloaded), quantized)
         stored = json.loads((tmp_path / "woq" / "config.json").read_text())["quantization_config"]
+        assert len(stored.pop("digest")) == 64
         assert stored == config.to_dict()
         assert not reloaded.training
 
@@ -469,12 +470,17 @@ def test_truncated_checkpoint(checkpoint, keep):
     path = checkpoint / "model.safetensors"
     data = path.read_bytes()
     path.write_bytes(data[: keep if isinstance(keep, int) else int(keep * len(data))])
-    with pytest.raises(
-        Exception, match=r"(?i)header|safetensors|incomplete|invalid|deserializ|corrupt"
-    ):
-        AutoModelForCausalLM.from_pretrained(checkpoint)
-    with pytest.raises(InvalidArgument, match=r"model\.safetensors is damaged or incomplete"):
-        woq.AutoModelForCausalLM.from_pretrained(checkpoint)
+    for auto_class in (AutoModelForCausalLM, woq.AutoModelForCausalLM):
+        with pytest.raises(InvalidArgument, match=r"model\.safetensors is damaged or incomplete"):
+            auto_class.from_pretrained(checkpoint)
+
+
+def forget_digest(folder):
+    """As one has to do who changes the tensors of a checkpoint."""
+    path = folder / "config.json"
+    values = json.loads(path.read_text())
+    del values["quantization_config"]["digest"]
+    path.write_text(json.dumps(values))
 
 
 @pytest.mark.parametrize("lost", ["q_proj.qweight", "q_proj.scales", "layers.1.", "weight"])
@@ -490,7 +496,13 @@ def test_checkpoint_that_lacks_tensors(checkpoint, lost):
     }
     assert len(kept) < len(state)
     save_file(kept, path, {"format": "pt"})
-    with pytest.raises(InvalidArgument, match=r"lacks \d+ of woq's tensors \(model\.layers"):
+    with pytest.raises(InvalidArgument, match=r"not of the same save \(it has no digest"):
+        AutoModelForCausalLM.from_pretrained(checkpoint)
+    forget_digest(checkpoint)
+    message = (
+        r"lacks \d+ of woq's tensors \(model\.layers|model\.layers\.0\.self_attn\.\S* is missing"
+    )
+    with pytest.raises(InvalidArgument, match=message):
         AutoModelForCausalLM.from_pretrained(checkpoint)
 
 
@@ -499,7 +511,7 @@ def test_checkpoint_that_lacks_tensors(checkpoint, lost):
     [
         ("weight_dtype", "int5", "int5"),
         ("format_version", 99, "newer woq"),
-        ("group_size", 64, None),
+        ("group_size", 64, "the settings ask for tensors of the form"),
         ("scheme", "asymmetric", "asymmetric"),
         ("colour", "red", "no field 'colour'"),
     ],
@@ -509,9 +521,7 @@ def test_checkpoint_with_a_broken_config(checkpoint, field, value, message):
     config = json.loads(path.read_text())
     config["quantization_config"][field] = value
     path.write_text(json.dumps(config))
-    # Another group size is a mismatch of shapes, which later versions of transformers report.
-    error = InvalidArgument if message else (InvalidArgument, RuntimeError)
-    with pytest.raises(error, match=message):
+    with pytest.raises(InvalidArgument, match=message):
         AutoModelForCausalLM.from_pretrained(checkpoint)
 
 
@@ -521,10 +531,11 @@ def test_checkpoint_of_a_newer_format(checkpoint):
     path = checkpoint / "model.safetensors"
     state = {key: value.clone() for key, value in load_file(path).items()}
     for key, value in state.items():
-        if value.shape == (1,):
-            state[key] = value + 1
+        if key.endswith("proj.weight"):
+            state[key] = value + 1  # also the rest of it, which is not read then
     save_file(state, path, {"format": "pt"})
-    with pytest.raises(InvalidArgument, match="format version 2"):
+    forget_digest(checkpoint)
+    with pytest.raises(InvalidArgument, match="format version 3"):
         AutoModelForCausalLM.from_pretrained(checkpoint)
 
 

@@ -19,7 +19,8 @@
 // int8 results are bit-identical on every target. The first line is an integer sum: |t| <= 255,
 // |a| <= 127 and blocks of at most 128 keep it below 2^24, and with integer zero points the second
 // line too, so that fp32 holds both exactly. The third line is one rounded product and one fused
-// multiply-add, in the order of b.
+// multiply-add, in the order of b. fp32 and bf16 results differ between targets by the order of
+// additions within a block, but not by the portion that a thread computes.
 //
 // The kernels of target onednn instead multiply dequantized weights, where C has kDequantizedRows
 // and more:

@@ -352,11 +352,11 @@ struct GptqSweep {
     void check_finite(int64_t row, int64_t count, const T* sums) const {
       constexpr T kLargest = std::numeric_limits<float>::max();
       for (int64_t b = 0; b < count; ++b) {
-        const T* const w = sweep.w.data() + (row + b) * sweep.cols + begin;
+        const T* const original = sweep.w.data() + (row + b) * sweep.cols + begin;
         const T* const inverse = sweep.factor.inverse.data() + begin;
         bool finite = true;
         for (int64_t i = 0; i < width; ++i)
-          finite &= std::fabs(w[i] + sums[b * stride + i] * inverse[i]) <= kLargest;
+          finite &= std::fabs(original[i] + sums[b * stride + i] * inverse[i]) <= kLargest;
         if (!finite) fail_overflow(row + b);
       }
     }

@@ -185,9 +185,11 @@ def load_tokenizer(source: Source) -> Any:
     from transformers import AutoTokenizer
 
     from ..core.extras import require
+    from ..hf.load import check_source
 
     if source.is_gguf:
         require("gguf", "reading a GGUF file")
+    check_source(source.name, source.keywords)
     try:
         return AutoTokenizer.from_pretrained(source.name, **source.keywords)
     except (OSError, ValueError, KeyError, ImportError) as error:

@@ -3,11 +3,12 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import click
+
+from woq.core.nearest import nearest
 
 __all__ = ["GENERAL", "Choice", "Option", "apply", "near", "option"]
 
@@ -63,5 +64,5 @@ class Choice(click.Choice):
 def near(value: object, known: Sequence[str]) -> str:
     """The end of a sentence about an unknown value: a full stop, or the nearest of the known."""
     names = {name.casefold(): name for name in known}
-    close = difflib.get_close_matches(str(value).casefold(), names, n=1, cutoff=0.4)
-    return f"; did you mean {names[close[0]]}?" if close else "."
+    meant = nearest(str(value).casefold(), names, cutoff=0.66)
+    return f"; did you mean {names[meant]}?" if meant else "."

@@ -15,6 +15,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import logging
+import re
 import textwrap
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, ClassVar, NamedTuple
@@ -95,6 +96,14 @@ _FIELDS: dict[str, Field] = {
     "work_dir": Field("Any", _ONE_RUN["work_dir"], "keeps finished layers"),
     "activation_memory": Field("int | str", _ONE_RUN["activation_memory"], "held in memory"),
     "imatrix": Field("Any", _ONE_RUN["imatrix"], "an importance matrix, or its path"),
+    "block_name_to_quantize": Field(
+        "str | None", None, "quantize what is in this module only, such as model.layers"
+    ),
+    "modules_in_block_to_quantize": Field(
+        "list[list[str]] | list[str] | None",
+        None,
+        "quantize layers only whose names end so, such as self_attn.q_proj",
+    ),
     "then": Field("str | None", None, "'gptq': round the scaled weights by GPTQ"),
     "gptq_args": Field("Mapping[str, Any] | None", None, "options of GPTQ"),
 }
@@ -108,6 +117,39 @@ SWITCHES: dict[str, Switch] = {
     "double_quant_scale_dtype": Switch("Any", (None, "fp32")),
     "device": Switch("str", ("auto", "cpu")),
     "use_ipex": Switch("bool", (False,), "woq runs its own kernels"),
+}
+
+# Names of AutoAWQ's and transformers' classes for arguments that all classes here have.
+_OTHER_NAMES = {
+    "w_bit": "bits",
+    "q_group_size": "group_size",
+    "modules_to_not_convert": "llm_int8_skip_modules",
+}
+_KERNELS = "woq runs its own kernels"
+_OWN_FORMAT = "woq saves in its own format"
+_ANY_BLOCK = "woq finds the blocks of a model, and keeps what goes from one to the next"
+# Arguments of AutoGPTQ's, AutoAWQ's and transformers' classes that say how their runtimes work.
+_GPTQ_RUNTIME = {
+    "backend": _KERNELS,
+    "use_exllama": _KERNELS,
+    "disable_exllama": _KERNELS,
+    "exllama_config": _KERNELS,
+    "use_cuda_fp16": _KERNELS,
+    "format": _OWN_FORMAT,
+    "checkpoint_format": _OWN_FORMAT,
+    "meta": _OWN_FORMAT,
+    "module_name_preceding_first_block": _ANY_BLOCK,
+    "cache_block_outputs": _ANY_BLOCK,
+    "pad_token_id": "samples are cut from the text, and never padded",
+}
+_AWQ_RUNTIME = {
+    "backend": _KERNELS,
+    "exllama_config": _KERNELS,
+    "do_fuse": _KERNELS,
+    "fuse_max_seq_len": _KERNELS,
+    "modules_to_fuse": _KERNELS,
+    "format": _OWN_FORMAT,
+    "version": _OWN_FORMAT,
 }
 
 # Stands for the options of the algorithm in a list of arguments.
@@ -133,6 +175,7 @@ class AlgorithmConfig(WeightOnlyQuantConfig):
             second name of an option is an argument of its own, None by default.
         defaults: of arguments, where they are not the usual ones.
         keywords: more arguments, by keyword only, which the class takes out in `_adapt`.
+        ignored: arguments, by keyword only, that are logged and have no effect: {name: why}.
     """
 
     _method: ClassVar[Algorithm]
@@ -148,8 +191,11 @@ class AlgorithmConfig(WeightOnlyQuantConfig):
         arguments: str | None = None,
         defaults: Mapping[str, Any] | None = None,
         keywords: Mapping[str, Field] | None = None,
+        ignored: Mapping[str, str] | None = None,
     ) -> None:
         super().__init_subclass__()
+        if ignored is not None:
+            cls._ignored = ignored
         if algorithm is not None:
             cls._method = find_algorithm(algorithm)
         if arguments is not None:
@@ -164,11 +210,16 @@ class AlgorithmConfig(WeightOnlyQuantConfig):
             kind = inspect.Parameter.KEYWORD_ONLY
             parameters[name] = _parameter(name, field.annotation, field.default, kind)
         cls._signature = inspect.Signature(list(parameters.values()), return_annotation="None")
+        others = {
+            **_OTHER_NAMES,
+            **{
+                other: name for name, option in cls._method.options.items() for other in option.also
+            },
+        }
         cls._other_names = {
             other: name
-            for name, option in cls._method.options.items()
-            for other in option.also
-            if other not in parameters
+            for other, name in others.items()
+            if name in parameters and other not in parameters
         }
         cls.__init__ = _initialiser(cls._signature)  # type: ignore[method-assign]
         # Else `__new__` is what help() shows of the class, which takes anything.
@@ -275,11 +326,20 @@ def _parameters(method: Algorithm, arguments: str) -> dict[str, inspect.Paramete
 
 def _initialiser(signature: inspect.Signature) -> Callable[..., None]:
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
-        renamed = {self._other_names.get(name, name): value for name, value in kwargs.items()}
-        if len(renamed) < len(kwargs):
-            raise InvalidArgument(
-                f"{type(self).__name__}: two of {', '.join(kwargs)} are names of one option"
-            )
+        owner = type(self).__name__
+        given = {}
+        for name, value in kwargs.items():
+            if name in self._ignored:
+                # None and False ask for nothing.
+                level = logging.DEBUG if value is None or value is False else logging.WARNING
+                logger.log(
+                    level, "%s.%s=%r is ignored: %s", owner, name, value, self._ignored[name]
+                )
+            elif value is not None or name not in self._other_names:
+                given[name] = value
+        renamed = {self._other_names.get(name, name): value for name, value in given.items()}
+        if len(renamed) < len(given):
+            raise InvalidArgument(f"{owner}: two of {', '.join(given)} are names of one option")
         bound = signature.bind(self, *args, **renamed)
         written = set(bound.arguments)
         bound.apply_defaults()
@@ -376,6 +436,35 @@ def check_switch(
     logger.warning("%s.%s=%r is ignored: %s", owner, name, value, note)
 
 
+def _outside(owner: str, block: Any) -> list[str]:
+    """A pattern of all modules that are not in the module `block`; none for None."""
+    if block is None:
+        return []
+    if not isinstance(block, str):
+        raise InvalidArgument(
+            f"{owner}.block_name_to_quantize must be a module's name, got {block!r}"
+        )
+    return [rf"(?!{re.escape(block)}\.).+"]
+
+
+def _unlike(owner: str, layers: Any) -> list[str]:
+    """A pattern of all modules whose names do not end with one of `layers`; none for None."""
+    if layers is None:
+        return []
+    groups = layers if isinstance(layers, (list, tuple)) else [layers]
+    names = [
+        name
+        for group in groups
+        for name in (group if isinstance(group, (list, tuple)) else [group])
+    ]
+    if not names or not all(isinstance(name, str) for name in names):
+        raise InvalidArgument(
+            f"{owner}.modules_in_block_to_quantize must be a list of names, got {layers!r}"
+        )
+    ends = "|".join(re.escape(name) for name in dict.fromkeys(names))
+    return [rf"(?!(?:.*\.)?(?:{ends})$).+"]
+
+
 class RtnConfig(
     AlgorithmConfig,
     algorithm="RTN",
@@ -416,7 +505,9 @@ class GPTQConfig(
     AlgorithmConfig,
     algorithm="GPTQ",
     arguments=f"{_DATA} group_size {_ITREX_FORMAT} sym mse_range {_OPTIONS} "
-    f"n_samples max_input_length {_RUN} layer_wise {_ITREX}",
+    f"n_samples max_input_length {_RUN} layer_wise {_ITREX} "
+    "block_name_to_quantize modules_in_block_to_quantize",
+    ignored=_GPTQ_RUNTIME,
 ):
     """GPTQ (arXiv:2210.17323): columns are rounded one after the other, and the columns that follow
     compensate the error of each rounding, weighted by the inputs' second moments.
@@ -425,7 +516,19 @@ class GPTQConfig(
     run time; `act_group_aware` keeps every column in its group, which does not, and is on
     unless `desc_act` is. `gptaq_alpha` above 0 also compensates the error that the quantized layers
     before this one add to its inputs (GPTAQ, arXiv:2504.02692; its authors' code has 0.25).
+
+    Arguments of transformers' GPTQConfig and AutoGPTQ's BaseQuantizeConfig that choose a runtime
+    (backend, use_exllama, ...) are taken, logged, and have no effect.
     """
+
+    def _adapt(self, given: dict[str, Any], written: Collection[str]) -> None:
+        owner = type(self).__name__
+        block = given.pop("block_name_to_quantize")
+        layers = given.pop("modules_in_block_to_quantize")
+        others = [*_outside(owner, block), *_unlike(owner, layers)]
+        if others:
+            skipped = given["llm_int8_skip_modules"] or []
+            given["llm_int8_skip_modules"] = [*skipped, *others]
 
 
 class AwqConfig(
@@ -433,12 +536,16 @@ class AwqConfig(
     algorithm="AWQ",
     arguments=f"{_DATA} group_size {_ITREX_FORMAT} zero_point mse_range "
     f"{_OPTIONS} n_samples max_input_length calib_len {_RUN} {_ITREX} then gptq_args",
+    ignored=_AWQ_RUNTIME,
 ):
     """AWQ (arXiv:2306.00978): input channels with large activations are scaled up before rounding
     and down again at run time. `zero_point=True` is `sym=False` by AutoAWQ's name.
 
     `then="gptq"` rounds the scaled weights by GPTQ, on ranges that are clipped as without it;
-    `gptq_args` are GPTQ's options."""
+    `gptq_args` are GPTQ's options.
+
+    AutoAWQ's w_bit and q_group_size are names of `bits` and `group_size`; arguments that choose its
+    runtime (version, do_fuse, ...) are taken, logged, and have no effect."""
 
     def _adapt(self, given: dict[str, Any], written: Collection[str]) -> None:
         zero_point = given.pop("zero_point")

@@ -10,12 +10,12 @@ option keeps the name that it has in checkpoints; other names for it are accepte
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ..core import native
+from ..core.nearest import nearest
 
 __all__ = [
     "Option",
@@ -92,13 +92,22 @@ def calibration(nsamples: int, seqlen: int, batch_size: int | None = None) -> di
     """The options of every algorithm that looks at data: which samples it is given."""
     return {
         "nsamples": integer(
-            nsamples, 1, help="samples of the data", also=("n_samples", "calib_iters")
+            nsamples,
+            1,
+            help="samples of the data",
+            also=("n_samples", "calib_iters", "max_calib_samples"),
         ),
         "seqlen": integer(
             seqlen,
             2,
             help="tokens of each sample",
-            also=("calib_len", "max_input_length", "model_seqlen", "pad_max_length"),
+            also=(
+                "calib_len",
+                "max_input_length",
+                "model_seqlen",
+                "pad_max_length",
+                "max_calib_seq_len",
+            ),
         ),
         "batch_size": dataclasses.replace(
             optional(
@@ -131,8 +140,8 @@ def canonical_names(
     for name, value in given.items():
         own = names.get(name)
         if own is None:
-            close = difflib.get_close_matches(str(name), list(names), n=1, cutoff=0.5)
-            hint = f"; did you mean {names[close[0]]!r}?" if close else "."
+            meant = nearest(str(name), names)
+            hint = f"; did you mean {names[meant]!r}?" if meant else "."
             known = ", ".join(sorted(options)) or "none"
             raise native.InvalidArgument(
                 f"{owner}: {algorithm} has no option {name!r}{hint} Known: {known}"

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import difflib
 import inspect
 import json
 import logging
@@ -20,15 +19,20 @@ from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 
 from ..core import native
+from ..core.nearest import nearest
 from ..core.units import parse_bytes
+from .patterns import check_patterns
 from .registry import Algorithm, algorithm_names, find_algorithm
 
 __all__ = ["FORMAT_VERSION", "WeightOnlyQuantConfig"]
 
 logger = logging.getLogger("woq")
 
-# Version of the stored tensors (names, shapes, code order). A reader refuses what is newer.
-FORMAT_VERSION = 1
+# Version of the stored tensors (names, shapes, code order). A reader refuses what is newer. Version
+# 1 stored neither the form of a layer's tensors (`woq.formats.stored_tensors.MARKER`) nor a digest.
+FORMAT_VERSION = 2
+
+_DIGEST = re.compile(r"[0-9a-f]{64}")
 
 _SCHEMES = ("sym", "asym")
 
@@ -62,25 +66,9 @@ def _unknown_field(owner: str, name: str, known: Iterable[str]) -> native.Invali
     names = sorted(known)
     meant = _OTHER_NAMES.get(name)
     if meant not in names:
-        close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-        meant = close[0] if close else None
+        meant = nearest(name, names)
     hint = f"; did you mean {meant!r}?" if meant else "."
     return native.InvalidArgument(f"{owner} has no field {name!r}{hint} Known: {', '.join(names)}")
-
-
-def pattern_of_names(pattern: str) -> re.Pattern[str]:
-    """The pattern as it is matched to a module's name from its start: up to the end of a component
-    of the path, as transformers matches `modules_to_not_convert`. Raises re.error."""
-    return re.compile(rf"(?:{pattern})(?:(?<=\.)|(?=\.|$))")
-
-
-def _check_pattern(where: str, pattern: str) -> None:
-    try:
-        pattern_of_names(pattern)
-    except re.error as error:
-        raise native.InvalidArgument(
-            f"{where} is no regular expression: {error}; escape it with re.escape"
-        ) from error
 
 
 def dtype_name(value: Any) -> Any:
@@ -156,11 +144,13 @@ class WeightOnlyQuantConfig(_TransformersConfig):
         quantize_lm_head: also quantize the output embedding; a dtype name gives it a dtype of its
             own ("int8"). An output embedding tied to the input embedding is untied in memory: the
             input embedding keeps its values.
-        dataset: calibration data: a list (or another iterable) of strings or of token tensors, the
-            path of a text file, a `datasets` dataset or the name of one, or "self" for text sampled
-            from the model itself, which None stands for too.
+        dataset: calibration data: a list (or another iterable) of strings, of token tensors or of
+            chats, the path of a text file, a `datasets` dataset or the name of one ("wikitext2",
+            "c4", "ptb" and "pile-10k" are known by these), or "self" for text sampled from the
+            model itself, which None stands for too.
         tokenizer: tokenizes `dataset`; default: the one saved beside the model.
-        work_dir: folder that keeps finished layers: a run that was interrupted goes on from there.
+        work_dir: folder that keeps finished layers: a run that was interrupted goes on from there,
+            and gives what it would have given.
         activation_memory: bytes (or a text like "2GB") of activations to hold in memory; what is
             beyond goes to a temporary file.
         imatrix: for RTN an importance matrix (`woq.ImportanceMatrix`, or the path of llama.cpp's):
@@ -168,10 +158,17 @@ class WeightOnlyQuantConfig(_TransformersConfig):
             rounded as with `mse_range`.
 
     The last five belong to one run: they are not saved, and make no difference to equality.
+
+    Attributes:
+        format_version: of the checkpoint that the config was read from.
+        digest: of the tensors that the config was saved with last, or read from; None: of none.
+            Files of another save are refused when they are loaded.
     """
 
     # Other names of arguments: {name: the argument}.
     _other_names: ClassVar[Mapping[str, str]] = {}
+    # Arguments that are taken and mean nothing here: {name: why}.
+    _ignored: ClassVar[Mapping[str, str]] = {}
 
     weight_dtype: str = "int4_fullrange"
     compute_dtype: str = "fp32"
@@ -190,12 +187,14 @@ class WeightOnlyQuantConfig(_TransformersConfig):
     work_dir: Any = dataclasses.field(default=None, metadata=_ONE_RUN)
     activation_memory: int | str = dataclasses.field(default="2GB", metadata=_ONE_RUN)
     imatrix: Any = dataclasses.field(default=None, metadata=_ONE_RUN)
+    format_version: int = dataclasses.field(default=FORMAT_VERSION, init=False, metadata=_ONE_RUN)
+    digest: str | None = dataclasses.field(default=None, init=False, metadata=_ONE_RUN)
 
     def __new__(cls, *args: Any, **kwargs: Any) -> WeightOnlyQuantConfig:
         # Before __init__, so that a misspelt field gets a suggestion and not Python's TypeError.
         known = tuple(inspect.signature(cls.__init__).parameters)[1:]
         for name in kwargs:
-            if name not in known and name not in cls._other_names:
+            if name not in known and name not in cls._other_names and name not in cls._ignored:
                 raise _unknown_field(cls.__name__, name, known)
         new = super().__new__(cls)
         named = (cls._other_names.get(name, name) for name in kwargs)
@@ -286,8 +285,6 @@ class WeightOnlyQuantConfig(_TransformersConfig):
                 raise native.InvalidArgument(
                     f"{owner}.modules_to_not_convert must be a list of strings, got {skip!r}"
                 )
-            for pattern in skip:
-                _check_pattern(f"{owner}.modules_to_not_convert: {pattern!r}", pattern)
             self.modules_to_not_convert = list(skip)
         native.check_compute_dtype(self.compute_dtype)
         self.weight_dtype = self.number_format().dtype
@@ -300,6 +297,13 @@ class WeightOnlyQuantConfig(_TransformersConfig):
             _require(owner, "quantize_lm_head", self.quantize_lm_head, str, "a bool or a dtype")
             self.quantize_lm_head = self.number_format(self.quantize_lm_head).dtype
         self.layer_config = self._validate_layer_config(self.layer_config)
+        check_patterns(
+            owner,
+            [
+                *((f"{owner}.modules_to_not_convert: {name!r}", name) for name in skip or ()),
+                *((f"{owner}.layer_config[{name!r}]", name) for name in self.layer_config),
+            ],
+        )
 
     def _check_imatrix(self, owner: str) -> None:
         if self.imatrix is None:
@@ -346,7 +350,6 @@ class WeightOnlyQuantConfig(_TransformersConfig):
         for pattern, settings in rules.items():
             _require(type(self).__name__, "layer_config", pattern, str, "a dict with string keys")
             where = f"{path}[{pattern!r}]"
-            _check_pattern(where, pattern)
             if settings is not None and not isinstance(settings, Mapping):
                 raise native.InvalidArgument(
                     f"{where} must be a dict of settings, or None, got {settings!r}"
@@ -416,7 +419,7 @@ class WeightOnlyQuantConfig(_TransformersConfig):
 
     def update(self, **kwargs: Any) -> dict[str, Any]:
         """Set the given fields, validate, and return what is not a field of this config."""
-        known = {field.name for field in dataclasses.fields(self)}
+        known = {field.name for field in dataclasses.fields(self) if field.init}
         trial = copy.deepcopy(self)
         if str(kwargs.get("algorithm", self.algorithm)).upper() != self.algorithm:
             # Another algorithm's defaults and options.
@@ -429,10 +432,16 @@ class WeightOnlyQuantConfig(_TransformersConfig):
 
     def to_dict(self) -> dict[str, Any]:
         """The canonical fields as plain values: what a checkpoint's config.json holds."""
+        head = {"quant_method": self.quant_method, "format_version": FORMAT_VERSION}
+        if self.digest is not None:
+            head["digest"] = self.digest
+        return {**head, **self._settings()}
+
+    def _settings(self) -> dict[str, Any]:
         values = {name: copy.deepcopy(getattr(self, name)) for name in _stored_fields()}
         # Pairs: writers of JSON sort the keys of objects, and the order of rules counts.
         values["layer_config"] = [[pattern, rule] for pattern, rule in self.layer_config.items()]
-        return {"quant_method": self.quant_method, "format_version": FORMAT_VERSION, **values}
+        return values
 
     def to_diff_dict(self) -> dict[str, Any]:
         """All fields: a checkpoint must not depend on the defaults of the version that reads it."""
@@ -462,12 +471,19 @@ class WeightOnlyQuantConfig(_TransformersConfig):
                 f"{cls.__name__} cannot read a config of quant_method {method!r}"
             )
         version = values.pop("format_version", FORMAT_VERSION)
-        if not isinstance(version, int) or version > FORMAT_VERSION:
+        _require(cls.__name__, "format_version", version, int, "an integer")
+        if not 1 <= version <= FORMAT_VERSION:
             raise native.InvalidArgument(
                 f"the checkpoint has format_version {version!r}; this woq reads up to "
                 f"{FORMAT_VERSION}: install a newer woq"
             )
+        digest = values.pop("digest", None)
+        if digest is not None and not (isinstance(digest, str) and _DIGEST.fullmatch(digest)):
+            raise native.InvalidArgument(
+                f"{cls.__name__}.digest must be 64 hexadecimal digits, got {digest!r}"
+            )
         config = cls._from_fields(values)
+        config.format_version, config.digest = version, digest
         unused = config.update(**kwargs)
         return (config, unused) if return_unused_kwargs else config
 
@@ -509,7 +525,7 @@ class WeightOnlyQuantConfig(_TransformersConfig):
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, WeightOnlyQuantConfig):
             return NotImplemented
-        return self.to_dict() == other.to_dict()
+        return self._settings() == other._settings()
 
     # Mutable, so unhashable, like every dataclass with __eq__.
     __hash__ = None  # type: ignore[assignment]

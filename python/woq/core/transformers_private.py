@@ -19,6 +19,7 @@ __all__ = [
     "declared_ties",
     "has_adapters",
     "has_own_code",
+    "is_config_quantized",
     "is_loaded",
     "keep_values",
     "keys_not_saved",
@@ -28,6 +29,7 @@ __all__ = [
     "sample",
     "set_declared_ties",
     "set_weight_conversions",
+    "unmark_config_quantized",
     "weight_conversions",
 ]
 
@@ -65,6 +67,16 @@ def keys_not_saved(model: Any) -> tuple[str, ...]:
 def mark_config_quantized(config: Any) -> None:
     """What `PreTrainedConfig` looks at before it writes a quantization config."""
     config._is_quantized = True
+
+
+def is_config_quantized(config: Any) -> bool:
+    """Whether `config` has that mark, which models ask for, too."""
+    return hasattr(config, "_is_quantized")
+
+
+def unmark_config_quantized(config: Any) -> None:
+    """Take the mark off again."""
+    vars(config).pop("_is_quantized", None)
 
 
 def declared_ties(module: Any) -> dict[str, str] | None:

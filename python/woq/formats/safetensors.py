@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 
 import torch
 
-__all__ = ["Entry", "write_safetensors"]
+__all__ = ["DTYPE_NAMES", "Entry", "as_bytes", "write_safetensors"]
 
-_DTYPE_NAMES = {
+DTYPE_NAMES = {
     torch.float64: "F64",
     torch.float32: "F32",
     torch.float16: "F16",
@@ -59,7 +59,7 @@ def write_safetensors(
     for name, entry in ordered:
         end = offset + entry.nbytes
         header[name] = {
-            "dtype": _DTYPE_NAMES[entry.dtype],
+            "dtype": DTYPE_NAMES[entry.dtype],
             "shape": list(entry.shape),
             "data_offsets": [offset, end],
         }
@@ -70,14 +70,19 @@ def write_safetensors(
         file.write(len(text).to_bytes(8, "little"))
         file.write(text)
         for name, entry in ordered:
-            tensor = entry.make().detach().contiguous()
+            tensor = entry.make()
             if tuple(tensor.shape) != entry.shape or tensor.dtype != entry.dtype:
                 raise RuntimeError(
                     f"{name} turned out as {tensor.dtype} {list(tensor.shape)}, "
                     f"announced as {entry.dtype} {list(entry.shape)}"
                 )
             if tensor.numel():
-                file.write(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()))
+                file.write(as_bytes(tensor))
+
+
+def as_bytes(tensor: torch.Tensor) -> memoryview:
+    """The bytes of a tensor; a copy only where they are not contiguous."""
+    return memoryview(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy())
 
 
 def _width(dtype: torch.dtype) -> int:

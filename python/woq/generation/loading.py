@@ -10,6 +10,7 @@ from typing import Any
 
 from ..core.extras import require
 from ..core.native import InvalidArgument
+from ..hf.load import check_source
 from ..hf.location import locate
 from .generator import TextGenerator
 from .options import check_options
@@ -150,6 +151,7 @@ def load_model(
         if tokenizer is not None:
             name, gguf_file = locate(tokenizer)
             files.update(gguf_file)
+        check_source(name, files)
         tokenizer = _load_tokenizer(transformers.AutoTokenizer, name, files)
     if isinstance(model, str | PathLike):
         try:

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from transformers import GenerationConfig
 
 from ..core import transformers_private
 from ..core.native import InvalidArgument
+from ..core.nearest import nearest
 from .grammar import Grammar
 from .text import normalize_stops
 
@@ -74,8 +74,8 @@ def check_options(options: Mapping[str, Any]) -> None:
     for name in options:
         if name in known:
             continue
-        near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-        problems.append(repr(name) + (f" (did you mean {near[0]!r}?)" if near else ""))
+        near = nearest(name, known)
+        problems.append(repr(name) + (f" (did you mean {near!r}?)" if near else ""))
     if problems:
         raise InvalidArgument(
             f"unknown generation argument: {', '.join(problems)}. "

@@ -35,6 +35,7 @@ def attach_quantizer(
         if not getattr(inner, "is_quantized", False):
             _take_configs_of_its_own(inner)
         attached = config.stored()
+        attached.digest = None  # that of the model that the config is from
         floats = [re.escape(target.name) + "$" for target in select(inner, config)]
         if floats:
             attached.modules_to_not_convert = [*(config.modules_to_not_convert or ()), *floats]

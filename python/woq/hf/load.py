@@ -8,6 +8,8 @@ each weight as it reads it, or the whole float model comes first.
 
 from __future__ import annotations
 
+import os
+import struct
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,12 +19,17 @@ from safetensors import SafetensorError, safe_open
 from ..config.quant_config import WeightOnlyQuantConfig
 from ..core.extras import require
 from ..core.native import InvalidArgument, Unsupported
+from ..formats.checkpoint import check_folder
 from ..formats.foreign import foreign_format
+from ..formats.gguf import check_gguf
 from ..quantizing.quantize import quantize
 from .foreign import load_foreign, stored_settings
 from .quantizer import register
 
-__all__ = ["load_model"]
+__all__ = ["check_source", "load_model"]
+
+# What transformers raises for a GGUF file that is whole, and still no model that it knows.
+_GGUF_ERRORS = (ValueError, TypeError, LookupError, ArithmeticError, AttributeError, struct.error)
 
 
 def load_model(
@@ -47,9 +54,10 @@ def load_model(
         explain: makes the error to raise of an error of loading that is not woq's own.
 
     Raises:
-        InvalidArgument: a weight has NaN or Inf, a safetensors file is damaged, the checkpoint is
-            quantized in a way that woq does not read, or `quantization_config` is another method's
-            and `path` a checkpoint that woq saved.
+        InvalidArgument: a weight has NaN or Inf, a file is damaged, files are of different saves,
+            an index names files outside of the folder, the checkpoint is quantized in a way that
+            woq does not read, or `quantization_config` is another method's and `path` a checkpoint
+            that woq saved.
         Unsupported: `device_map` asks for another device than the CPU.
         ModuleNotFoundError: `gguf_file`, but the package gguf is not installed.
     """
@@ -67,6 +75,7 @@ def load_model(
             )
     elif quantization_config is not None:
         keywords["quantization_config"] = quantization_config
+    check_source(path, keywords)
     method = form = None
     try:
         settings = stored_settings(path, keywords)
@@ -83,12 +92,17 @@ def load_model(
         raise InvalidArgument(
             f"{_damaged_file(path)} is damaged or incomplete ({error}): download or save it again"
         ) from error
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+    except (OSError, ImportError, RuntimeError, *_GGUF_ERRORS) as error:
         if isinstance(error, InvalidArgument | Unsupported):
             raise
+        if isinstance(error, _GGUF_ERRORS) and keywords.get("gguf_file") is not None:
+            raise InvalidArgument(
+                f"{os.path.join(str(path), keywords['gguf_file'])} cannot be read as a model "
+                f"({type(error).__name__}: {error})"
+            ) from error
         if form is None and method not in (None, WeightOnlyQuantConfig.quant_method):
             raise _quantized_already(path, method) from error
-        if explain is None or isinstance(error, RuntimeError):
+        if explain is None or not isinstance(error, OSError | ValueError | KeyError | ImportError):
             raise
         raise explain(error) from error
     if not afterwards:
@@ -99,6 +113,24 @@ def load_model(
         raise _quantized_already(path, method)
     quantize(model, quantization_config, progress=progress)
     return loaded
+
+
+def check_source(path: Any, keywords: Mapping[str, Any]) -> None:
+    """Look at the files of a local model before they are read. `keywords` are from_pretrained's.
+
+    Raises:
+        InvalidArgument: a GGUF file is damaged, or an index names files outside of the folder.
+    """
+    folder = os.path.join(str(path), keywords.get("subfolder") or "")
+    name = keywords.get("gguf_file")
+    if name is None:
+        if os.path.isdir(folder):
+            check_folder(folder)
+        return
+    for file in (name, os.path.join(folder, name)):
+        if os.path.isfile(file):
+            check_gguf(file)
+            return
 
 
 def _compute_dtype(path: Any, name: str, given: Any) -> str:

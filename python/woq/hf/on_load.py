@@ -132,7 +132,7 @@ class QuantizeOnLoad:
         self._tied, self._targets, self._pages = [], {}, None
         self._heap.trim()
         self._report.seconds = time.perf_counter() - self._started
-        attach_report(model, self._report)
+        attach_report(model, self._report, config)
         log_summary(model, self._report)
 
 

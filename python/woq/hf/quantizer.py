@@ -31,7 +31,8 @@ from .answers import answer_for, stop_answering_for
 from .attach import attach_quantizer, declare_untied, keep_on_cpu
 from .conversions import restore_conversions, spare_quantized_layers
 from .on_load import QuantizeOnLoad
-from .stored_layers import StoredLayer, pack_stored_layers
+from .saving import describe_save
+from .stored_layers import StoredLayer, check_checkpoint, pack_stored_layers
 
 __all__ = ["WoqHfQuantizer", "register"]
 
@@ -99,6 +100,7 @@ class WoqHfQuantizer(HfQuantizer):
                 dtype = _float_dtype(model, target)
                 replace_module(model, target.name, StoredLayer(target, config, dtype))
             declare_untied(model, [target.name for target in targets if target.tied])
+            check_checkpoint(model, config, kwargs.get("checkpoint_files") or ())
             return model
         if config.needs_calibration:
             return model  # the whole float model comes first: calibration runs it
@@ -148,9 +150,13 @@ class WoqHfQuantizer(HfQuantizer):
         restore_conversions(model)
         return model
 
-    def get_state_dict_and_metadata(self, model: Any, *args: Any, **kwargs: Any) -> Any:
+    def get_state_dict_and_metadata(
+        self, model: Any, *args: Any, **kwargs: Any
+    ) -> tuple[None, dict[str, str]]:
+        """transformers calls it before it saves config.json, and writes the metadata to each file;
+        None: the state dict is the model's own."""
         spare_quantized_layers(model)
-        return super().get_state_dict_and_metadata(model, *args, **kwargs)
+        return None, describe_save(model)
 
     def is_serializable(self, *args: Any, **kwargs: Any) -> bool:
         return True

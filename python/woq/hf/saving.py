@@ -18,9 +18,11 @@ from typing import Any
 
 import torch
 
+from ..config.quant_config import WeightOnlyQuantConfig
 from ..core import transformers_private
 from ..core.native import InvalidArgument
 from ..core.units import parse_bytes
+from ..formats.checkpoint import digest_of, metadata_of_digest, metadata_of_tensors
 from ..formats.files import PartlyReplaced, replace_files_in
 from ..formats.safetensors import Entry, write_safetensors
 from ..modules.deferred_state import Stored, deferred_state
@@ -40,7 +42,8 @@ def save_pretrained(
 
     All files are written beside the old ones and flushed to the disk, then renamed over them. If
     anything fails before that (disk full, read-only folder, Ctrl-C), what was there is unchanged.
-    One layer is unpacked at a time.
+    Files of two saves, as a kill in the middle of renaming leaves them, are refused when they are
+    loaded: all have the digest of the tensors. One layer is unpacked at a time.
 
     Raises:
         InvalidArgument: not a transformers model, or adapters are attached to it.
@@ -58,8 +61,15 @@ def save_pretrained(
     try:
         target.mkdir(parents=True, exist_ok=True)
         with replace_files_in(target, _configuration_last, _is_weights) as scratch:
+            entries = _entries(model)
+            digest = _set_digest(model, entries)
             _write_configs(model, scratch)
-            _write_weights(model, scratch, limit)
+            metadata = {
+                "format": "pt",
+                **metadata_of_digest(digest),
+                **metadata_of_tensors(entries),
+            }
+            _write_weights(entries, metadata, scratch, limit)
     except PartlyReplaced as error:
         raise OSError(
             error.errno, f"{error.strerror} while files of {target} were renamed: save it again"
@@ -89,8 +99,29 @@ def _write_configs(model: Any, folder: Path) -> None:
         model.generation_config.save_pretrained(folder)
 
 
-def _write_weights(model: Any, folder: Path, limit: int) -> None:
-    entries = _entries(model)
+def describe_save(model: Any) -> dict[str, str]:
+    """The digest of the model's tensors, as metadata for files that transformers will write. It is
+    put into the model's config, too.
+
+    The digest of names and types is left out: transformers' options can change the names.
+    """
+    if transformers_private.has_adapters(model):
+        return {}  # only those are written
+    return metadata_of_digest(_set_digest(model, _entries(model)))
+
+
+def _set_digest(model: Any, entries: dict[str, Entry]) -> str | None:
+    """The digest of the tensors, from now on in the model's config; None: not quantized."""
+    config = getattr(model.config, "quantization_config", None)
+    if not isinstance(config, WeightOnlyQuantConfig):
+        return None
+    config.digest = digest_of(entries)
+    return config.digest
+
+
+def _write_weights(
+    entries: dict[str, Entry], metadata: dict[str, str], folder: Path, limit: int
+) -> None:
     shards: list[dict[str, Entry]] = [{}]
     size = 0
     for name, entry in entries.items():
@@ -99,7 +130,6 @@ def _write_weights(model: Any, folder: Path, limit: int) -> None:
             size = 0
         shards[-1][name] = entry
         size += entry.nbytes
-    metadata = {"format": "pt"}
     if len(shards) == 1:
         write_safetensors(folder / _WEIGHTS, shards[0], metadata)
         return
@@ -116,7 +146,11 @@ def _write_weights(model: Any, folder: Path, limit: int) -> None:
 
 
 def _entries(model: Any) -> dict[str, Entry]:
-    """Every tensor of the checkpoint under its stored name, quantized ones unpacked on demand."""
+    """Every tensor of the checkpoint under its stored name, quantized ones unpacked on demand.
+
+    Sorted by name: a loaded model has another order than the one that was saved, and is to be
+    written as the same bytes.
+    """
     from transformers.core_model_loading import revert_weight_conversion
     from transformers.modeling_utils import remove_tied_weights_from_state_dict
 
@@ -132,7 +166,7 @@ def _entries(model: Any) -> dict[str, Entry]:
         raise RuntimeError("transformers made other tensors from those of quantized layers")
     unpack = _Unpacker()
     entries = {}
-    for name, tensor in state.items():
+    for name, tensor in sorted(state.items()):
         source = deferred.get(id(tensor))
         make = _constant(tensor) if source is None else unpack.maker(*source)
         entries[name] = Entry(tuple(tensor.shape), tensor.dtype, make)

@@ -5,21 +5,32 @@ arrived."""
 from __future__ import annotations
 
 import logging
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
 from ..algorithms.shared.finished import stored_extras
-from ..config.quant_config import WeightOnlyQuantConfig
+from ..config.quant_config import FORMAT_VERSION, WeightOnlyQuantConfig
 from ..core import native, transformers_private
+from ..formats.checkpoint import (
+    Header,
+    Stored,
+    check_inside,
+    check_save,
+    problems_of_layer,
+    read_header,
+    read_marker,
+)
 from ..formats.pages import HeapTrimmer, release_file_pages
-from ..formats.stored_tensors import MARKER, check_marker, from_torch, stored_specs
+from ..formats.stored_tensors import MARKER, StoredForm, marker_bytes
 from ..modules.layer import WeightOnlyLinear
 from ..modules.targets import Target
 from ..quantizing.quantize import log_kernels, replace_module
 
-__all__ = ["StoredLayer", "pack_stored_layers"]
+__all__ = ["StoredLayer", "check_checkpoint", "pack_stored_layers"]
 
 logger = logging.getLogger("woq")
 
@@ -30,13 +41,12 @@ class StoredLayer(nn.Module):
     def __init__(self, target: Target, config: WeightOnlyQuantConfig, dtype: torch.dtype) -> None:
         super().__init__()
         self.target_name = target.name
-        self.rows, self.cols = target.shape
         self.transposed = target.transposed
         self.dtype = dtype
-        self.scheme = target.scheme
-        self.extras = stored_extras(config)
-        self.specs = stored_specs(self.scheme, self.rows, self.cols, **self.extras)
-        self.register_buffer(MARKER, torch.empty(1, dtype=torch.uint8, device="meta"))
+        self.form = StoredForm(target.scheme, *target.shape, **stored_extras(config))
+        self.specs = self.form.specs()
+        marker = torch.empty(marker_bytes(config.format_version), dtype=torch.uint8, device="meta")
+        self.register_buffer(MARKER, marker)
         for name, (shape, kind) in self.specs.items():
             self.register_buffer(name, torch.empty(shape, dtype=kind, device="meta"))
         bias = target.module.bias
@@ -53,14 +63,15 @@ class StoredLayer(nn.Module):
     def pack(self, compute_dtype: str) -> WeightOnlyLinear:
         # The loader may have cast tensors of modules that it keeps in float32 (5.0 even those of
         # bytes): that is exact, and undone here.
-        check_marker(self._buffers[MARKER].to(torch.uint8))  # type: ignore[union-attr]
+        marker = self._buffers[MARKER].to(torch.uint8)  # type: ignore[union-attr]
+        self.form.check_marker(marker, self.target_name)
         tensors = {
             name: self._buffers[name].to(kind)  # type: ignore[union-attr]
             for name, (_, kind) in self.specs.items()
         }
         bias = self._buffers["bias"]
         layer = WeightOnlyLinear.from_quantized(
-            from_torch(tensors, self.rows, self.cols, self.scheme, **self.extras),
+            self.form.matrix(tensors),
             # A copy: the loaded one would keep the file's pages.
             None if bias is None else bias.detach().clone(),
             compute_dtype=compute_dtype,
@@ -71,6 +82,91 @@ class StoredLayer(nn.Module):
         for name in self.specs:
             release_file_pages(self._buffers[name])  # type: ignore[arg-type]
         return layer
+
+
+def check_checkpoint(model: Any, config: WeightOnlyQuantConfig, files: Sequence[str]) -> None:
+    """Compare what `files` say of their tensors with what `config` and `model` (on the meta device,
+    with its `StoredLayer`s) expect: before anything is read, and before the loader converts types.
+
+    Files of other formats say nothing; the layers' markers are compared when they are packed.
+
+    Raises:
+        InvalidArgument: files of different saves, or tensors that are not what they should be.
+    """
+    folder = str(getattr(model.config, "name_or_path", ""))
+    if os.path.isdir(folder):
+        check_inside(folder, files)
+    # Weights that some models read beside their own.
+    others = getattr(type(model.config), "extra_files", ())
+    files = [file for file in files if os.path.basename(file) not in others]
+    headers = [read_header(file) for file in files if file.endswith(".safetensors")]
+    if headers or config.digest is None:
+        check_save(headers, config.format_version, config.digest)
+    else:
+        raise native.InvalidArgument(
+            f"{', '.join(files)}: woq saves safetensors files, and config.json is of such a save"
+        )
+    problems = list(_problems(model, headers))
+    if problems:
+        shown = "; ".join(problems[:3]) + ("; ..." if len(problems) > 3 else "")
+        raise native.InvalidArgument(
+            f"{len(problems)} tensors of the checkpoint are not what its config.json says: {shown}"
+        )
+
+
+def _problems(model: Any, headers: Iterable[Header]) -> Iterator[str]:
+    modules = dict(model.named_modules())
+    wanted = model.state_dict()
+    base = str(getattr(model, "base_model_prefix", ""))
+    below: dict[str, dict[str, Stored]] = {}
+    markers: dict[str, bytes] = {}
+    for header in headers:
+        for key, stored in header.tensors.items():
+            layer, _, name = key.rpartition(".")
+            below.setdefault(layer, {})[name] = stored
+            marker = read_marker(header, layer) if name == MARKER else None
+            if marker is not None:
+                markers[layer] = marker
+    for layer, tensors in below.items():
+        # Models without a head are loaded from checkpoints of those with one, and the reverse.
+        names = [layer, layer.removeprefix(f"{base}."), f"{base}.{layer}"]
+        known = next((name for name in names if name in modules), None)
+        if layer in markers:
+            module = None if known is None else modules[known]
+            yield from _problems_of_layer(layer, markers[layer], tensors, module)
+        elif known is not None:
+            yield from _problems_of_kind(known, tensors, wanted)
+
+
+def _problems_of_layer(
+    layer: str, marker: bytes, tensors: Mapping[str, Stored], module: nn.Module | None
+) -> Iterator[str]:
+    if module is None:
+        if len(marker) not in (marker_bytes(1), marker_bytes(FORMAT_VERSION)):
+            return  # markers of several layers, which transformers has joined: it will split them
+        stored = StoredForm.from_marker(marker, layer)
+    elif isinstance(module, StoredLayer):
+        expected = module._buffers[MARKER].numel()  # type: ignore[union-attr]
+        if len(marker) != expected:
+            yield f"{layer}.{MARKER} has {len(marker)} bytes, expected {expected}"
+            return
+        module.form.check_marked(StoredForm.from_marker(marker, layer), layer)
+        stored = module.form
+    else:
+        yield f"{layer} is quantized, and should be floating point"
+        return
+    if stored is not None:
+        yield from problems_of_layer(layer, stored, tensors)
+
+
+def _problems_of_kind(
+    layer: str, tensors: Mapping[str, Stored], wanted: Mapping[str, torch.Tensor]
+) -> Iterator[str]:
+    """Integers where the model has floats, or the reverse: the loader would convert them."""
+    for name, stored in tensors.items():
+        key = f"{layer}.{name}" if layer else name
+        if key in wanted and wanted[key].is_floating_point() != ("F" in stored.dtype):
+            yield f"{key} is {stored}, expected {wanted[key].dtype} {list(wanted[key].shape)}"
 
 
 def pack_stored_layers(model: Any, config: WeightOnlyQuantConfig) -> None:

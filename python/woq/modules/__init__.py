@@ -6,4 +6,5 @@
 - deferred_state: state dicts whose packed weights are unpacked when they are written
 - stand_in: the weight that a quantized layer shows to code that asks for its dtype and shape
 - targets: finds the layers of a model that are quantized, and each one's settings
+- bypassed: layers that have to stay floats, for their module reads their weight
 """

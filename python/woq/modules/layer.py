@@ -17,14 +17,7 @@ import torch
 from torch import nn
 
 from ..core import native, transformers_private
-from ..formats.stored_tensors import (
-    MARKER,
-    check_marker,
-    from_torch,
-    marker,
-    stored_specs,
-    to_torch,
-)
+from ..formats.stored_tensors import MARKER, StoredForm, to_torch
 from .deferred_state import current_deferred
 from .stand_in import stand_in
 from .torch_op import multiply, needs_dispatcher, new_handle
@@ -133,7 +126,7 @@ class WeightOnlyLinear(nn.Linear):
         the values are in `dequantize()`.
         """
         shape = (self.out_features, self.in_features)
-        return stand_in(shape[::-1] if self.transposed else shape, self._dtype)
+        return stand_in(shape[::-1] if self.transposed else shape, self._dtype, self.name)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if needs_dispatcher(x):
@@ -168,15 +161,16 @@ class WeightOnlyLinear(nn.Linear):
 
     # -- state ------------------------------------------------------------------------------------
 
-    def _specs(self) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
-        return stored_specs(self.scheme, self.out_features, self.in_features, **self._extras())
-
-    def _extras(self) -> dict[str, bool]:
-        return {"has_g_idx": self.has_g_idx, "has_act_scales": self.has_act_scales}
+    @property
+    def stored_form(self) -> StoredForm:
+        """What the tensors of this layer in a checkpoint are."""
+        return StoredForm(
+            self.scheme, self.out_features, self.in_features, self.has_g_idx, self.has_act_scales
+        )
 
     def stored_tensors(self) -> dict[str, torch.Tensor]:
         """The tensors of this layer in a checkpoint, except for the bias."""
-        return {MARKER: marker(), **to_torch(self.quantized())}
+        return {MARKER: self.stored_form.marker(), **to_torch(self.quantized())}
 
     def _save_to_state_dict(
         self, destination: dict[str, Any], prefix: str, keep_vars: bool
@@ -185,8 +179,9 @@ class WeightOnlyLinear(nn.Linear):
         if deferred is None:
             stored = self.stored_tensors()
         else:
-            stored = {MARKER: marker()}
-            for key, (shape, dtype) in self._specs().items():
+            form = self.stored_form
+            stored = {MARKER: form.marker()}
+            for key, (shape, dtype) in form.specs().items():
                 # One element of memory whatever the shape.
                 stored[key] = torch.empty((), dtype=dtype).expand(shape)
             for key, tensor in stored.items():
@@ -206,7 +201,8 @@ class WeightOnlyLinear(nn.Linear):
         unexpected_keys: list[str],
         error_msgs: list[str],
     ) -> None:
-        wanted = set(self._specs())
+        form = self.stored_form
+        wanted = set(form.specs())
         if self.bias is not None:
             wanted.add("bias")
         absent = sorted(prefix + key for key in wanted if prefix + key not in state_dict)
@@ -222,15 +218,12 @@ class WeightOnlyLinear(nn.Linear):
         bias = tensors.pop("bias", None)
         try:
             if prefix + MARKER in state_dict:
-                check_marker(state_dict[prefix + MARKER])
+                form.check_marker(state_dict[prefix + MARKER])
             if bias is not None and self.bias is not None and bias.shape != self.bias.shape:
                 raise native.InvalidArgument(
                     f"bias has shape {list(bias.shape)}, expected {list(self.bias.shape)}"
                 )
-            matrix = from_torch(
-                tensors, self.out_features, self.in_features, self.scheme, **self._extras()
-            )
-            core = _make_core(matrix, bias, self.requested_compute_dtype, self.name)
+            core = _make_core(form.matrix(tensors), bias, self.requested_compute_dtype, self.name)
         except (ValueError, TypeError) as error:
             error_msgs.append(f"{prefix.rstrip('.')}: {error}")
             return
@@ -245,7 +238,8 @@ class WeightOnlyLinear(nn.Linear):
         state["_stored"] = {
             "tensors": {key: array.copy() for key, array in matrix.tensors().items()},
             "scheme": self.scheme,
-            **self._extras(),
+            "has_g_idx": self.has_g_idx,
+            "has_act_scales": self.has_act_scales,
             "compute_dtype": self.requested_compute_dtype,
         }
         return state

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -37,27 +38,58 @@ class WeightStandIn(torch.Tensor):
     """Refuses to be computed with. It also keeps torch's fused transformer layers, which would read
     the weight and never call the layer, on their ordinary path: they look for tensors like this."""
 
+    layer_name: str
+
     @classmethod
     def __torch_function__(
         cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         name = getattr(func, "__name__", str(func))
+        layer = _layer_of(args)
         if name not in _QUESTIONS:
+            advice = "call the layer, or take a float copy with layer.dequantize()"
+            if layer:
+                advice += (
+                    f". If the model's own code does this, quantize it with {_pattern(layer)!r} in "
+                    "modules_to_not_convert: such layers have to stay in floating point"
+                )
             raise native.Unsupported(
-                f"{name} was called on the weight of a WeightOnlyLinear, which exists packed only: "
-                "call the layer, or take a float copy with layer.dequantize()"
+                f"{name} was called on the weight of {layer or 'a WeightOnlyLinear'}, which exists "
+                f"packed only: {advice}"
             )
-        return super().__torch_function__(func, types, args, kwargs or {})
+        result = super().__torch_function__(func, types, args, kwargs or {})
+        if isinstance(result, WeightStandIn):
+            result.layer_name = layer
+        return result
 
     def __repr__(self, *, tensor_contents: Any = None) -> str:
         return f"WeightStandIn(shape={list(self.shape)}, dtype={self.dtype})"
 
 
-def stand_in(shape: tuple[int, int], dtype: torch.dtype) -> torch.Tensor:
-    """A stand-in of any shape in the memory of one element (NaN, should anyone get at it)."""
+def _layer_of(arguments: Iterable[Any]) -> str:
+    """The name of the layer whose weight is among the arguments of a call, "" if it has none."""
+    for value in arguments:
+        if isinstance(value, WeightStandIn):
+            return vars(value).get("layer_name", "")
+        if isinstance(value, (tuple, list)):  # torch.cat's
+            name = _layer_of(value)
+            if name:
+                return name
+    return ""
+
+
+def _pattern(name: str) -> str:
+    """What means the layer and its like in all blocks: the end of its name."""
+    return name.rpartition(".")[2]
+
+
+def stand_in(shape: tuple[int, int], dtype: torch.dtype, name: str = "") -> torch.Tensor:
+    """A stand-in of any shape in the memory of one element (NaN, should anyone get at it). `name`
+    is its layer's."""
     values = torch.full((1,), torch.nan, dtype=dtype).expand(shape)
     if torch.compiler.is_compiling():
         return values  # a compiler that traces `layer.weight.dtype` knows plain tensors only
     tensor = values.as_subclass(WeightStandIn)
+    tensor.layer_name = name
     transformers_private.keep_values(tensor)
     return tensor

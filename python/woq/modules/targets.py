@@ -11,13 +11,17 @@ import dataclasses
 import logging
 import re
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
+from torch.nn.modules.lazy import LazyModuleMixin
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
-from ..config.quant_config import WeightOnlyQuantConfig, pattern_of_names
+from ..config.patterns import pattern_of_names
+from ..config.quant_config import WeightOnlyQuantConfig
 from ..core import native
+from .bypassed import reads_weight
 from .layer import WeightOnlyLinear
 
 if TYPE_CHECKING:
@@ -25,10 +29,13 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Target",
+    "input_embedding",
+    "is_linear",
     "is_transposed",
     "left_alone",
     "output_embeddings",
     "parameter_count",
+    "passed_over",
     "scheme_for",
     "select",
     "skip_patterns",
@@ -61,18 +68,53 @@ class Target:
         return (cols, rows) if self.transposed else (rows, cols)
 
 
+# Subclasses of nn.Linear with a forward of their own that is x W^T + bias: Falcon's rounds bfloat16
+# before it adds the bias, Idefics's looks for a second layer, a child, which few have.
+_SAME_PRODUCT = frozenset({"FalconLinear", "IdeficsDecoupledLinear"})
+
+
 def is_transposed(module: nn.Module) -> bool | None:
     """False for nn.Linear, True for transformers' Conv1D, None for what is not quantized.
 
-    Subclasses are not touched: torch's own attention reads the weight of its output projection
-    without calling the module.
+    A subclass counts where it computes what its base does: its forward is inherited (or known to be
+    the same), and it has no parameters or children besides.
     """
-    if type(module) is nn.Linear:
-        return False
+    kind = _linear_kind(module)
+    if kind is None or not _computes_as(module, kind):
+        return None
+    return kind is not nn.Linear
+
+
+def is_linear(module: nn.Module) -> bool:
+    """Whether it is an nn.Linear or a Conv1D, or derived from one."""
+    return _linear_kind(module) is not None
+
+
+def _linear_kind(module: nn.Module) -> type[nn.Module] | None:
+    """nn.Linear or transformers' Conv1D, if `module` is one; None for a quantized layer, which is
+    an nn.Linear, too."""
+    if isinstance(module, WeightOnlyLinear):
+        return None
+    if isinstance(module, nn.Linear):
+        return nn.Linear
     # Without importing transformers: a model that has a Conv1D has imported it already.
     pytorch_utils = sys.modules.get("transformers.pytorch_utils")
-    conv1d = getattr(pytorch_utils, "Conv1D", None)
-    return True if conv1d is not None and type(module) is conv1d else None
+    conv1d: Any = getattr(pytorch_utils, "Conv1D", None)
+    return conv1d if conv1d is not None and isinstance(module, conv1d) else None
+
+
+def _computes_as(module: nn.Module, kind: type[nn.Module]) -> bool:
+    own = type(module)
+    if own is kind:
+        return True
+    # torch's own attention reads the weight of its output projection without calling the module,
+    # and marks it by this class; a lazy layer has no weight yet.
+    if isinstance(module, (NonDynamicallyQuantizableLinear, LazyModuleMixin)):
+        return False
+    same = own.forward is kind.forward or own.__name__ in _SAME_PRODUCT
+    # A weight that is computed (torch.nn.utils.parametrize) is no parameter of that name.
+    parameters = {name for name, value in module._parameters.items() if value is not None}
+    return same and "weight" in parameters <= {"weight", "bias"} and not module._modules
 
 
 def matches(name: str, patterns: Iterable[str]) -> bool:
@@ -85,11 +127,24 @@ def matches(name: str, patterns: Iterable[str]) -> bool:
 
 def output_embeddings(model: nn.Module) -> list[str]:
     """Names of the output embedding (lm_head); empty for a model that has none."""
-    getter = getattr(model, "get_output_embeddings", None)
-    head = getter() if callable(getter) else None
+    head = _embedding(model, "get_output_embeddings")
     if head is None:
         return []
     return [name for name, module in model.named_modules() if module is head]
+
+
+def input_embedding(model: nn.Module) -> Any | None:
+    """The module that turns token ids into vectors; None for a model that has none, or whose class
+    does not say which it is (CLIP, CANINE)."""
+    return _embedding(model, "get_input_embeddings")
+
+
+def _embedding(model: nn.Module, getter: str) -> Any | None:
+    method = getattr(model, getter, None)
+    try:
+        return method() if callable(method) else None
+    except NotImplementedError:
+        return None
 
 
 def tied_modules(model: nn.Module) -> set[str]:
@@ -105,9 +160,15 @@ def tied_modules(model: nn.Module) -> set[str]:
 
 def _last_module(model: nn.Module) -> list[str]:
     # A classification head is small, decides the output, and is often untrained: transformers'
-    # quantizers leave the last module alone, whatever its name.
-    names = [name for name, _ in model.named_parameters()]
-    return [names[-1].rpartition(".")[0]] if names else []
+    # quantizers leave the last module alone, whatever its name. Modules count, not parameters: a
+    # tied weight is listed once, under the first of its names, and a quantized layer has none.
+    last = [
+        name
+        for name, module in model.named_modules(remove_duplicate=False)
+        if isinstance(module, WeightOnlyLinear)
+        or any(parameter is not None for parameter in module._parameters.values())
+    ]
+    return last[-1:]
 
 
 def skip_patterns(model: nn.Module, config: WeightOnlyQuantConfig) -> list[str]:
@@ -144,22 +205,59 @@ def warn_of_idle_patterns(model: nn.Module, config: WeightOnlyQuantConfig) -> No
 
 def select(model: nn.Module, config: WeightOnlyQuantConfig) -> list[Target]:
     """The modules to quantize, in the model's order."""
+    return [found for _, found in _judged(model, config) if isinstance(found, Target)]
+
+
+def passed_over(model: nn.Module, config: WeightOnlyQuantConfig) -> dict[str, str]:
+    """Linear layers that `select` leaves in floating point though nobody has asked for it: {name:
+    the reason}."""
+    return {name: found for name, found in _judged(model, config) if isinstance(found, str)}
+
+
+def _judged(
+    model: nn.Module, config: WeightOnlyQuantConfig
+) -> Iterator[tuple[str, Target | str | None]]:
+    """Each linear layer of the model, in its order, with the target that it is; or why it is none;
+    or None, where that is what the config or the model wants."""
     patterns = skip_patterns(model, config)
     heads = set(output_embeddings(model))
     tied = tied_modules(model)
     if getattr(model, "get_output_embeddings", None) is not None:
         patterns += [re.escape(name) for name in _last_module(model) if name not in heads]
-    targets = []
+    adapters = _adapters(model)
     for name, module in model.named_modules():
+        if not name or _linear_kind(module) is None:
+            continue
         transposed = is_transposed(module)
-        if transposed is None or not name or matches(name, patterns):
+        unwanted = matches(name, patterns) or (name in tied and name not in heads)
+        scheme = None if unwanted else scheme_for(config, name, head=name in heads)
+        parent, _, child = name.rpartition(".")
+        if scheme is None or f"{name}.".startswith(adapters):
+            yield name, None
+        elif reads_weight(model.get_submodule(parent), child):
+            yield name, "its weight is read without calling it"
+        elif transposed is None:
+            yield name, f"{type(module).__name__} may compute something else than a linear layer"
+        else:
+            yield name, Target(name, module, scheme, transposed, name in tied)
+
+
+def _adapters(model: nn.Module) -> tuple[str, ...]:
+    """Beginnings of the names of what peft has put beside layers: trained, small, and kept.
+
+    peft wraps a layer into a module of its own that holds it as `base_layer` (or
+    `original_module`, and the whole model as `base_model`); all else in there is its own. Wrappers
+    are known by where their class, or one that it derives from, is defined.
+    """
+    found = []
+    for name, module in model.named_modules():
+        if not any(base.__module__.partition(".")[0] == "peft" for base in type(module).__mro__):
             continue
-        if name in tied and name not in heads:
-            continue
-        scheme = scheme_for(config, name, head=name in heads)
-        if scheme is not None:
-            targets.append(Target(name, module, scheme, transposed, name in tied))
-    return targets
+        kept = {"base_layer", "base_model", "original_module"} & module._modules.keys()
+        if kept:
+            prefix = f"{name}." if name else ""
+            found += [f"{prefix}{child}." for child in module._modules if child not in kept]
+    return tuple(found)
 
 
 def scheme_for(

@@ -6,19 +6,27 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
-from ..core import native
+from ..core import native, transformers_private
 from ..modules.layer import WeightOnlyLinear, dense_products
 from ..modules.targets import Target
 from .activations import Activations, Call, check_finite, hidden_states
 from .attention import FastAttention
 
-__all__ = ["Block", "fast_products", "for_calibration", "observed_inputs", "product_dtype"]
+__all__ = [
+    "Block",
+    "LoopedBlock",
+    "fast_products",
+    "for_calibration",
+    "observed_inputs",
+    "product_dtype",
+]
 
 
 @dataclasses.dataclass
@@ -100,7 +108,8 @@ class Block:
 
     def groups(self) -> list[list[Target]]:
         """The targets that the calibration reaches, in the order of their calls. Targets that are
-        given the very same input tensor (q, k and v; gate and up) share a group."""
+        given the very same input tensor (q, k and v; gate and up) share a group. One that is called
+        more than once in a forward pass is a group of its own, whose input is that of all calls."""
         if self._found is None:
             self._found = self._find_groups()
         names = {target.name for target in self.targets}
@@ -108,32 +117,57 @@ class Block:
         return [group for group in left if group]
 
     def _find_groups(self) -> list[list[Target]]:
-        seen: list[torch.Tensor] = []  # held, so that no address is used twice
-        groups: list[list[Target]] = []
-
-        def observe(target: Target, x: torch.Tensor) -> None:
-            for held, group in zip(seen, groups, strict=True):
-                if held is x:
-                    group.append(target)
-                    return
-            seen.append(x)
-            groups.append([target])
-
         # A batch reaches some experts of a mixture only, so each batch is observed for the targets
         # that no batch before it reached. Groups are in the order of the calls: first those of the
         # first batch, then what later batches add.
+        groups: list[list[Target]] = []
         reached: set[str] = set()
         for index in range(len(self)):
             missing = [target for target in self.targets if target.name not in reached]
             if not missing:
                 break
-            before = len(seen)
-            with observed_inputs(missing, observe), torch.no_grad(), self.fast_products():
-                self.run(index)
-            reached.update(target.name for group in groups for target in group)
-            del seen[before:]
-            seen.extend(torch.empty(0) for _ in range(len(groups) - before))
+            found = self._groups_of(index, missing)
+            groups += found
+            reached.update(target.name for group in found for target in group)
         return groups
+
+    def _groups_of(self, index: int, targets: Sequence[Target]) -> list[list[Target]]:
+        """The groups of those `targets` that batch `index` reaches."""
+        calls: list[tuple[Target, torch.Tensor]] = []  # inputs held, so that no address comes twice
+        with (
+            observed_inputs(targets, lambda target, x: calls.append((target, x))),
+            torch.no_grad(),
+            self.fast_products(),
+        ):
+            self.run(index)
+        counts = Counter(target.name for target, _ in calls)
+        groups: dict[int | str, list[Target]] = {}  # by the input's id, or the name of a lone one
+        for target, x in calls:
+            if counts[target.name] == 1:
+                groups.setdefault(id(x), []).append(target)
+            else:
+                groups[target.name] = [target]
+        return list(groups.values())
+
+
+@dataclasses.dataclass
+class LoopedBlock(Block):
+    """A block that the model calls more than once in a forward pass. `module` is the whole model,
+    which is what runs; `inputs` are its input_ids, and `calls` its other arguments."""
+
+    def run(
+        self,
+        index: int,
+        hidden: torch.Tensor | None = None,
+        weights: Mapping[str, torch.Tensor] | None = None,
+    ) -> torch.Tensor:
+        """Runs the model on batch `index`; what it gives is of no use to a block's caller."""
+        assert hidden is None
+        assert not weights
+        ids = self.inputs[index]
+        args, kwargs = self.calls[index].arguments(ids)
+        self.module(*args, **kwargs)
+        return ids
 
 
 @contextlib.contextmanager
@@ -189,25 +223,36 @@ def fast_products(dtype: torch.dtype | None) -> Iterator[None]:
 
 @contextlib.contextmanager
 def for_calibration(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, no key-value caches, no gradients of parameters; afterwards as before."""
+    """Evaluation mode, no key-value caches, no gradients of parameters; afterwards as before.
+
+    Configs are marked as those of a quantized model: some models (Jamba, Falcon-Mamba) call a layer
+    only then, and else read its weight, which a block that is quantized in part has no more.
+    """
     training = [module for module in model.modules() if module.training]
     grads = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    configs: dict[int, Any] = {}
-    for module in model.modules():
-        config = getattr(module, "config", None)
-        if getattr(config, "use_cache", False):
-            configs[id(config)] = config
+    found: Iterator[Any] = (getattr(module, "config", None) for module in model.modules())
+    configs = {id(config): config for config in found}.values()
+    cached = [config for config in configs if getattr(config, "use_cache", False)]
+    unmarked = [
+        config
+        for config in configs
+        if hasattr(config, "to_diff_dict") and not transformers_private.is_config_quantized(config)
+    ]
     try:
         model.eval()
         for parameter in grads:
             parameter.requires_grad_(False)
-        for config in configs.values():
+        for config in cached:
             config.use_cache = False
+        for config in unmarked:
+            transformers_private.mark_config_quantized(config)
         yield
     finally:
         for module in training:
             module.training = True
         for parameter in grads:
             parameter.requires_grad_(True)
-        for config in configs.values():
+        for config in cached:
             config.use_cache = True
+        for config in unmarked:
+            transformers_private.unmark_config_quantized(config)

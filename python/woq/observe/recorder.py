@@ -5,7 +5,8 @@ Blocks are found, not listed by architecture: the elements of the outermost `Mod
 layers to quantize. One observed forward pass says in which order they are called and whether the
 output of each is the input of the next; such a chain is replayed block by block, on inputs that the
 quantized prefix produced, without the rest of the model. Where the chain breaks (a second stack, an
-encoder's end) the model runs again up to there.
+encoder's end) the model runs again up to there. A block that is called more than once in a pass
+(ALBERT's) can be observed only while the whole model runs.
 """
 
 from __future__ import annotations
@@ -29,9 +30,11 @@ Batch = Mapping[str, torch.Tensor]
 
 @dataclasses.dataclass
 class Segment:
-    """Blocks whose outputs are the next one's inputs: [(name, module), ...] in calling order."""
+    """Blocks whose outputs are the next one's inputs: [(name, module), ...] in calling order; or,
+    `looped`, one block that is called more than once in a forward pass."""
 
     blocks: list[tuple[str, nn.Module]]
+    looped: bool = False
 
 
 def _candidates(model: nn.Module, targets: Sequence[Target]) -> list[tuple[str, nn.Module]]:
@@ -163,20 +166,21 @@ def _forward(model: nn.Module, batch: Batch) -> None:
 
 
 def segments(model: nn.Module, batch: Batch, targets: Sequence[Target]) -> list[Segment]:
-    """Which blocks `model` runs, in what order, as seen in one forward pass over `batch`.
-
-    A block that is called more than once in a pass (shared layers) is left out.
-    """
+    """Which blocks `model` runs, in what order, as seen in one forward pass over `batch`."""
     blocks = _candidates(model, targets)
     modules = dict(blocks)
     recorder = _Recorder(blocks, None)
     found: list[Segment] = []
+    looped: set[str] = set()
     try:
         _forward(model, batch)
         previous = None
         for name, hidden in recorder.inputs:
             if len(recorder.calls[name]) != 1:
                 previous = None
+                if name not in looped:
+                    looped.add(name)
+                    found.append(Segment([(name, modules[name])], looped=True))
                 continue
             chained = previous is not None and recorder.outputs.get(previous) is hidden
             if not chained:

@@ -13,8 +13,8 @@ from contextlib import closing
 from torch import nn
 
 from ..modules.targets import Target
-from .activations import Activations
-from .block import Block, product_dtype
+from .activations import Activations, Call
+from .block import Block, LoopedBlock, product_dtype
 from .recorder import Batch, capture, segments
 
 __all__ = ["Comparison", "FloatInputs", "FloatOutputs", "FloatPrefix", "walk"]
@@ -88,9 +88,12 @@ def walk(
     limit: int,
     dtypes: Collection[str],
     comparison: Callable[[Activations], Comparison] = Comparison,
-) -> None:
+) -> list[str]:
     """Call `visit(block)` for each block that holds some of `targets`, in the order in which the
     model runs them. Targets outside of the blocks are not visited.
+
+    Returns the names of blocks that are not visited either: those that are called more than once in
+    a forward pass, which have no outputs that a `comparison` could keep.
 
     `visit` may replace layers of the block. When it returns, the block as it is then computes the
     next one's inputs. The model must be in the state of `for_calibration`.
@@ -105,7 +108,15 @@ def walk(
         InvalidArgument: hidden states with NaN or Inf.
     """
     sample = {name: tensor[:1] for name, tensor in batches[0].items()}
+    left = []
     for segment in segments(model, sample, targets):
+        if segment.looped:
+            name = segment.blocks[0][0]
+            if comparison is not Comparison:
+                left.append(name)
+            elif mine := _within(name, targets):
+                _visit_looped(model, batches, name, mine, visit, limit)
+            continue
         # Blocks after the last one that holds targets need not run.
         while segment.blocks and not _within(segment.blocks[-1][0], targets):
             segment.blocks.pop()
@@ -124,6 +135,27 @@ def walk(
                     visit(block)
                 if name != last:
                     floats.after(block)
+    return left
+
+
+def _visit_looped(
+    model: nn.Module,
+    batches: Sequence[Batch],
+    name: str,
+    targets: list[Target],
+    visit: Callable[[Block], None],
+    limit: int,
+) -> None:
+    calls = [
+        Call((), {key: value for key, value in batch.items() if key != "input_ids"}, "input_ids")
+        for batch in batches
+    ]
+    dtype = targets[0].module.weight.dtype
+    products = product_dtype(model, {target.weight_dtype for target in targets}, dtype)
+    with closing(Activations(limit)) as inputs:
+        for batch in batches:
+            inputs.append(batch["input_ids"])
+        visit(LoopedBlock(name, model, targets, calls, inputs, products))
 
 
 def _within(block: str, targets: Sequence[Target]) -> list[Target]:

@@ -64,7 +64,7 @@ def quantize_calibrated(
             finish(finished)
 
     with for_calibration(model):
-        walk(
+        looped = walk(
             model,
             batches,
             targets,
@@ -73,8 +73,12 @@ def quantize_calibrated(
             dtypes={target.weight_dtype for target in targets},
             comparison=_comparison(config),
         )
+    what = f"{config.algorithm} would need outputs of the float block"
     for target in left.values():
-        finish(_fallback(target, config, "outside of the blocks that are calibrated"))
+        reason = "outside of the blocks that are calibrated"
+        if target.name.startswith(tuple(f"{name}." for name in looped)):
+            reason = f"its block is called more than once in a pass, for which {what}"
+        finish(_fallback(target, config, reason))
 
 
 def _comparison(config: WeightOnlyQuantConfig) -> Callable[[Activations], Comparison]:
@@ -91,20 +95,16 @@ def _comparison(config: WeightOnlyQuantConfig) -> Callable[[Activations], Compar
 def _quantized(
     block: Block, config: WeightOnlyQuantConfig, work: WorkDir | None
 ) -> Iterator[Finished]:
-    """The layers of one block: first those that no calibration token reaches, then those that the
-    work directory holds, then the others. Each must be replaced before the next one is asked for:
-    some algorithms run the block again."""
+    """The layers of one block: first those that no calibration token reaches, then the others, from
+    the work directory if that holds them all. Each must be replaced before the next one is asked
+    for: some algorithms run the block again."""
     unreached = _unreached(block)
     block.targets = [target for target in block.targets if target not in unreached]
     for target in unreached:
         yield _fallback(target, config, "no calibration token reached it")
-    if work is not None:
-        for target in list(block.targets):
-            stored = work.load(target)
-            if stored is not None:
-                block.targets.remove(target)
-                yield stored
-    if not block.targets:
+    stored = None if work is None else work.load_block(block.targets)
+    if stored is not None:
+        yield from stored
         return
     quantize_block = config.method.quantize_block
     assert quantize_block is not None  # else there were no calibration

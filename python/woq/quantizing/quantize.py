@@ -7,7 +7,7 @@ import dataclasses
 import logging
 import sys
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from typing import Any, TypeVar
 
 import torch
@@ -20,10 +20,12 @@ from ..modules.layer import WeightOnlyLinear
 from ..modules.targets import (
     Target,
     is_fused_experts,
+    is_linear,
     left_alone,
     linear_parameters,
     output_embeddings,
     parameter_count,
+    passed_over,
     quantized_layers,
     scheme_for,
     select,
@@ -41,8 +43,27 @@ logger = logging.getLogger("woq")
 # model silences this one.
 advice = logging.getLogger("woq.advice")
 
+# Why a matrix is left in floating point, where that is as it should be.
+_EXPERTS = "fused expert weights are not quantized yet"  # of which there is a warning
+_HEAD = "output embedding; quantize_lm_head=True quantizes it"
+_EMBEDDING = "embedding"
+_NOT_SELECTED = "not selected"  # by the config, or as the model's last layer
+_EXPECTED = frozenset({_EXPERTS, _HEAD, _EMBEDDING, _NOT_SELECTED})
+# Of the weights that are not embeddings: from here on a log line says that they stay floats. Real
+# models have a few per cent in convolutions; XLNet has 57 % in weights of three dimensions.
+_MUCH = 0.25
+
 Model = TypeVar("Model", bound=nn.Module)
 _Progress = Generator[None, str, None]
+
+_KEPT = (
+    "these are quantized, the others are unchanged, and the model works. Call quantize again with "
+    "the same config to do the rest."
+)
+_LOST = (
+    "there is no model. Where the config has a work_dir, finished layers are in there, and the "
+    "same call goes on from them."
+)
 
 
 def quantize(
@@ -75,6 +96,21 @@ def quantize(
         InvalidArgument: a weight has NaN or Inf (names module, row and column); the model already
             has layers quantized with another config; the calibration data is empty or too short.
     """
+    return _quantize(model, config, progress, _KEPT)
+
+
+def quantize_loaded(
+    model: Model, config: WeightOnlyQuantConfig, *, progress: bool | None = None
+) -> Model:
+    """`quantize` for those who have loaded `model` themselves, and whose callers have nothing if it
+    fails: the log then says that."""
+    return _quantize(model, config, progress, _LOST)
+
+
+def _quantize(
+    model: Model, config: WeightOnlyQuantConfig | None, progress: bool | None, unfinished: str
+) -> Model:
+    """`unfinished` says, of an error or an interrupt, what is left and how to go on."""
     config = WeightOnlyQuantConfig() if config is None else config
     if not isinstance(model, nn.Module):
         raise native.InvalidArgument(f"expected a torch.nn.Module, got {type(model).__name__}")
@@ -121,17 +157,17 @@ def quantize(
         report.complete = True
     except BaseException as error:
         advice.warning(
-            "%s after %d of %d layers: these are quantized, the others are unchanged, and the "
-            "model works. Call quantize again with the same config to do the rest.",
+            "%s after %d of %d layers: %s",
             "interrupted" if isinstance(error, KeyboardInterrupt) else "failed",
             len(report.layers) - done_before,
             total,
+            unfinished,
         )
         raise
     finally:
         bar.close()
         report.seconds += time.perf_counter() - started
-        attach_report(model, report)
+        attach_report(model, report, config)
         if quantized_layers(model):
             tell_quantized(model, config)
     log_summary(model, report)
@@ -201,11 +237,14 @@ def make_layer(
     return layer, entry
 
 
-def attach_report(model: nn.Module, report: QuantizationReport) -> None:
+def attach_report(
+    model: nn.Module, report: QuantizationReport, config: WeightOnlyQuantConfig
+) -> None:
     """Fill in what was left alone, and make the report `model.woq_report`."""
     heads = set(output_embeddings(model))
+    passed = passed_over(model, config)
     report.left = [
-        LeftAlone(name, shape, count, _reason(model, name, shape, heads))
+        LeftAlone(name, shape, count, _reason(model, name, shape, heads, passed))
         for name, (shape, count) in left_alone(model).items()
     ]
     report.total_parameters = parameter_count(model)
@@ -227,6 +266,28 @@ def log_summary(model: nn.Module, report: QuantizationReport) -> None:
             100 * share,
             experts[0].name,
         )
+    _warn_of_little(report)
+
+
+def _warn_of_little(report: QuantizationReport) -> None:
+    """Log a warning if nothing, or less of the model than its user will think, was quantized."""
+    missed = [entry for entry in report.left if entry.reason not in _EXPECTED]
+    count = sum(entry.parameters for entry in missed)
+    share = count / max(1, count + report.quantized_parameters)
+    if report.layers and share < _MUCH:
+        return
+    examples: dict[str, LeftAlone] = {}  # the largest one for each reason
+    for entry in sorted(missed, key=lambda entry: -entry.parameters):
+        examples.setdefault(entry.reason, entry)
+    shown = "; ".join(f"{entry.name}: {reason}" for reason, entry in examples.items())
+    if not report.layers:
+        logger.warning("%s%s", report, f" ({shown})" if shown else "")
+        return
+    logger.warning(
+        "%.0f %% of the model's weights, embeddings apart, stay in floating point (%s)",
+        100 * share,
+        shown,
+    )
 
 
 def log_kernels(model: nn.Module) -> None:
@@ -287,15 +348,24 @@ def replace_module(model: nn.Module, name: str, layer: nn.Module) -> None:
     setattr(owner, child, layer)
 
 
-def _reason(model: nn.Module, name: str, shape: tuple[int, ...], heads: set[str]) -> str:
-    module = name.rpartition(".")[0]
+def _reason(
+    model: nn.Module,
+    name: str,
+    shape: tuple[int, ...],
+    heads: set[str],
+    passed: Mapping[str, str],
+) -> str:
+    path = name.rpartition(".")[0]
+    module = model.get_submodule(path)
     if is_fused_experts(name, shape):
-        return "fused expert weights are not quantized yet"
-    if module in heads:
-        return "output embedding; quantize_lm_head=True quantizes it"
-    if isinstance(model.get_submodule(module), nn.Embedding):
-        return "embedding"
-    return "not selected"
+        return _EXPERTS
+    if path in passed:
+        return passed[path]
+    if path in heads:
+        return _HEAD
+    if isinstance(module, nn.Embedding):
+        return _EMBEDDING
+    return _NOT_SELECTED if is_linear(module) else f"{type(module).__name__} is no linear layer"
 
 
 def _check_devices(targets: list[Target]) -> None:

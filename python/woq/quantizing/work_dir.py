@@ -26,7 +26,13 @@ from ..core import native
 from ..formats.files import replace_file
 from ..formats.safetensors import Entry, write_safetensors
 from ..formats.stored_tensors import from_torch, to_torch
-from ..modules.targets import Target, linear_parameters, output_embeddings, quantized_layers
+from ..modules.targets import (
+    Target,
+    input_embedding,
+    linear_parameters,
+    output_embeddings,
+    quantized_layers,
+)
 
 __all__ = ["WorkDir"]
 
@@ -107,13 +113,28 @@ class WorkDir:
         with replace_file(self._file(target.name)) as scratch:
             write_safetensors(scratch, entries, {"woq": json.dumps(facts)})
 
-    def load(self, target: Target) -> Finished | None:
-        """The finished layer of `target`, None when it is not there (or not readable)."""
+    def load_block(self, targets: Sequence[Target]) -> list[Finished] | None:
+        """The finished layers of a block; None when not all of them are there and readable.
+
+        A block is taken from here whole or not at all: its other layers would be calibrated on
+        layers that are quantized already, and an interrupted run would give another model than an
+        uninterrupted one.
+        """
+        if not all(self._file(target.name).exists() for target in targets):
+            return None
+        found = []
+        for target in targets:
+            finished = self._load(target)
+            if finished is None:
+                return None
+            found.append(finished)
+        return found
+
+    def _load(self, target: Target) -> Finished | None:
+        """The finished layer of `target`, whose file exists; None when that is not readable."""
         from safetensors import SafetensorError, safe_open
 
         path = self._file(target.name)
-        if not path.exists():
-            return None
         try:
             with safe_open(path, "pt") as file:
                 facts = json.loads(file.metadata()["woq"])
@@ -121,7 +142,7 @@ class WorkDir:
             rows, cols = int(facts["rows"]), int(facts["cols"])
             matrix = from_torch(tensors, rows, cols, target.scheme, **stored_extras(self._config))
         except (SafetensorError, KeyError, TypeError, ValueError) as error:
-            logger.warning("%s is damaged (%s): the layer is done again", path, error)
+            logger.warning("%s is damaged (%s): its block is done again", path, error)
             return None
         if facts["weight"] != _checksum(linear_parameters(target.module)):
             raise native.InvalidArgument(
@@ -166,8 +187,7 @@ def _model_hash(model: nn.Module) -> str:
         else:
             continue
         digest.update(f"{name} {sorted(shape)}".encode())
-    getter = getattr(model, "get_input_embeddings", None)
-    embedding = getter() if callable(getter) else None
+    embedding = input_embedding(model)
     if embedding is not None and hasattr(embedding, "weight"):
         digest.update(str(_checksum(embedding.weight)).encode())
     return digest.hexdigest()

@@ -66,6 +66,12 @@ inline uint64_t test_seed() {
          (shift != nullptr ? std::strtoull(shift, nullptr, 0) : 0);
 }
 
+// How long a test that draws cases at random goes on: `usual` seconds, or twenty times as long with
+// WOQ_LONG_TESTS=1 (`make test-all`).
+inline double test_seconds(double usual) {
+  return std::getenv("WOQ_LONG_TESTS") != nullptr ? 20 * usual : usual;
+}
+
 inline Random random_of_test() {
   return Random(test_seed());
 }
