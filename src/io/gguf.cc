@@ -160,8 +160,8 @@ void place(const ByteReader& source, std::string_view data, uint64_t alignment,
                   " does not lie in the file's ", data.size(), " bytes of tensors");
     if (item.offset % alignment != 0)
       source.fail(what, " is at offset ", item.offset, ", which is no multiple of ", alignment);
-    if (item.offset < end) source.fail(what, " overlaps the tensor before it");
-    end = item.offset + item.bytes;
+    if (item.bytes > 0 && item.offset < end) source.fail(what, " overlaps the tensor before it");
+    end = std::max(end, item.offset + item.bytes);
     item.tensor.data =
         data.substr(static_cast<size_t>(item.offset), static_cast<size_t>(item.bytes));
     file->tensors.emplace(name, std::move(item.tensor));
