@@ -176,6 +176,9 @@ def test_bad_paths_end_with_1(checkpoint: Path, tmp_path: Path) -> None:
     line = refuse(1, "eval", checkpoint, "--text", nowhere)
     assert line == f"woq: --text {nowhere}: No such file or directory"
     assert "cannot write" in refuse(1, "quantize", checkpoint, out, "--report", nowhere / "a.html")
+    data = ("--algorithm", "gptq", "--dataset", "nofile.txt")
+    line = refuse(1, "quantize", checkpoint, out, *data)
+    assert line == "woq: calibration data: no file nofile.txt", "and nothing of a model"
     assert [path.name for path in tmp_path.iterdir()] == ["a.bin"]
 
 
