@@ -30,6 +30,7 @@ from woq.algorithms import autoround
 from woq.algorithms.rtn import round_to_nearest
 from woq.algorithms.shared.finished import Finished
 from woq.core import native
+from woq.hf.quantizer import WoqHfQuantizer
 from woq.modules.targets import select
 from woq.observe import walk
 from woq.observe.activations import Activations
@@ -662,9 +663,11 @@ def test_from_pretrained_save_and_reload(kind, tmp_path):
 
 
 @pytest.mark.parametrize("cls", [AutoModelForCausalLM, woq.AutoModelForCausalLM])
-def test_mistakes_in_the_data_show_before_weights_are_loaded(cls, tmp_path, caplog):
+def test_mistakes_in_the_data_show_before_weights_are_loaded(cls, tmp_path, caplog, monkeypatch):
     llama().save_pretrained(tmp_path)
-    (tmp_path / "model.safetensors").write_bytes(b"no weights at all")
+    monkeypatch.setattr(
+        WoqHfQuantizer, "_process_model_after_weight_loading", lambda *a, **k: pytest.fail("loaded")
+    )
     for dataset, message in (
         ("nofile.txt", r"no file nofile\.txt"),
         ([], "is empty"),
