@@ -439,12 +439,18 @@ def test_inspect_shows_every_layer(quantized: Path, checkpoint: Path) -> None:
     values = values_of("inspect", quantized)
     layers = {layer["name"]: layer for layer in values["layers"]}
     model = woq.AutoModelForCausalLM.from_pretrained(quantized)
-    for name, module in model.named_modules():
-        if isinstance(module, woq.WeightOnlyLinear):
-            found = layers[name]
-            assert found["kernel"] == module.explain()["kernel"]
-            assert (found["weight_dtype"], found["group_size"]) == ("nf4", 32)
-            assert found["nbytes"] == module.nbytes
+    modules = {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, woq.WeightOnlyLinear)
+    }
+    assert modules.keys() == {name for name, layer in layers.items() if layer["quantized"]}
+    assert modules
+    for name, module in modules.items():
+        found = layers[name]
+        assert found["kernel"] == module.explain()["kernel"]
+        assert (found["weight_dtype"], found["group_size"]) == ("nf4", 32)
+        assert found["nbytes"] == module.nbytes
     assert not layers["lm_head"]["quantized"]
     assert layers["lm_head"]["nbytes"] == 30 * 64 * 4
     assert sum(layer["nbytes"] for layer in values["layers"]) < values["bytes"]
