@@ -278,5 +278,5 @@ def test_smollm2_learns_a_sentence(tmp_path):
     )
     woq.save_pretrained(base, tmp_path / "base")
     ids = tokenizer("Seventeen quiet otters repaired the old lighthouse.", return_tensors="pt")
-    first, rest = continued(tmp_path, base, [ids["input_ids"]] * 6)
-    assert rest[-1] < first[0] - 0.5
+    first, rest = continued(tmp_path, base, [ids["input_ids"]] * 4)
+    assert rest[-1] < first[0] - 0.2
