@@ -3,13 +3,32 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import signal
 import time
 from collections.abc import Callable, Iterator
 
-__all__ = ["in_child", "kill_at_random"]
+import torch
+
+__all__ = ["fit_for_children", "in_child", "kill_at_random"]
+
+
+@contextlib.contextmanager
+def fit_for_children() -> Iterator[None]:
+    """One thread, for torch's pool does not live on in a forked child; and no progress bars, whose
+    lock is one for all processes: a child that is killed with it stops the others for ever."""
+    from transformers.utils import logging
+
+    threads = torch.get_num_threads()
+    bars = logging.is_progress_bar_enabled()
+    torch.set_num_threads(1)
+    logging.disable_progress_bar()
+    yield
+    torch.set_num_threads(threads)
+    if bars:
+        logging.enable_progress_bar()
 
 
 def in_child(function: Callable[[], int | None], seconds: float = 60) -> tuple[str, int]:

@@ -13,11 +13,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from model_support import llama, seed, t5
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 pytest.importorskip("transformers")
 
 from woq import InvalidArgument, Unsupported
-from woq.observe.samples import calibration_batches, sample_from_model, token_samples
+from woq.observe.samples import (
+    calibration_batches,
+    read_ahead,
+    sample_from_model,
+    token_samples,
+)
 
 OPTIONS = {"nsamples": 6, "seqlen": 8, "batch_size": 4, "seed": 3}
 
@@ -48,6 +54,24 @@ TOKENS = torch.arange(100) % 128
 TEXT = "".join(chr(token) for token in TOKENS.tolist())
 
 
+def padded(side):
+    """The tokens in rows of different lengths, as a tokenizer pads them."""
+    lengths = [40, 3, 27, 30]
+    rows = [row.tolist() for row in TOKENS.split(lengths)]
+    ids, mask = [], []
+    for row in rows:
+        fill = [99] * (40 - len(row))
+        ids.append(row + fill if side == "right" else fill + row)
+        ones, zeros = [1] * len(row), [0] * len(fill)
+        mask.append(ones + zeros if side == "right" else zeros + ones)
+    ids, mask = torch.tensor(ids), torch.tensor(mask)
+    each = zip(ids, mask, strict=True)
+    yield {"input_ids": ids, "attention_mask": mask}
+    yield [{"input_ids": i.tolist(), "attention_mask": m.tolist()} for i, m in each]
+    yield [{"input_ids": ids[:2], "attention_mask": mask[:2].bool()}, {"input_ids": rows[2:]}]
+    yield list(DataLoader(TensorDataset(ids, mask), batch_size=3))
+
+
 @pytest.mark.parametrize(
     "dataset",
     [
@@ -64,8 +88,10 @@ TEXT = "".join(chr(token) for token in TOKENS.tolist())
         {"input_ids": TOKENS},
         [(TOKENS, None)],
         TOKENS.numpy()[None],
+        *padded("right"),
+        *padded("left"),
     ],
-    ids=range(13),
+    ids=range(21),
 )
 def test_every_form_gives_the_same_samples(dataset):
     rows = samples(dataset)
@@ -92,7 +118,7 @@ def test_the_seed_draws(caplog):
     assert not torch.equal(samples(TOKENS, seed=1), samples(TOKENS, seed=2))
     with caplog.at_level(logging.WARNING, "woq"):
         assert samples(TOKENS, nsamples=99).shape == (12, 8)
-    assert "100 tokens: 12 samples of 8 instead of 99" in caplog.text
+    assert "100 tokens: 12 samples of 8 instead of 99 of 8" in caplog.text
 
 
 @settings(deadline=None, max_examples=50)
@@ -103,10 +129,11 @@ def test_the_seed_draws(caplog):
 )
 def test_samples_are_windows_of_the_stream(pieces, nsamples, seqlen):
     stream = [token for piece in pieces for token in piece]
-    if len(stream) < seqlen:
-        with pytest.raises(InvalidArgument, match="empty" if not stream else "fewer than one"):
+    if len(stream) < 2:
+        with pytest.raises(InvalidArgument, match="is empty" if not stream else "has one token"):
             token_samples(pieces, Letters, nsamples, seqlen, 0)
         return
+    seqlen = min(seqlen, len(stream))
     rows = token_samples(pieces, Letters, nsamples, seqlen, 0).tolist()
     windows = [stream[i : i + seqlen] for i in range(0, len(stream) - seqlen + 1, seqlen)]
     assert len(rows) == min(nsamples, len(windows)) or len(windows) > 8 * nsamples
@@ -131,9 +158,11 @@ def test_empty(dataset, tmp_path):
         samples(dataset)
 
 
-def test_too_short():
-    with pytest.raises(InvalidArgument, match=r"has 7 tokens.*seqlen=8.*more text"):
-        samples(["1234567"])
+def test_data_shorter_than_a_sample(caplog):
+    with caplog.at_level(logging.WARNING, "woq"):
+        rows = samples(["12345", "67"])
+    assert rows.tolist() == [[ord(letter) for letter in "1234567"]]
+    assert "7 tokens: 1 sample of 7 instead of 6 of 8" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -145,8 +174,13 @@ def test_too_short():
         ([{"label": 3}], r"neither 'input_ids' nor text: \['label'\]"),
         (3, "dataset must be"),
         ([None], "sample 0 is None"),
+        (
+            [{"input_ids": [1, 2, 3], "attention_mask": [1, 1]}],
+            r"attention_mask of shape \[2\] and input_ids of shape \[3\]",
+        ),
+        ([{"content": [{"type": "image"}]}], "sample 0 holds {'type': 'image'}, expected token"),
     ],
-    ids=range(6),
+    ids=range(8),
 )
 def test_what_is_no_data(dataset, message):
     with pytest.raises(InvalidArgument, match=message):
@@ -174,18 +208,100 @@ def test_names_of_datasets(monkeypatch):
     module = ModuleType("datasets")
     module.__spec__ = object()
 
-    def load_dataset(*args, **kwargs):
-        asked.append((args, kwargs))
+    def load_dataset(**kwargs):
+        asked.append(kwargs)
         return [{"text": TEXT}]
 
     module.load_dataset = load_dataset
     monkeypatch.setitem(sys.modules, "datasets", module)
-    assert torch.equal(samples("wikitext2"), samples([TEXT]))
-    assert torch.equal(samples("some/name"), samples([TEXT]))
-    assert [args for args, _ in asked] == [
-        ("Salesforce/wikitext", "wikitext-2-raw-v1"),
-        ("some/name",),
+    names = ("wikitext2", "some/name", "c4", "c4-new", "ptb")
+    for name in names:
+        assert torch.equal(samples(name), samples([TEXT]))
+    c4 = {"train": "en/c4-train.00000-of-01024.json.gz"}
+    ptb = {"train": "penn_treebank/train/*.parquet"}
+    common = {"split": "train", "streaming": True}
+    assert asked == [
+        {"path": "Salesforce/wikitext", "name": "wikitext-2-raw-v1", **common},
+        {"path": "some/name", **common},
+        {"path": "allenai/c4", "data_files": c4, **common},
+        {"path": "allenai/c4", "data_files": c4, **common},
+        {
+            "path": "ptb-text-only/ptb_text_only",
+            "revision": "refs/convert/parquet",
+            "data_files": ptb,
+            **common,
+        },
     ]
+
+
+def test_a_data_set_that_cannot_be_had(monkeypatch):
+    """Whatever the package raises, at once or while it is read: one error that says what to do."""
+    module = ModuleType("datasets")
+    module.__spec__ = object()
+
+    def at_once(**kwargs):
+        raise ConnectionError("Couldn't reach the hub\nTraceback ...")
+
+    def later(**kwargs):
+        yield {"text": "a"}
+        raise RuntimeError
+
+    monkeypatch.setitem(sys.modules, "datasets", module)
+    for load, said in ((at_once, "Couldn't reach the hub; give"), (later, "RuntimeError; give")):
+        module.load_dataset = load
+        with pytest.raises(InvalidArgument) as caught:
+            samples("c4")
+        text = str(caught.value)
+        assert "'c4' is no file" in text
+        assert f"(allenai/c4) it cannot be read: {said} the path of a text file" in text
+
+
+# -- chats ----------------------------------------------------------------------------------------
+
+
+class Talker(Letters):
+    chat_template = "is there"
+
+    def apply_chat_template(self, messages, tokenize):
+        assert not tokenize
+        if messages[0]["role"] == "nobody":
+            import jinja2
+
+            raise jinja2.TemplateError("roles!")
+        return "".join(f"<{message['role'][0]}>{message['content']}" for message in messages)
+
+
+CHAT = [{"role": "user", "content": "what is it"}, {"role": "assistant", "content": "a fox"}]
+
+
+@pytest.mark.parametrize(
+    "dataset",
+    [
+        [{"messages": CHAT, "prompt": "another"}],
+        {"messages": CHAT},
+        [{"conversations": [{"from": "human", "value": "what is it"}, CHAT[1]]}],
+        [{"prompt": CHAT}],
+        [CHAT],
+        CHAT,
+        [[{"role": "user", "content": [{"text": "what "}, {"text": "is it"}]}, CHAT[1]]],
+    ],
+    ids=range(7),
+)
+def test_chats_go_through_the_template(dataset):
+    text = "<u>what is it<a>a fox"
+    rows = token_samples(dataset, Talker, 9, len(text), 0)
+    assert rows.tolist() == [[ord(letter) for letter in text]]
+
+
+def test_chats_that_cannot_be_used():
+    with pytest.raises(InvalidArgument, match="sample 0 is a chat, and the tokenizer has no chat"):
+        samples([CHAT])
+    image = [{"role": "user", "content": [{"type": "image", "url": "x"}]}]
+    with pytest.raises(InvalidArgument, match="sample 1 has a part of a message that is no text"):
+        token_samples([CHAT, image], Talker, 9, 8, 0)
+    nobody = [{"role": "nobody", "content": "a"}]
+    with pytest.raises(InvalidArgument, match="refuses messages of the roles nobody: roles!"):
+        token_samples([nobody], Talker, 9, 8, 0)
 
 
 # -- for a model ----------------------------------------------------------------------------------
@@ -216,6 +332,35 @@ def test_seqlen_is_cut_to_the_positions():
 def test_tokens_of_another_tokenizer():
     with pytest.raises(InvalidArgument, match=r"from .* to 500, the model knows 0 to 127"):
         calibration_batches(llama(), torch.full((100,), 500), None, OPTIONS)
+
+
+class Unsaid(nn.Module):
+    """As CLIP and CANINE: it does not say which of its modules embeds tokens."""
+
+    def get_input_embeddings(self):
+        raise NotImplementedError("not auto-handled")
+
+
+def test_a_model_that_does_not_name_its_embedding():
+    (batch, _) = calibration_batches(Unsaid(), TOKENS, None, OPTIONS)
+    assert batch["input_ids"].shape == (4, 8)
+    with pytest.raises(InvalidArgument, match="Unsaid cannot generate text"):
+        calibration_batches(Unsaid(), "self", None, OPTIONS)
+    with pytest.raises(InvalidArgument, match=r"from -1 to .*the model knows 0 to"):
+        calibration_batches(Unsaid(), TOKENS - 1, None, {**OPTIONS, "nsamples": 99})
+
+
+@pytest.mark.parametrize("positions", [256, 6])
+def test_data_read_ahead_gives_the_same_batches(positions):
+    model = llama(max_position_embeddings=positions)
+    pieces = [TEXT[i : i + 7] for i in range(0, 100, 7)] * 8
+    ahead = read_ahead(iter(pieces), Letters(), "/nowhere", OPTIONS)
+    once = calibration_batches(model, pieces, Letters(), OPTIONS)
+    again = calibration_batches(model, ahead, None, OPTIONS)
+    for one, other in zip(once, again, strict=True):
+        assert torch.equal(one["input_ids"], other["input_ids"])
+    assert read_ahead("self", None, "", OPTIONS) == "self"
+    assert read_ahead(None, None, "", OPTIONS) is None
 
 
 def test_text_without_a_tokenizer():

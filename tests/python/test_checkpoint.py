@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from crash_support import in_child
 from safetensors import safe_open
 from safetensors.torch import save_file
 from transformers import AutoModel, AutoModelForCausalLM
@@ -258,20 +259,6 @@ def test_other_formats_of_files_have_no_digest(stored: Callable[..., Path]) -> N
     refused(folder, "the settings ask for tensors of the form")
 
 
-def in_child(function: Callable[[], object]) -> int:
-    """The signal that ended a child that ran `function`, or 0."""
-    child = os.fork()
-    if child == 0:
-        code = 1
-        try:
-            function()
-            code = 0
-        finally:
-            os._exit(code)
-    _, status = os.waitpid(child, 0)
-    return os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
-
-
 def what_it_is(folder: Path, right: Mapping[str, torch.Tensor]) -> str:
     """The name of the model that is in the folder, or "refused"."""
     try:
@@ -315,7 +302,7 @@ def test_a_kill_at_any_rename(before: str, after: str, tmp_path: Path) -> None:
                 setattr(os, name, step)
             woq.save_pretrained(new, folder, max_shard_size=after)
 
-        if in_child(save) != signal.SIGKILL:
+        if in_child(save) != ("signal", signal.SIGKILL):
             break
         seen.append(what_it_is(folder, right))
     files = {path.name for path in folder.iterdir()}

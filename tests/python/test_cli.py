@@ -176,6 +176,8 @@ def test_bad_paths_end_with_1(checkpoint: Path, tmp_path: Path) -> None:
     line = refuse(1, "eval", checkpoint, "--text", nowhere)
     assert line == f"woq: --text {nowhere}: No such file or directory"
     assert "cannot write" in refuse(1, "quantize", checkpoint, out, "--report", nowhere / "a.html")
+    data = ("--algorithm", "gptq", "--dataset", "nofile.txt")
+    assert "--dataset: no file nofile.txt" in refuse(2, "quantize", checkpoint, out, *data)
     assert [path.name for path in tmp_path.iterdir()] == ["a.bin"]
 
 
@@ -436,12 +438,18 @@ def test_inspect_shows_every_layer(quantized: Path, checkpoint: Path) -> None:
     values = values_of("inspect", quantized)
     layers = {layer["name"]: layer for layer in values["layers"]}
     model = woq.AutoModelForCausalLM.from_pretrained(quantized)
-    for name, module in model.named_modules():
-        if isinstance(module, woq.WeightOnlyLinear):
-            found = layers[name]
-            assert found["kernel"] == module.explain()["kernel"]
-            assert (found["weight_dtype"], found["group_size"]) == ("nf4", 32)
-            assert found["nbytes"] == module.nbytes
+    modules = {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, woq.WeightOnlyLinear)
+    }
+    assert modules.keys() == {name for name, layer in layers.items() if layer["quantized"]}
+    assert modules
+    for name, module in modules.items():
+        found = layers[name]
+        assert found["kernel"] == module.explain()["kernel"]
+        assert (found["weight_dtype"], found["group_size"]) == ("nf4", 32)
+        assert found["nbytes"] == module.nbytes
     assert not layers["lm_head"]["quantized"]
     assert layers["lm_head"]["nbytes"] == 30 * 64 * 4
     assert sum(layer["nbytes"] for layer in values["layers"]) < values["bytes"]

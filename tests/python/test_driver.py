@@ -7,6 +7,7 @@ import copy
 import errno
 import json
 import logging
+import os
 
 import pytest
 import torch
@@ -18,16 +19,24 @@ pytest.importorskip("transformers")
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 import woq
-from woq import AutoRoundConfig, InvalidArgument, WeightOnlyLinear, WeightOnlyQuantConfig
+from woq import (
+    AutoRoundConfig,
+    InvalidArgument,
+    Unsupported,
+    WeightOnlyLinear,
+    WeightOnlyQuantConfig,
+)
 from woq.algorithms import autoround
 from woq.algorithms.rtn import round_to_nearest
 from woq.algorithms.shared.finished import Finished
 from woq.core import native
+from woq.hf.quantizer import WoqHfQuantizer
 from woq.modules.targets import select
 from woq.observe import walk
 from woq.observe.activations import Activations
 from woq.observe.block import for_calibration, product_dtype
 from woq.observe.recorder import capture, segments
+from woq.quantizing.work_dir import WorkDir
 
 DATA = torch.randint(0, 128, (24, 16), generator=torch.Generator().manual_seed(5))
 MODELS = {"llama": llama, "gpt2": gpt2, "t5": t5, "mixtral": mixtral}
@@ -538,7 +547,8 @@ def test_ctrl_c_and_a_second_call(monkeypatch):
 
 @pytest.mark.parametrize("after", [0, 3])
 def test_a_run_goes_on_from_its_work_dir(tmp_path, monkeypatch, after, caplog):
-    """In another process (here: another copy of the float model)."""
+    """In another process (here: another copy of the float model). A block that was under way is
+    done again as a whole: else its other layers would be tuned beside fixed ones."""
     model = llama()
     third = copy.deepcopy(model)
     whole = weights(woq.quantize(copy.deepcopy(model), config()))
@@ -556,8 +566,7 @@ def test_a_run_goes_on_from_its_work_dir(tmp_path, monkeypatch, after, caplog):
     assert counter.names == ["model.layers.1"]
     assert model.woq_report.complete
     got = weights(model)
-    assert all(torch.equal(got[name], whole[name]) for name in files)
-    assert same(got, whole) == (after == 0), "layers tuned beside fixed ones are others"
+    assert same(got, whole)
     entries = {layer.name: layer for layer in model.woq_report.layers}
     assert all(entries[name].loss is not None for name in files)
 
@@ -566,6 +575,30 @@ def test_a_run_goes_on_from_its_work_dir(tmp_path, monkeypatch, after, caplog):
     woq.quantize(third, config(**settings))
     assert counter.names == []
     assert same(weights(third), got)
+
+
+@pytest.mark.parametrize("algorithm", ["GPTQ", "AWQ", "AUTOROUND"])
+def test_a_full_disk_and_a_second_run(algorithm, tmp_path, monkeypatch):
+    """The layers of the block that were stored before the disk was full are done again."""
+    model = llama()
+    second = copy.deepcopy(model)
+    settings = {"algorithm": algorithm, "algorithm_args": {"nsamples": 8, "seqlen": 16}}
+    settings |= {"weight_dtype": "int4_clip", "group_size": 16, "dataset": DATA}
+    whole = weights(woq.quantize(copy.deepcopy(model), WeightOnlyQuantConfig(**settings)))
+    save, saved = WorkDir.save, []
+
+    def until_full(self, finished):
+        if len(saved) == 7 + 3:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        saved.append(finished.target.name)
+        save(self, finished)
+
+    settings["work_dir"] = tmp_path / "work"
+    with monkeypatch.context() as patch:
+        patch.setattr(WorkDir, "save", until_full)
+        with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)):
+            woq.quantize(model, WeightOnlyQuantConfig(**settings))
+    assert same(weights(woq.quantize(second, WeightOnlyQuantConfig(**settings))), whole)
 
 
 def test_work_dir_of_another_run(tmp_path):
@@ -588,11 +621,14 @@ def test_work_dir_of_another_run(tmp_path):
 def test_a_damaged_file_is_done_again(tmp_path, caplog):
     model = llama()
     expected = weights(woq.quantize(copy.deepcopy(model), config(work_dir=tmp_path, iters=0)))
-    for path in list(tmp_path.glob("*.safetensors"))[:2]:
+    damaged = sorted(tmp_path.glob("*.safetensors"))[5:8]  # of both blocks
+    blocks = len({path.name.split(".")[2] for path in damaged})
+    assert blocks == 2
+    for path in damaged:
         path.write_bytes(path.read_bytes()[:50])
     with caplog.at_level(logging.WARNING, "woq"):
         woq.quantize(model, config(work_dir=tmp_path, iters=0))
-    assert caplog.text.count("is damaged") == 2
+    assert caplog.text.count("its block is done again") == blocks
     assert same(weights(model), expected)
 
 
@@ -624,6 +660,34 @@ def test_from_pretrained_save_and_reload(kind, tmp_path):
     assert loaded.config.quantization_config.dataset is None
     # What the quantizer says of the model is what the model says of itself.
     assert loaded.hf_quantizer.quantization_config is loaded.config.quantization_config
+
+
+@pytest.mark.parametrize("cls", [AutoModelForCausalLM, woq.AutoModelForCausalLM])
+def test_mistakes_in_the_data_show_before_weights_are_loaded(cls, tmp_path, caplog, monkeypatch):
+    llama().save_pretrained(tmp_path)
+    monkeypatch.setattr(
+        WoqHfQuantizer, "_process_model_after_weight_loading", lambda *a, **k: pytest.fail("loaded")
+    )
+    for dataset, message in (
+        ("nofile.txt", r"no file nofile\.txt"),
+        ([], "is empty"),
+        (["text"], "needs a tokenizer"),
+        ("c4", r"'c4' is no file"),
+    ):
+        with pytest.raises((InvalidArgument, Unsupported), match=message):
+            cls.from_pretrained(tmp_path, quantization_config=config(dataset=dataset))
+    assert not caplog.records
+
+
+def test_a_failure_after_loading_has_no_advice_for_a_model_that_is_not_there(tmp_path, caplog):
+    model = llama()
+    with torch.no_grad():
+        model.model.layers[1].mlp.up_proj.weight[0, 0] = torch.nan
+    model.save_pretrained(tmp_path)
+    with pytest.raises(InvalidArgument, match="holds nan"):
+        AutoModelForCausalLM.from_pretrained(tmp_path, quantization_config=config())
+    assert "failed after 0 of 14 layers: there is no model." in caplog.text
+    assert "Call quantize again" not in caplog.text
 
 
 def test_the_tokenizer_beside_the_model(tmp_path):

@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 import torch
-from crash_support import kill_at_random
+from crash_support import fit_for_children, kill_at_random
 from model_support import llama, logits, seed
 from transformers import AutoModelForCausalLM
 
@@ -46,11 +46,8 @@ SAVERS: dict[str, Save] = {
 
 @pytest.fixture(autouse=True)
 def draw(request: pytest.FixtureRequest) -> Iterator[random.Random]:
-    """One thread: torch's pool does not live on in a forked child."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield random.Random(seed(request))
-    torch.set_num_threads(threads)
+    with fit_for_children():
+        yield random.Random(seed(request))
 
 
 def models() -> tuple[Any, Any, dict[str, torch.Tensor]]:
@@ -63,11 +60,11 @@ def models() -> tuple[Any, Any, dict[str, torch.Tensor]]:
 
 
 def what_it_is(folder: Path, right: dict[str, torch.Tensor]) -> str:
-    """The name of the model in the folder, or "refused"; for a file of transformers' that was cut
-    in the middle, by its own error (an OSError for a config.json)."""
+    """The name of the model in the folder, or "refused". A JSON file that transformers was writing
+    is refused by an error of its own: OSError for config.json, ValueError for an index."""
     try:
         values = logits(AutoModelForCausalLM.from_pretrained(folder))
-    except (InvalidArgument, OSError):
+    except (ValueError, OSError):  # InvalidArgument is a ValueError
         return "refused"
     return next((name for name, each in right.items() if torch.equal(values, each)), "another")
 

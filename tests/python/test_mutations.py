@@ -22,7 +22,7 @@ from typing import Any
 
 import pytest
 import torch
-from crash_support import in_child
+from crash_support import fit_for_children, in_child
 from model_support import seed
 from transformers import AutoModelForCausalLM
 
@@ -256,12 +256,9 @@ KINDS = {
 
 
 @pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """torch's pool does not live on in a forked child."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+def _fit_for_children() -> Iterator[None]:
+    with fit_for_children():
+        yield
 
 
 def logits(folder: Path) -> torch.Tensor:

@@ -95,7 +95,8 @@ def test_no_other_code_is_closer_beside_a_huge_group(scheme: Scheme, scale_kind:
 @EVERY_SCHEME
 @pytest.mark.parametrize("scale_kind", ["fp32", "bf16", "double"])
 def test_weights_near_the_end_of_float32(scheme: Scheme, scale_kind: str) -> None:
-    """max - min and a scale that rounds up can overflow: refused by name, or not lost."""
+    """max - min and a scale that rounds up can overflow: refused by name, or not lost.
+    Half of the range is never refused."""
     largest = np.finfo(np.float32).max
     tensors = (
         [[3e38, -3e38, 1e38, 0.0]],
@@ -109,7 +110,7 @@ def test_weights_near_the_end_of_float32(scheme: Scheme, scale_kind: str) -> Non
         except core.InvalidArgument as error:
             assert "scale" in str(error)  # noqa: PT017
             assert "row 0" in str(error)  # noqa: PT017
-            assert np.abs(weight).max() > 3e37
+            assert np.abs(weight).max() > 2e38, "the third tensor has room enough"
             continue
         assert np.isfinite(matrix.scales()).all(), f"{scheme} {scale_kind} {tensor}"
         assert np.isfinite(matrix.dequantize()).all(), f"{scheme} {scale_kind} {tensor}"

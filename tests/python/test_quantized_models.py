@@ -141,6 +141,8 @@ def test_biases_are_the_checkpoints(build, tmp_path):
 
 def test_initialisers_leave_all_of_a_layer_alone():
     """Also after what makes new tensors: a copy, a pickle, a state dict, dequantizing."""
+    from transformers import initialization
+
     model = woq.quantize(gpt2(), WeightOnlyQuantConfig("int8"))
     copied, pickled = copy.deepcopy(model), pickle.loads(pickle.dumps(model))
     filled = woq.quantize(gpt2(), WeightOnlyQuantConfig("int8"))
@@ -149,8 +151,8 @@ def test_initialisers_leave_all_of_a_layer_alone():
         expected = logits(each)
         for layer in quantized_layers(each).values():
             assert transformers_private.is_loaded(layer.bias)
-            transformers.initialization.zeros_(layer.bias)
-            transformers.initialization.normal_(layer.weight)
+            initialization.zeros_(layer.bias)
+            initialization.normal_(layer.weight)
         assert torch.equal(logits(each), expected)
     names = list(quantized_layers(model))
     for module in map(model.dequantize().get_submodule, names):

@@ -78,6 +78,23 @@ def test_vectors_are_those_of_the_model(encoder: Path, pooling: str, normalize: 
     assert embeddings.embed_query(TEXTS[0]) == pytest.approx(vectors[0].tolist(), abs=1e-5)
 
 
+def test_texts_longer_than_the_positions_are_cut(encoder: Path) -> None:
+    """Also where no file and no tokenizer says how many tokens the model reads."""
+    text = "the quick brown fox jumps over the lazy dog " * 20
+    model, tokenizer = AutoModel.from_pretrained(encoder), AutoTokenizer.from_pretrained(encoder)
+    positions = model.config.max_position_embeddings
+    ids = tokenizer(text)["input_ids"]
+    assert len(ids) > positions
+    with torch.no_grad():
+        expected = model.eval()(input_ids=torch.tensor([ids[:positions]])).last_hidden_state[0]
+    for given in ({"model": encoder}, {"model": model, "tokenizer": tokenizer}):
+        embeddings = WoqEmbeddings(**given, normalize=False)
+        vector = torch.tensor(embeddings.embed_query(text))
+        assert torch.allclose(vector, expected.mean(0), atol=1e-4)
+    with pytest.raises(ValueError, match=f"max_length={positions + 1}: .* {positions} at most"):
+        WoqEmbeddings(model=encoder, max_length=positions + 1)
+
+
 def test_batches_are_of_similar_length(encoder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     embeddings = WoqEmbeddings(model=encoder, batch_size=2)
     widths = []

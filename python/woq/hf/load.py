@@ -22,7 +22,8 @@ from ..core.native import InvalidArgument, Unsupported
 from ..formats.checkpoint import check_folder
 from ..formats.foreign import foreign_format
 from ..formats.gguf import check_gguf
-from ..quantizing.quantize import quantize
+from ..observe.samples import read_ahead
+from ..quantizing.quantize import quantize_loaded
 from .foreign import load_foreign, stored_settings
 from .quantizer import register
 
@@ -73,6 +74,15 @@ def load_model(
             raise Unsupported(
                 f"device_map={device_map!r}: woq's kernels run on the CPU; leave device_map out"
             )
+        quantization_config = quantization_config.canonical()
+        # A GGUF file may have no tokenizer that is found without the model.
+        if quantization_config.needs_calibration and keywords.get("gguf_file") is None:
+            quantization_config.dataset = read_ahead(
+                quantization_config.dataset,
+                quantization_config.tokenizer,
+                path,
+                quantization_config.algorithm_args,
+            )
     elif quantization_config is not None:
         keywords["quantization_config"] = quantization_config
     check_source(path, keywords)
@@ -111,7 +121,7 @@ def load_model(
     model = loaded[0] if isinstance(loaded, tuple) else loaded
     if method is not None:
         raise _quantized_already(path, method)
-    quantize(model, quantization_config, progress=progress)
+    quantize_loaded(model, quantization_config, progress=progress)
     return loaded
 
 

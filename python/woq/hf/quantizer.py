@@ -24,9 +24,10 @@ from ..core import native, transformers_private
 from ..core.extras import check_transformers
 from ..modules.layer import WeightOnlyLinear
 from ..modules.targets import Target, quantized_layers, select, warn_of_idle_patterns
+from ..observe.samples import read_ahead
 from ..quantizing.hooks import add_hook
 from ..quantizing.imatrix import with_importance
-from ..quantizing.quantize import quantize, replace_module
+from ..quantizing.quantize import quantize_loaded, replace_module
 from .answers import answer_for, stop_answering_for
 from .attach import attach_quantizer, declare_untied, keep_on_cpu
 from .conversions import restore_conversions, spare_quantized_layers
@@ -103,7 +104,14 @@ class WoqHfQuantizer(HfQuantizer):
             check_checkpoint(model, config, kwargs.get("checkpoint_files") or ())
             return model
         if config.needs_calibration:
-            return model  # the whole float model comes first: calibration runs it
+            # The whole float model comes first: calibration runs it. Its data is read before that,
+            # and not onto the meta device, where models are built.
+            beside = model.config.name_or_path
+            with torch.device("cpu"):
+                config.dataset = read_ahead(
+                    config.dataset, config.tokenizer, beside, config.algorithm_args
+                )
+            return model
         warn_of_idle_patterns(model, config)
         if config.imatrix is not None:
             targets = with_importance(model, config, targets)
@@ -123,7 +131,7 @@ class WoqHfQuantizer(HfQuantizer):
             pack_stored_layers(model, self.quantization_config)
         elif self.quantization_config.needs_calibration:
             model.hf_quantizer = self  # which `attach_quantizer` then tells what the model is
-            quantize(model, self.quantization_config)
+            quantize_loaded(model, self.quantization_config)
         elif self._on_load is not None:
             self._on_load.finish(model)
             self._on_load = None

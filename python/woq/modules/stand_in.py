@@ -33,6 +33,8 @@ _QUESTIONS = frozenset(
     )
 )
 
+_SET_REQUIRES_GRAD = torch.Tensor.requires_grad.__set__
+
 
 class WeightStandIn(torch.Tensor):
     """Refuses to be computed with. It also keeps torch's fused transformer layers, which would read
@@ -46,8 +48,11 @@ class WeightStandIn(torch.Tensor):
     ) -> Any:
         name = getattr(func, "__name__", str(func))
         layer = _layer_of(args)
-        if name not in _QUESTIONS:
-            advice = "call the layer, or take a float copy with layer.dequantize()"
+        if name not in _QUESTIONS and func != _SET_REQUIRES_GRAD:
+            advice = (
+                "call the layer, or take a float copy with layer.dequantize(). To change the "
+                "weights, as merging an adapter does, call model.dequantize() first"
+            )
             if layer:
                 advice += (
                     f". If the model's own code does this, quantize it with {_pattern(layer)!r} in "

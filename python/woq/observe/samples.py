@@ -7,38 +7,51 @@ Everything becomes one stream of tokens, without special tokens, which is cut in
 
 from __future__ import annotations
 
-import importlib.util
 import logging
-import os
-from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
-from ..core.native import InvalidArgument, Unsupported
+from ..core.native import InvalidArgument
+from ..modules.targets import input_embedding
+from .corpus import load_tokenizer, read_tokens
 
-__all__ = ["calibration_batches", "check_counts", "sample_from_model", "token_samples"]
+__all__ = [
+    "calibration_batches",
+    "check_counts",
+    "read_ahead",
+    "sample_from_model",
+    "token_samples",
+]
 
 logger = logging.getLogger("woq")
 
-# Tokens read from a long source, as a multiple of what is needed: enough to draw from.
-_READ_FACTOR = 8
-# Characters given to the tokenizer at a time.
-_PIECE = 1 << 16
 # Samples that are generated at a time, and tokens of each that are not left to chance.
 _GENERATED_TOGETHER = 16
 _GREEDY = 3
-# Short names that other libraries know: arguments of datasets.load_dataset.
-_KNOWN_SETS: dict[str, tuple[str, ...]] = {
-    "wikitext2": ("Salesforce/wikitext", "wikitext-2-raw-v1"),
-    "pile-10k": ("NeelNanda/pile-10k",),
-}
 # Tokens that go through a block at a time, unless a batch size is given: enough to fill the
 # products; with four times as many, hidden layers leave the caches and a pass takes twice as long.
 BATCH_TOKENS = 2048
-_TEXT_COLUMNS = ("text", "content", "prompt", "instruction", "question")
+
+
+def read_ahead(dataset: Any, tokenizer: Any, beside: Any, options: Mapping[str, Any]) -> Any:
+    """`dataset` as token ids, as far as `calibration_batches` will read them, from which it makes
+    the same batches; so that mistakes in the data show before a model is loaded. None and "self"
+    stay what they are.
+
+    Args:
+        beside: where the tokenizer is saved if `tokenizer` is None: the model's path.
+    """
+    if _is_model_itself(dataset):
+        return dataset
+    nsamples, seqlen = int(options["nsamples"]), int(options["seqlen"])
+    return read_tokens(dataset, lambda: load_tokenizer(tokenizer, beside), nsamples, seqlen)
+
+
+def _is_model_itself(dataset: Any) -> bool:
+    return dataset is None or (isinstance(dataset, str) and dataset == "self")
 
 
 def calibration_batches(
@@ -55,12 +68,12 @@ def calibration_batches(
             together), seed.
 
     Raises:
-        InvalidArgument: no tokens, too few for one sample, or tokens outside the vocabulary.
+        InvalidArgument: no tokens, or tokens outside the vocabulary.
         Unsupported: the data set's library is not installed, or no tokenizer can be found.
     """
     nsamples, seqlen = int(options["nsamples"]), _longest(model, int(options["seqlen"]))
     seed = int(options["seed"])
-    if dataset is None or (isinstance(dataset, str) and dataset == "self"):
+    if _is_model_itself(dataset):
         if dataset is None:
             logger.warning(
                 "no calibration data was given: text sampled from the model itself is used "
@@ -68,7 +81,10 @@ def calibration_batches(
             )
         ids = sample_from_model(model, nsamples, seqlen, seed)
     else:
-        ids = token_samples(dataset, lambda: _tokenizer(model, tokenizer), nsamples, seqlen, seed)
+        beside = getattr(getattr(model, "config", None), "name_or_path", "")
+        ids = token_samples(
+            dataset, lambda: load_tokenizer(tokenizer, beside), nsamples, seqlen, seed
+        )
     _check_vocabulary(model, ids)
     size = options["batch_size"]
     if size is None:
@@ -87,142 +103,28 @@ def check_counts(owner: str, options: Mapping[str, Any]) -> None:
 
 
 def token_samples(
-    dataset: Any, tokenizer: Any, nsamples: int, seqlen: int, seed: int
+    dataset: Any, tokenizer: Callable[[], Any], nsamples: int, seqlen: int, seed: int
 ) -> torch.Tensor:
-    """Token ids [at most nsamples, seqlen].
+    """Token ids [at most nsamples, seqlen]; data that is shorter than `seqlen` is one sample.
 
-    Args:
-        dataset: strings, token tensors, dicts with "input_ids" or "text" (an iterable of them); a
-            path of a text file; a `datasets` data set or the name of one.
-        tokenizer: a function that gives the tokenizer; called only for strings.
+    `dataset` and `tokenizer` are as in `token_pieces`.
     """
-    needed = nsamples * seqlen
-    stream: list[torch.Tensor] = []
-    count = 0
-    for piece in _tokens(dataset, tokenizer):
-        stream.append(piece)
-        count += len(piece)
-        if count >= _READ_FACTOR * needed:
-            break
-    if count == 0:
-        raise InvalidArgument(f"the calibration data is empty ({_describe(dataset)})")
-    if count < seqlen:
-        raise InvalidArgument(
-            f"the calibration data has {count} tokens, fewer than one sample of seqlen={seqlen}: "
-            "give more text or a smaller seqlen"
-        )
-    rows = torch.cat(stream)[: count // seqlen * seqlen].view(-1, seqlen)
+    pieces = read_tokens(dataset, tokenizer, nsamples, seqlen)
+    count = sum(map(len, pieces))
+    length = min(seqlen, count)
+    rows = torch.cat(pieces)[: count // length * length].view(-1, length)
     if len(rows) < nsamples:
         logger.warning(
-            "the calibration data has %d tokens: %d samples of %d instead of %d",
+            "the calibration data has %d tokens: %d %s of %d instead of %d of %d",
             count,
             len(rows),
-            seqlen,
+            "sample" if len(rows) == 1 else "samples",
+            length,
             nsamples,
+            seqlen,
         )
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))
     return rows[order[:nsamples]]
-
-
-def _tokens(dataset: Any, tokenizer: Any) -> Iterator[torch.Tensor]:
-    """The pieces of the data set as token ids [any length]."""
-    if isinstance(dataset, (str, os.PathLike)):
-        path = Path(dataset)
-        if path.is_file():
-            dataset = _file_pieces(path)
-        elif isinstance(dataset, os.PathLike) or path.suffix == ".txt":
-            raise InvalidArgument(f"calibration data: no file {path}")
-        else:
-            dataset = _load_dataset(dataset)
-    elif isinstance(dataset, torch.Tensor):
-        dataset = dataset.reshape(-1, dataset.shape[-1]) if dataset.dim() else [dataset]
-    elif isinstance(dataset, Mapping) and not hasattr(dataset, "column_names"):
-        dataset = [dataset]
-    if not isinstance(dataset, Iterable):
-        raise InvalidArgument(
-            "dataset must be a list of strings or token tensors, a path, a data set, its name, or "
-            f"'self', got {_describe(dataset)}"
-        )
-    make = None
-    for number, item in enumerate(dataset):
-        value = _content(item, number)
-        if isinstance(value, str):
-            make = make or tokenizer()
-            ids = make(value, add_special_tokens=False, verbose=False)["input_ids"]
-        else:
-            ids = value
-        tensor = torch.as_tensor(ids)
-        if tensor.numel() == 0:
-            continue
-        if tensor.is_floating_point():
-            nan = " with NaN" if bool(torch.isnan(tensor).any()) else ""
-            raise InvalidArgument(
-                f"calibration sample {number} holds real numbers{nan} ({tensor.dtype}), "
-                "expected token ids"
-            )
-        yield tensor.reshape(-1).long()
-
-
-def _content(item: Any, number: int) -> Any:
-    """The text or the token ids of one item."""
-    if isinstance(item, Mapping) or hasattr(item, "input_ids"):
-        keys = item.keys() if hasattr(item, "keys") else ("input_ids",)
-        name = next((key for key in ("input_ids", *_TEXT_COLUMNS) if key in keys), None)
-        if name is None:
-            name = next((key for key in keys if isinstance(item[key], str)), None)
-        if name is None:
-            raise InvalidArgument(
-                f"calibration sample {number} has neither 'input_ids' nor text: {sorted(keys)}"
-            )
-        return item[name]
-    # What a DataLoader over a TensorDataset gives: a list of tensors.
-    if isinstance(item, (tuple, list)) and item and isinstance(item[0], torch.Tensor):
-        return item[0]
-    integers = isinstance(item, (tuple, list)) and all(isinstance(token, int) for token in item)
-    if isinstance(item, (str, torch.Tensor)) or integers or hasattr(item, "__array__"):
-        return item
-    raise InvalidArgument(
-        f"calibration sample {number} is {_describe(item)}, expected a string or token ids"
-    )
-
-
-def _file_pieces(path: Path) -> Iterator[str]:
-    """The file's text in pieces of whole lines."""
-    with open(path, encoding="utf-8") as file:
-        try:
-            while lines := file.readlines(_PIECE):
-                yield "".join(lines)
-        except UnicodeDecodeError as error:
-            raise InvalidArgument(f"{path} is not a UTF-8 text file: {error}") from error
-
-
-def _load_dataset(name: str) -> Any:
-    if importlib.util.find_spec("datasets") is None:
-        raise Unsupported(
-            f"dataset {name!r} is no file, and loading a data set by name needs the package "
-            "'datasets': install it, or give a path, a list of strings, or 'self'"
-        )
-    import datasets
-
-    arguments = _KNOWN_SETS.get(name, (name,))
-    return datasets.load_dataset(*arguments, split="train", streaming=True)
-
-
-def _tokenizer(model: nn.Module, given: Any) -> Any:
-    if given is not None and not isinstance(given, (str, os.PathLike)):
-        return given
-    from transformers import AutoTokenizer
-
-    name = given or getattr(getattr(model, "config", None), "name_or_path", "")
-    if not name:
-        raise InvalidArgument("calibration text needs a tokenizer: pass tokenizer=")
-    try:
-        return AutoTokenizer.from_pretrained(name)
-    except (OSError, ValueError, KeyError) as error:
-        raise InvalidArgument(
-            f"calibration text needs a tokenizer, and none was found at {str(name)!r} ({error}): "
-            "pass tokenizer="
-        ) from error
 
 
 def _longest(model: nn.Module, seqlen: int) -> int:
@@ -235,9 +137,7 @@ def _longest(model: nn.Module, seqlen: int) -> int:
 
 
 def _check_vocabulary(model: nn.Module, ids: torch.Tensor) -> None:
-    getter = getattr(model, "get_input_embeddings", None)
-    embedding = getter() if callable(getter) else None
-    size = getattr(embedding, "num_embeddings", None)
+    size = getattr(input_embedding(model), "num_embeddings", None)
     low, high = int(ids.min()), int(ids.max())
     if low < 0 or (size is not None and high >= size):
         raise InvalidArgument(
@@ -277,12 +177,12 @@ def sample_from_model(model: nn.Module, nsamples: int, seqlen: int, seed: int) -
 
     An encoder-decoder model is given one random token to read.
     """
-    if not hasattr(model, "generate"):
+    size = getattr(input_embedding(model), "num_embeddings", None)
+    if not hasattr(model, "generate") or size is None:
         raise InvalidArgument(
             f"{type(model).__name__} cannot generate text to calibrate with: pass dataset="
         )
     logger.info("sampling %d x %d tokens from the model for calibration", nsamples, seqlen)
-    size = model.get_input_embeddings().num_embeddings
     generator = torch.Generator().manual_seed(seed)
     first = torch.randint(size, (nsamples, 1), generator=generator)
     state = torch.get_rng_state()
@@ -320,8 +220,3 @@ def _generate(model: Any, ids: torch.Tensor, count: int, **keywords: Any) -> tor
         **keywords,
     )
     return made
-
-
-def _describe(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{type(value).__name__} {text[:50]}..."
