@@ -277,7 +277,8 @@ namespace {
 // Nibble i of a word is number kAwqOrder[i] of its eight.
 constexpr int kAwqOrder[] = {0, 2, 4, 6, 1, 3, 5, 7};
 
-// Codes [lines, rows] of words [lines, rows / 8]: code (line, n) at out[line * line_step + n * step].
+// Codes [lines, rows] of words [lines, rows / 8]; code (line, n) goes to element
+// line * line_step + n * step of out.
 void unpack_awq(const TensorView& words, int64_t begin, int64_t end, int64_t rows, uint8_t* out,
                 int64_t line_step, int64_t step) {
   for (int64_t line = begin; line < end; ++line) {
@@ -476,7 +477,7 @@ QuantizedMatrix read_bitsandbytes8(const ForeignTensors& tensors, int64_t rows, 
   constexpr float kInverse127 = 7.874015718698502e-3f;  // bitsandbytes' own constant
   for (float& scale : scales) scale *= kInverse127;
   QuantScheme scheme;
-  scheme.dtype = WeightDtype::kInt8;
+  scheme.dtype = integer_dtype(8);
   scheme.group_size = -1;
   return from_codes(codes.data(), scales.data(), nullptr, scheme, rows, cols);
 }

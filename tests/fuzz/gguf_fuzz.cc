@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Any bytes as a GGUF file: an error, or tensors that lie within the bytes, none on another, as large
-// as their types and shapes say.
+// Any bytes as a GGUF file: an error, or tensors that lie within the bytes, none on another, as
+// large as their types and shapes say.
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Any bytes as a safetensors file: an error, or tensors that cover the bytes, as many as their types
-// and shapes say.
+// Any bytes as a safetensors file: an error, or tensors that cover the bytes, as many as their
+// types and shapes say.
 #include <cstddef>
 #include <cstdint>
 #include <cstdlib>

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Quantized weights as other libraries' checkpoints keep them, to the hub. Each function takes the
-// tensors of one linear layer by the names that they have behind the layer's, and the weight's shape
-// [N, K] = [out_features, in_features]; it looks at no file. The values are those of the
+// tensors of one linear layer by the names that they have behind the layer's, and the shape [N, K] =
+// [out_features, in_features] of its weight; it looks at no file. The values are those of the
 // checkpoint, bit for bit: codes stay as they are, scales keep their type.
 //
 // Throws InvalidArgument for tensors that are missing or have another type or shape than the format
@@ -23,8 +23,8 @@ namespace woq::io {
 using ForeignTensors = std::map<std::string, TensorView>;
 
 // What a GPTQ checkpoint stores for a zero point z: kV1 ("gptq") z - 1, kV2 ("gptq_v2") z.
-// kV1Borrowed is kV1 as GPTQModel writes it for 2, 4 and 8 bits: 1 is subtracted from each code of a
-// word at once, so that a z of 0 borrows from the next code.
+// kV1Borrowed is kV1 as GPTQModel writes it for 2, 4 and 8 bits: 1 is subtracted from each code of
+// a word at once, so that a z of 0 borrows from the next code.
 enum class GptqZeros : uint8_t { kV1, kV2, kV1Borrowed };
 
 struct GptqOptions {
@@ -47,8 +47,8 @@ QuantizedMatrix read_gptq(const ForeignTensors& tensors, int64_t rows, int64_t c
                           const GptqOptions& options, std::string* rule = nullptr);
 
 // AWQ (AutoAWQ, "gemm"), 4 bits: qweight int32 [K, N / 8], whose nibble i is row
-// {0, 2, 4, 6, 1, 3, 5, 7}[i] of its eight; qzeros int32 [G, N / 8] likewise; scales [G, N]. Without
-// qzeros the zero points are 8.
+// {0, 2, 4, 6, 1, 3, 5, 7}[i] of its eight; qzeros int32 [G, N / 8] likewise; scales [G, N].
+// Without qzeros the zero points are 8.
 QuantizedMatrix read_awq(const ForeignTensors& tensors, int64_t rows, int64_t cols,
                          int64_t group_size);
 
@@ -71,8 +71,8 @@ struct BitsandbytesOptions {
 };
 
 // bitsandbytes, 4 bits: weight uint8 [N * K / 2, 1], the high nibble first; absmax float32
-// [N * K / block_size]; or, nested, absmax uint8, nested_absmax float32 and nested_quant_map float32
-// [256]. Blocks that cross rows (K not a multiple of block_size) are Unsupported.
+// [N * K / block_size]; or, nested, absmax uint8, nested_absmax float32 and nested_quant_map
+// float32 [256]. Blocks that cross rows (K not a multiple of block_size) are Unsupported.
 QuantizedMatrix read_bitsandbytes4(const ForeignTensors& tensors, int64_t rows, int64_t cols,
                                    const BitsandbytesOptions& options);
 

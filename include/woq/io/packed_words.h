@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Codes in 32-bit words, as GPTQ, AutoRound and compressed-tensors keep them. Their layouts are one:
+// Codes in 32-bit words, as GPTQ, AutoRound and compressed-tensors keep them. All have one layout:
 // a stream of bits, the lowest first, whose bits [32 w, 32 w + 32) are word w, and code i is bits
 // [i * bits, (i + 1) * bits). GPTQ's "special" layout of 3 bits is no other.
 //

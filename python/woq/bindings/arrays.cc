@@ -62,7 +62,9 @@ std::string type_name(py::handle object) {
 
 [[noreturn]] void fail_dtype(const char* what, const std::string& dtype) {
   fail(what, " has dtype ", dtype,
-       "; supported: float32, float16, bfloat16 (and, for stored tensors, uint8, uint16, int8, int32, int64)");
+       "; supported: float32, float16, bfloat16 (and, for stored tensors, uint8, uint16, int8, "
+       "int32, "
+       "int64)");
 }
 
 ArrayRef from_numpy(const py::array& array, const char* what) {

@@ -74,8 +74,8 @@ def stored_settings(path: Any, keywords: Mapping[str, Any]) -> dict[str, Any]:
         return {}
     config = keywords.get("config")
     if config is not None:
-        settings = getattr(config, "quantization_config", None)
-        return settings.to_dict() if hasattr(settings, "to_dict") else dict(settings or {})
+        settings = getattr(config, "quantization_config", None) or {}
+        return dict(settings if isinstance(settings, dict) else settings.to_dict())
     values, _ = PreTrainedConfig.get_config_dict(path, **_hub_arguments(keywords))
     if values.get("quantization_config"):
         return dict(values["quantization_config"])
