@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Quantized weights as other libraries' checkpoints keep them, to the hub. Each function takes the
-// tensors of one linear layer by the names that they have behind the layer's, and the shape [N, K] =
-// [out_features, in_features] of its weight; it looks at no file. The values are those of the
-// checkpoint, bit for bit: codes stay as they are, scales keep their type.
+// tensors of one linear layer by the names that they have behind the layer's, and N = out_features
+// and K = in_features of its weight; it looks at no file. The values are those of the checkpoint,
+// bit for bit: codes stay as they are, scales keep their type.
 //
 // Throws InvalidArgument for tensors that are missing or have another type or shape than the format
 // says, and Unsupported for what is well-formed and has no place in the hub.
