@@ -512,3 +512,18 @@ def test_lazy_names():
     assert set(woq.__all__) <= set(dir(woq))
     with pytest.raises(AttributeError, match="no attribute 'quantise'"):
         woq.quantise  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"group_size": 2**63},
+        {"layer_config": {"q_proj": {"group_size": 2**63}}},
+        {"modules_to_not_convert": 1e99},
+        {"modules_to_not_convert": True},
+    ],
+    ids=str,
+)
+def test_values_that_python_would_refuse_first(fields):
+    with pytest.raises(InvalidArgument, match=r"group_size|modules_to_not_convert"):
+        WeightOnlyQuantConfig(**fields)

@@ -281,7 +281,9 @@ class WeightOnlyQuantConfig(_TransformersConfig):
         skip = self.modules_to_not_convert
         if skip is not None:
             # A lone string would be taken apart into letters, each a pattern.
-            if isinstance(skip, str) or not all(isinstance(name, str) for name in skip):
+            if not isinstance(skip, list | tuple | set) or not all(
+                isinstance(name, str) for name in skip
+            ):
                 raise native.InvalidArgument(
                     f"{owner}.modules_to_not_convert must be a list of strings, got {skip!r}"
                 )
@@ -331,9 +333,12 @@ class WeightOnlyQuantConfig(_TransformersConfig):
         """The number format that the fields describe, some of them replaced by what is given.
         Raises InvalidArgument."""
         zeros = "float" if self.stores_float_zeros else "int"
+        size = self.group_size if group_size is None else group_size
+        if abs(size) >= 2**31:
+            raise native.InvalidArgument(f"group_size {size} is too large: use -1 for a whole row")
         return native.QuantScheme(
             self.weight_dtype if weight_dtype is None else weight_dtype,
-            self.group_size if group_size is None else group_size,
+            size,
             zeros if (self.asym if asym is None else asym) else "none",
             native.scale_encoding(self.scale_dtype, self.use_double_quant),
         )
