@@ -87,6 +87,7 @@ class Child:
     def close(self) -> None:
         self.input.close()
         self.process.wait()
+        self.output.close()
 
 
 @contextlib.contextmanager

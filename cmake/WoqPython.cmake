@@ -23,7 +23,7 @@ if(WOQ_PORTABLE)
   set_source_files_properties(${PROJECT_SOURCE_DIR}/python/woq/bindings/portable.cc
     PROPERTIES COMPILE_DEFINITIONS WOQ_PORTABLE=1)
   set(WOQ_WRAPPED
-    exp log pow pthread_once __pthread_key_create dlopen dlsym dlerror arc4random)
+    exp log pow pthread_once __pthread_key_create dlopen dlsym dlerror fstat arc4random)
   list(TRANSFORM WOQ_WRAPPED PREPEND "LINKER:--wrap=")
   target_link_options(_woq PRIVATE -static-libstdc++ LINKER:--as-needed ${WOQ_WRAPPED}
     LINKER:--version-script=${PROJECT_SOURCE_DIR}/cmake/portable.map)

@@ -3,6 +3,8 @@
 
 #include <charconv>
 #include <cmath>
+#include <locale>
+#include <sstream>
 #include <system_error>
 #include <unordered_set>
 
@@ -202,9 +204,12 @@ class Parser {
     const char *first = text_.data() + begin, *last = text_.data() + at_;
     int64_t integer = 0;
     if (whole && std::from_chars(first, last, integer).ec == std::errc()) return Json(integer);
+    // Not from_chars, which needs parts of libstdc++ that do not run on older systems.
+    std::istringstream source(std::string(first, last));
+    source.imbue(std::locale::classic());
     double real = 0;
-    const std::errc error = std::from_chars(first, last, real).ec;
-    if (error != std::errc() || !std::isfinite(real)) {
+    source >> real;
+    if (source.fail() || !std::isfinite(real)) {
       at_ = begin;
       fail("a number that does not fit");
     }

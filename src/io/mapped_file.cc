@@ -30,6 +30,14 @@ struct Descriptor {
 
 }  // namespace
 
+bool is_folder(const std::string& path) {
+  return Descriptor{open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC)}.number >= 0;
+}
+
+bool exists(const std::string& path) {
+  return access(path.c_str(), F_OK) == 0;
+}
+
 MappedFile::MappedFile(const std::string& path) : path_(path) {
   const Descriptor file{open(path.c_str(), O_RDONLY | O_CLOEXEC)};
   if (file.number < 0) fail_with(errno, path, "cannot be opened");

@@ -2,9 +2,7 @@
 #include "woq/io/safetensors.h"
 
 #include <algorithm>
-#include <filesystem>
 #include <set>
-#include <system_error>
 #include <tuple>
 #include <utility>
 
@@ -151,28 +149,32 @@ class ModelReader {
   std::map<std::string, std::string> sources_;
 };
 
-SafetensorsModel open_index(const std::filesystem::path& path) {
+std::string joined(const std::string& folder, const std::string& name) {
+  return folder.empty() || folder.back() == '/' ? folder + name : folder + "/" + name;
+}
+
+SafetensorsModel open_index(const std::string& path) {
   constexpr const char* kIndex = "safetensors index";
-  const MappedFile text(path.string());
-  const Json json = parse_json(text.bytes(), kIndex, path.string(), kMend);
+  const MappedFile text(path);
+  const std::string folder = path.substr(0, path.find_last_of('/') + 1);
+  const Json json = parse_json(text.bytes(), kIndex, path, kMend);
   const Json* const found = json.find("weight_map");
   const auto* const map = found == nullptr ? nullptr : found->as<JsonMembers>();
-  if (map == nullptr || map->empty())
-    fail(kIndex, " ", path.string(), ": it has no weight_map: ", kMend);
+  if (map == nullptr || map->empty()) fail(kIndex, " ", path, ": it has no weight_map: ", kMend);
   std::set<std::string> names;
   for (const auto& [tensor, value] : *map) {
     const auto* const name = value.as<std::string>();
     if (name == nullptr || !is_plain_name(*name))
-      fail(kIndex, " ", path.string(), ": tensor ", io::quoted(tensor), " is said to be in ",
+      fail(kIndex, " ", path, ": tensor ", io::quoted(tensor), " is said to be in ",
            name == nullptr ? "something that is no text" : io::quoted(*name),
            ", expected the name of a file in the same folder");
     names.insert(*name);
   }
   ModelReader reader;
-  for (const std::string& name : names) reader.add((path.parent_path() / name).string());
+  for (const std::string& name : names) reader.add(joined(folder, name));
   Problems problems;
   for (const auto& [tensor, value] : *map) {
-    const std::string expected = (path.parent_path() / *value.as<std::string>()).string();
+    const std::string expected = joined(folder, *value.as<std::string>());
     if (reader.model.tensors.count(tensor) == 0) {
       problems.add("tensor ", io::quoted(tensor), " is not in ", expected);
     } else if (reader.source_of(tensor) != expected) {
@@ -180,7 +182,7 @@ SafetensorsModel open_index(const std::filesystem::path& path) {
                    expected);
     }
   }
-  if (!problems.empty()) fail(kIndex, " ", path.string(), ": ", problems.text());
+  if (!problems.empty()) fail(kIndex, " ", path, ": ", problems.text());
   return std::move(reader.model);
 }
 
@@ -216,16 +218,16 @@ SafetensorsFile parse_safetensors(std::string_view data, const std::string& path
 }
 
 SafetensorsModel open_safetensors(const std::string& path) {
-  namespace fs = std::filesystem;
-  std::error_code ignored;  // a path that cannot be looked at is reported where it is opened
-  if (fs::is_directory(path, ignored)) {
-    const fs::path index = fs::path(path) / "model.safetensors.index.json",
-                   single = fs::path(path) / "model.safetensors";
-    if (fs::exists(index, ignored)) return open_index(index);
-    if (fs::exists(single, ignored)) return open_safetensors(single.string());
+  if (is_folder(path)) {
+    const std::string index = joined(path, "model.safetensors.index.json");
+    const std::string single = joined(path, "model.safetensors");
+    if (exists(index)) return open_index(index);
+    if (exists(single)) return open_safetensors(single);
     fail(path, ": it has neither model.safetensors nor model.safetensors.index.json");
   }
-  if (fs::path(path).extension() == ".json") return open_index(path);
+  constexpr std::string_view kJson = ".json";
+  if (path.size() > kJson.size() && path.substr(path.size() - kJson.size()) == kJson)
+    return open_index(path);
   ModelReader reader;
   reader.add(path);
   return std::move(reader.model);

@@ -151,6 +151,7 @@ def counted(monkeypatch):
         "vmap",
     ],
 )
+@pytest.mark.filterwarnings("ignore:There is a performance drop")  # torch's, about vmap
 def test_torch_does_the_rest(case, monkeypatch):
     """What the core doesn't take has torch's result, and no other."""
     calls = counted(monkeypatch)

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from pathlib import Path
 
 import numpy as np
@@ -154,6 +155,17 @@ def test_a_model_runs_packed(checkpoint, caplog):
             )
     with torch.no_grad():
         torch.testing.assert_close(loaded(IDS).logits, model(IDS).logits, rtol=1e-4, atol=1e-5)
+
+
+def test_the_page_is_run(checkpoint):
+    folder, _ = checkpoint
+    page = (Path(__file__).parents[2] / "docs" / "formats.md").read_text()
+    (code,) = re.findall(r"^```python\n(.*?)^```$", page, flags=re.DOTALL | re.MULTILINE)
+    hub_id = "Qwen/Qwen2.5-7B-Instruct-GPTQ-Int4"
+    assert hub_id in code
+    names: dict[str, object] = {}
+    exec(code.replace(hub_id, str(folder)), names)
+    assert any(isinstance(m, woq.WeightOnlyLinear) for m in names["model"].modules())
 
 
 def test_it_is_a_woq_model_from_then_on(checkpoint, tmp_path_factory):

@@ -121,6 +121,8 @@ def test_only_the_registry_knows_an_algorithm() -> None:
     }
     assert found == {
         "config/quant_config.py: RTN",  # the default
+        "hf/foreign.py: RTN",  # what a config says of layers that another library quantized
+        "hf/foreign.py: GPTQ",  # the same, where columns have groups of their own
         "quantizing/driver.py: RTN",  # what a layer falls back to
         "quantizing/report.py: RTN",  # the default
     }

@@ -12,6 +12,10 @@
 
 namespace woq::io {
 
+// Whether there is a folder, or anything at all, at `path`, as far as this process can see.
+bool is_folder(const std::string& path);
+bool exists(const std::string& path);
+
 class MappedFile {
  public:
   // Throws InvalidArgument that names the path and what the system says.

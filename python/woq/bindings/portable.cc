@@ -24,6 +24,7 @@ void find_openmp() {}
 #include <pthread.h>
 #include <pybind11/pybind11.h>
 #include <sys/random.h>
+#include <sys/stat.h>
 
 #include <cstdlib>
 #include <string>
@@ -76,6 +77,14 @@ int __wrap_pthread_once(pthread_once_t* once, void (*function)()) {
 }
 int __wrap___pthread_key_create(pthread_key_t* key, void (*destroy)(void*)) {
   return woq_old_pthread_key_create(key, destroy);
+}
+
+// Before 2.33 fstat was an inline call of this function, whose first argument is the version of
+// struct stat: 1 on x86-64.
+int woq_old_fxstat(int, int, struct stat*);
+__asm__(".symver woq_old_fxstat, __fxstat@GLIBC_2.2.5");
+int __wrap_fstat(int file, struct stat* status) {
+  return woq_old_fxstat(1, file, status);
 }
 
 // 2.36 added arc4random, by which libstdc++ implements std::random_device.

@@ -151,6 +151,8 @@ def load_model(
         if tokenizer is not None:
             name, gguf_file = locate(tokenizer)
             files.update(gguf_file)
+        if files.get("gguf_file") is not None:
+            require("gguf", "reading a GGUF file")
         check_source(name, files)
         tokenizer = _load_tokenizer(transformers.AutoTokenizer, name, files)
     if isinstance(model, str | PathLike):
@@ -167,8 +169,6 @@ def load_model(
 
 
 def _load_tokenizer(loader: Any, name: Any, files: Mapping[str, Any]) -> Any:
-    if files.get("gguf_file") is not None:
-        require("gguf", "reading a GGUF file")
     try:
         return loader.from_pretrained(name, **files)
     except (OSError, ValueError, ImportError) as error:
