@@ -69,20 +69,19 @@ void expect_refused(const std::string& data, std::string_view what) {
 }
 
 TEST(Gguf, ReadsMetadataOfEveryType) {
-  const io::GgufFile file = io::parse_gguf(
-      file_of(
-          {key("u8", Type::kU8) + packed(uint8_t{200}), key("i8", Type::kI8) + packed(int8_t{-2}),
-           key("u16", Type::kU16) + packed(uint16_t{60000}),
-           key("i16", Type::kI16) + packed(int16_t{-3}),
-           key("u32", Type::kU32) + packed(uint32_t{4000000000}),
-           key("i32", Type::kI32) + packed(int32_t{-4}), key("f32", Type::kF32) + packed(1.5f),
-           key("bool", Type::kBool) + packed(uint8_t{1}), key("text", Type::kString) + text("name"),
-           key("u64", Type::kU64) + packed(~uint64_t{0}),
-           key("i64", Type::kI64) + packed(int64_t{-5}), key("f64", Type::kF64) + packed(2.5),
-           key("texts", Type::kArray) + packed(Type::kString, uint64_t{2}) + text("a") + text("bc"),
-           key("floats", Type::kArray) + packed(Type::kF32, uint64_t{2}, 1.0f, 2.0f)},
-          {}, ""),
-      "some/file");
+  const std::string bytes = file_of(
+      {key("u8", Type::kU8) + packed(uint8_t{200}), key("i8", Type::kI8) + packed(int8_t{-2}),
+       key("u16", Type::kU16) + packed(uint16_t{60000}),
+       key("i16", Type::kI16) + packed(int16_t{-3}),
+       key("u32", Type::kU32) + packed(uint32_t{4000000000}),
+       key("i32", Type::kI32) + packed(int32_t{-4}), key("f32", Type::kF32) + packed(1.5f),
+       key("bool", Type::kBool) + packed(uint8_t{1}), key("text", Type::kString) + text("name"),
+       key("u64", Type::kU64) + packed(~uint64_t{0}), key("i64", Type::kI64) + packed(int64_t{-5}),
+       key("f64", Type::kF64) + packed(2.5),
+       key("texts", Type::kArray) + packed(Type::kString, uint64_t{2}) + text("a") + text("bc"),
+       key("floats", Type::kArray) + packed(Type::kF32, uint64_t{2}, 1.0f, 2.0f)},
+      {}, "");
+  const io::GgufFile file = io::parse_gguf(bytes, "some/file");
   const auto integer = [&](const char* name) { return *file.metadata.at(name).as<int64_t>(); };
   EXPECT_EQ(integer("u8"), 200);
   EXPECT_EQ(integer("i8"), -2);
@@ -105,10 +104,10 @@ TEST(Gguf, ReadsMetadataOfEveryType) {
 
 TEST(Gguf, ReadsTensorsWithTheContiguousDimensionLast) {
   const std::string blocks(2 * 18, 'q');
-  const io::GgufFile file =
-      io::parse_gguf(file_of({}, {{"b", {32, 2}, 2, 32}, {"a", {3}, 24, 0}, {"new", {7}, 4242, 0}},
-                             std::string("abc") + std::string(29, '\0') + blocks),
-                     "some/file");
+  const std::string bytes =
+      file_of({}, {{"b", {32, 2}, 2, 32}, {"a", {3}, 24, 0}, {"new", {7}, 4242, 0}},
+              std::string("abc") + std::string(29, '\0') + blocks);
+  const io::GgufFile file = io::parse_gguf(bytes, "some/file");
   EXPECT_EQ(file.order, (std::vector<std::string_view>{"b", "a", "new"}));
   EXPECT_EQ(file.tensors.at("a").data, "abc");
   EXPECT_EQ(file.tensors.at("b").shape, (std::vector<int64_t>{2, 32}));
@@ -168,8 +167,9 @@ TEST(Gguf, RefusesTensorsThatDoNotFit) {
 TEST(Gguf, ReadsAnAlignmentOfItsOwn) {
   const std::vector<std::string> metadata = {key("general.alignment", Type::kU32) +
                                              packed(uint32_t{8})};
-  const io::GgufFile file = io::parse_gguf(
-      file_of(metadata, {{"a", {3}, 24, 0}, {"b", {3}, 24, 8}}, "abc.....def", 3, 8), "some/file");
+  const std::string bytes =
+      file_of(metadata, {{"a", {3}, 24, 0}, {"b", {3}, 24, 8}}, "abc.....def", 3, 8);
+  const io::GgufFile file = io::parse_gguf(bytes, "some/file");
   EXPECT_EQ(file.tensors.at("b").data, "def");
 }
 
