@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import nn
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.quantizers import auto
@@ -26,6 +25,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from ..config.quant_config import WeightOnlyQuantConfig
 from ..core import native
+from ..formats.checkpoint import read_header
 from ..formats.foreign import ForeignFormat
 from ..formats.pages import HeapTrimmer, release_file_pages
 from ..modules.layer import WeightOnlyLinear
@@ -292,13 +292,11 @@ def _packed_layers(
                 f"{file}: quantized checkpoints are read from safetensors files; save the model "
                 "again with safe_serialization=True"
             )
-        with safe_open(file, "pt") as source:
-            for key in source.keys():  # noqa: SIM118 (not a dict)
-                name, _, tensor = key.rpartition(".")
-                entry = source.get_slice(key)
-                kind = _TYPES.get(entry.get_dtype())
-                if kind is not None:
-                    layers.setdefault(name, {})[tensor] = (tuple(entry.get_shape()), kind)
+        for key, stored in read_header(str(file)).tensors.items():
+            name, _, tensor = key.rpartition(".")
+            kind = _TYPES.get(stored.dtype)
+            if kind is not None:
+                layers.setdefault(name, {})[tensor] = (stored.shape, kind)
     return {name: tensors for name, tensors in layers.items() if form.mark in tensors}
 
 
