@@ -415,7 +415,8 @@ QuantizedMatrix read_compressed_int(const ForeignTensors& tensors, int64_t rows,
 QuantizedMatrix read_bitsandbytes4(const ForeignTensors& tensors, int64_t rows, int64_t cols,
                                    const BitsandbytesOptions& options) {
   const int64_t block = options.block_size;
-  if (block < 1 || cols % block != 0) {
+  if (block < 2 || block % 2 != 0) fail("blocks of ", block, " weights, expected an even number");
+  if (cols % block != 0) {
     fail<Unsupported>("blocks of ", block, " weights do not divide rows of ", cols,
                       ", so that a block has weights of two rows: dequantize this layer and "
                       "quantize it again");

@@ -25,6 +25,7 @@ __all__ = [
     "keys_not_saved",
     "keywords_of_pipeline",
     "mark_config_quantized",
+    "on_keys_compared",
     "planned_dtypes",
     "sample",
     "set_declared_ties",
@@ -88,6 +89,27 @@ def declared_ties(module: Any) -> dict[str, str] | None:
 def set_declared_ties(module: Any, ties: dict[str, str]) -> None:
     """On the instance: the class attribute serves other models."""
     module._tied_weights_keys = ties
+
+
+def on_keys_compared(model: Any, told: Callable[[set[str], set[str]], None]) -> bool:
+    """Have `told` called with the missing and the unexpected keys of the checkpoint that `model` is
+    being loaded from, without those that the model's class ignores. False: this version of
+    transformers has no such place."""
+    adjust = getattr(model, "_adjust_missing_and_unexpected_keys", None)
+    if not callable(adjust):
+        return False
+
+    def adjust_and_tell(*arguments: Any) -> Any:
+        del model._adjust_missing_and_unexpected_keys  # this function: it is the instance's
+        result = adjust(*arguments)
+        if result is None:  # newer versions change what they are given
+            told(set(arguments[0].missing_keys), set(arguments[0].unexpected_keys))
+        else:
+            told(*map(set, result))
+        return result
+
+    model._adjust_missing_and_unexpected_keys = adjust_and_tell
+    return True
 
 
 def planned_dtypes(model: Any, dtype: Any) -> Mapping[str, Any]:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-__all__ = ["DTYPE_NAMES", "Entry", "as_bytes", "write_safetensors"]
+__all__ = ["DTYPES", "DTYPE_NAMES", "Entry", "as_bytes", "write_safetensors"]
 
 DTYPE_NAMES = {
     torch.float64: "F64",
@@ -31,6 +31,8 @@ DTYPE_NAMES = {
     torch.float8_e4m3fn: "F8_E4M3",
     torch.float8_e5m2: "F8_E5M2",
 }
+# The other way round.
+DTYPES = {name: dtype for dtype, name in DTYPE_NAMES.items()}
 
 
 class Entry(NamedTuple):

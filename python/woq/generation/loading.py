@@ -11,23 +11,10 @@ from typing import Any
 from ..core.extras import require
 from ..core.native import InvalidArgument
 from ..hf.load import check_source
-from ..hf.location import locate
+from ..hf.location import file_arguments, locate
 from .generator import TextGenerator
 from .options import check_options
 from .tasks import Task, check_model, task_defaults
-
-# What locates files is for the tokenizer too; the rest (dtype, ...) is the model's.
-_FILE_KWARGS = (
-    "cache_dir",
-    "force_download",
-    "gguf_file",
-    "local_files_only",
-    "proxies",
-    "revision",
-    "subfolder",
-    "token",
-    "trust_remote_code",
-)
 
 
 def load_generator(
@@ -84,7 +71,7 @@ def _check_kind(task: Task, name: str | PathLike[str], model_kwargs: Mapping[str
     import transformers
 
     located, gguf_file = locate(name)
-    files = {key: model_kwargs[key] for key in _FILE_KWARGS if key in model_kwargs} | gguf_file
+    files = {**_files(model_kwargs), **gguf_file}
     if "gguf_file" in files:
         return  # reading its config alone takes seconds; `check_model` looks at the loaded one
     files.setdefault("trust_remote_code", False)  # None would ask at the terminal, and twice
@@ -146,7 +133,7 @@ def load_model(
         model, gguf_file = locate(model)
         loading.update(gguf_file)
     if tokenizer is None or isinstance(tokenizer, str | PathLike):
-        files = {key: loading[key] for key in _FILE_KWARGS if key in loading}
+        files = _files(loading)
         name = model
         if tokenizer is not None:
             name, gguf_file = locate(tokenizer)
@@ -166,6 +153,12 @@ def load_model(
             ) from error
         model.eval()
     return model, tokenizer
+
+
+def _files(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """What locates the files is for the tokenizer, too; the rest (dtype, ...) is the model's."""
+    files = file_arguments(arguments)
+    return files | {"gguf_file": arguments["gguf_file"]} if "gguf_file" in arguments else files
 
 
 def _load_tokenizer(loader: Any, name: Any, files: Mapping[str, Any]) -> Any:

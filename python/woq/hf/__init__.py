@@ -4,7 +4,11 @@
 - autoload: registers woq with transformers, whichever is imported first
 - quantizer: the quantizer that transformers calls while it loads a model
 - on_load: quantizes float weights as the loader comes to them
-- stored_layers: holds the tensors of a saved checkpoint until their layer can be packed
+- holder: what a layer of a saved checkpoint is while it is loaded
+- stored_layers: layers of checkpoints that woq saved
+- foreign_layers: layers of checkpoints that other libraries quantized
+- foreign: loads such a checkpoint, and runs it packed
+- errors: one error for those of several layers
 - attach: tells a model that it is quantized
 - answers: what a quantized model says of its size
 - conversions: keeps transformers from joining tensors of quantized layers when it saves

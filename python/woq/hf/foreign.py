@@ -11,59 +11,44 @@ from __future__ import annotations
 import collections
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import nn
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.quantizers import auto
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from ..config.quant_config import WeightOnlyQuantConfig
-from ..core import native
-from ..formats.checkpoint import read_header
-from ..formats.foreign import ForeignFormat
-from ..formats.pages import HeapTrimmer, release_file_pages
+from ..core import native, transformers_private
+from ..formats.foreign.methods import foreign_format
+from ..formats.pages import HeapTrimmer
 from ..modules.layer import WeightOnlyLinear
 from ..modules.targets import is_transposed, output_embeddings
 from ..quantizing.quantize import log_kernels, replace_module
-from .attach import attach_quantizer, declare_untied
+from .attach import attach_quantizer, check_device_map, declare_untied
+from .errors import joined
+from .foreign_layers import ForeignLayer, packed_layers, renamings
+from .location import file_arguments
 from .quantizer import WoqHfQuantizer
 
-__all__ = ["load_foreign", "stored_settings"]
+__all__ = [
+    "METHOD",
+    "ForeignConfig",
+    "ForeignQuantizer",
+    "load_foreign",
+    "note_idle",
+    "stored_settings",
+]
 
 logger = logging.getLogger("woq")
 
-_METHOD = "woq_foreign"
-
-# Arguments of from_pretrained that say where a repository's files are.
-_HUB_ARGUMENTS = (
-    "cache_dir",
-    "force_download",
-    "local_files_only",
-    "revision",
-    "subfolder",
-    "token",
-    "trust_remote_code",
-)
+METHOD = "woq_foreign"
 
 # Settings beside config.json, as AutoGPTQ and AutoAWQ wrote them.
 _OLD_FILES = {"quantize_config.json": "gptq", "quant_config.json": "awq"}
-
-_TYPES = {
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-}
 
 
 def stored_settings(path: Any, keywords: Mapping[str, Any]) -> dict[str, Any]:
@@ -76,7 +61,7 @@ def stored_settings(path: Any, keywords: Mapping[str, Any]) -> dict[str, Any]:
     if config is not None:
         settings = getattr(config, "quantization_config", None) or {}
         return dict(settings if isinstance(settings, dict) else settings.to_dict())
-    values, _ = PreTrainedConfig.get_config_dict(path, **_hub_arguments(keywords))
+    values, _ = PreTrainedConfig.get_config_dict(path, **file_arguments(keywords))
     if values.get("quantization_config"):
         return dict(values["quantization_config"])
     for name, method in _OLD_FILES.items():
@@ -89,19 +74,16 @@ def stored_settings(path: Any, keywords: Mapping[str, Any]) -> dict[str, Any]:
     return {}
 
 
-def _hub_arguments(keywords: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: keywords[name] for name in _HUB_ARGUMENTS if name in keywords}
-
-
 def load_foreign(
     auto_class: Any,
     path: Any,
     arguments: tuple[Any, ...],
     keywords: Mapping[str, Any],
-    form: ForeignFormat,
+    settings: Mapping[str, Any],
     compute_dtype: str,
 ) -> Any:
-    """The model of `path`, its layers packed as the checkpoint has them.
+    """The model of `path`, whose quantization config is `settings`, its layers packed as the
+    checkpoint has them.
 
     Raises:
         InvalidArgument: tensors of a layer are missing, or do not fit the model; or the checkpoint
@@ -111,98 +93,112 @@ def load_foreign(
     keywords = dict(keywords)
     config = keywords.pop("config", None)
     if config is None:
-        config = AutoConfig.from_pretrained(path, **_hub_arguments(keywords))
-    config.quantization_config = {"quant_method": _METHOD}
-    wants_info = keywords.pop("output_loading_info", False)
-    with _Registered(form, compute_dtype):
-        model, info = auto_class.from_pretrained(
-            path, *arguments, config=config, output_loading_info=True, **keywords
+        config = AutoConfig.from_pretrained(path, **file_arguments(keywords))
+    config.quantization_config = {
+        "quant_method": METHOD,
+        "source": dict(settings),
+        "compute_dtype": compute_dtype,
+    }
+    return auto_class.from_pretrained(path, *arguments, config=config, **keywords)
+
+
+def note_idle(name: str, given: Any) -> None:
+    """Say which of the settings that were passed for a checkpoint have no meaning on a CPU."""
+    loading: dict[str, Any] = getattr(given, "get_loading_attributes", dict)()
+    chosen = [f"{key}={value}" for key, value in loading.items() if value not in (None, "auto")]
+    if chosen:
+        logger.info(
+            "%s: %s is for kernels of GPUs, and without meaning on a CPU", name, ", ".join(chosen)
         )
-    _check_keys(path, form, info)
-    return (model, info) if wants_info else model
 
 
-def _check_keys(path: Any, form: ForeignFormat, info: Mapping[str, Any]) -> None:
-    """A tensor without a place would change the model, and a place without a tensor is random."""
-    for key, what in (
-        ("unexpected_keys", "has tensors that have no place in the model"),
-        ("missing_keys", "lacks tensors of the model"),
-    ):
-        names = sorted(info.get(key) or ())
-        if names:
-            shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
-            raise native.InvalidArgument(
-                f"{path}, a checkpoint of {form.name}, {what}: {shown} ({len(names)} in all). woq "
-                "does not guess what they mean: start from the model in floating point"
-            )
+class ForeignConfig(QuantizationConfigMixin):  # type: ignore[misc]
+    """What transformers is given in place of the other library's config: all that the checkpoint
+    says, of which a config of transformers' own would drop a part.
+
+    Args:
+        source: the checkpoint's `quantization_config`.
+        compute_dtype: what the kernels compute with.
+    """
+
+    def __init__(
+        self, source: Mapping[str, Any] | None = None, compute_dtype: str = "fp32", **kwargs: Any
+    ) -> None:
+        self.quant_method = METHOD
+        self.source = dict(source or {})
+        self.compute_dtype = compute_dtype
 
 
-class _ForeignConfig(QuantizationConfigMixin):  # type: ignore[misc]
-    """What transformers is given in place of the other method's config while it loads."""
-
-    def __init__(self, **kwargs: Any) -> None:
-        self.quant_method = _METHOD
-
-
-class _Registered:
-    """Makes the method known to transformers for the time of one load."""
-
-    def __init__(self, form: ForeignFormat, compute_dtype: str) -> None:
-        class Quantizer(_ForeignQuantizer):
-            pass
-
-        Quantizer.form, Quantizer.compute_dtype = form, compute_dtype
-        self._quantizer = Quantizer
-
-    def __enter__(self) -> None:
-        auto.AUTO_QUANTIZATION_CONFIG_MAPPING[_METHOD] = _ForeignConfig
-        auto.AUTO_QUANTIZER_MAPPING[_METHOD] = self._quantizer
-
-    def __exit__(self, *args: object) -> None:
-        del auto.AUTO_QUANTIZATION_CONFIG_MAPPING[_METHOD]
-        del auto.AUTO_QUANTIZER_MAPPING[_METHOD]
-
-
-class _ForeignQuantizer(HfQuantizer):
+class ForeignQuantizer(HfQuantizer):
     """Puts holders in place of the layers that the files have packed, and packs them afterwards."""
 
     requires_calibration = False
-    form: ForeignFormat
-    compute_dtype: str
+
+    def __init__(self, quantization_config: Any, **kwargs: Any) -> None:
+        super().__init__(quantization_config, **kwargs)
+        form = foreign_format(quantization_config.source)
+        if form is None:
+            raise native.InvalidArgument(
+                f"{quantization_config.source.get('quant_method')!r} is no method that woq reads"
+            )
+        self.form, self.compute_dtype = form, quantization_config.compute_dtype
+        self._renamings = renamings(form)
+
+    def validate_environment(self, *args: Any, device_map: Any = None, **kwargs: Any) -> None:
+        check_device_map(device_map)
 
     def update_device_map(self, device_map: Any) -> Any:
         return device_map if isinstance(device_map, dict) else {"": "cpu"}
 
+    def get_weight_conversions(self) -> list[Any]:
+        return self._renamings
+
     def _process_model_before_weight_loading(self, model: Any, **kwargs: Any) -> Any:
-        files = kwargs.get("checkpoint_files") or ()
-        layers = _packed_layers(files, self.form)
+        layers = packed_layers(kwargs.get("checkpoint_files") or (), self.form)
         modules = {n: m for n, m in model.named_modules() if is_transposed(m) is not None}
         prefix = f"{model.base_model_prefix}."
-        found = 0
+        packed = []
         for name, module in modules.items():
             # A checkpoint of the model with a head in one without, and the other way round.
             names = (name, prefix + name, name.removeprefix(prefix))
             at = next((n for n in names if n in layers), None)
             if at is not None:
-                dtype = module.weight.dtype
-                holder = _ForeignLayer(name, module, layers[at], self.form, dtype)
-                replace_module(model, name, holder)
-                found += 1
-        if found == 0:
+                replace_module(model, name, ForeignLayer(name, module, layers[at], self.form))
+                packed.append(name)
+        if not packed:
             raise native.InvalidArgument(
                 f"the checkpoint says it is of {self.form.name}, but none of the model's "
                 f"{len(modules)} linear layers has a tensor '{self.form.mark}' in its files"
             )
-        heads = [name for name in output_embeddings(model) if name in modules]
-        packed = [n for n in heads if isinstance(model.get_submodule(n), _ForeignLayer)]
-        declare_untied(model, packed)
+        declare_untied(model, [name for name in output_embeddings(model) if name in packed])
+        if not transformers_private.on_keys_compared(model, self._check_keys):
+            raise native.Unsupported(
+                "this version of transformers does not tell which tensors of a checkpoint have no "
+                "place in the model; woq knows 5.0 to 5.24"
+            )
         return model
+
+    def _check_keys(self, missing: set[str], unexpected: set[str]) -> None:
+        """A tensor without a place would change the model, and a place without a tensor is
+        random."""
+        for keys, what in (
+            (unexpected, "has tensors that have no place in the model"),
+            (missing, "lacks tensors of the model"),
+        ):
+            if keys:
+                names = sorted(keys)
+                shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+                raise native.InvalidArgument(
+                    f"the checkpoint, one of {self.form.name}, {what}: {shown} ({len(names)} in "
+                    "all). woq does not guess what they mean: start from the model in floating "
+                    "point"
+                )
 
     def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:
         rules: collections.Counter[str] = collections.Counter()
         errors: list[native.InvalidArgument | native.Unsupported] = []
         heap = HeapTrimmer()
-        holders = {n: m for n, m in model.named_modules() if isinstance(m, _ForeignLayer)}
+        holders = {n: m for n, m in model.named_modules() if isinstance(m, ForeignLayer)}
         for name in list(holders):
             try:
                 layer, rule = holders.pop(name).pack(self.compute_dtype)
@@ -213,8 +209,9 @@ class _ForeignQuantizer(HfQuantizer):
             heap.count(layer.nbytes)
             rules[rule] += 1
         if errors:
-            raise _joined(errors)
+            raise joined(errors, "cannot be read")
         heap.trim()
+        self._forget_names(model)
         for rule, count in rules.items():
             logger.info("%s: %d layers: %s", self.form.name, count, rule)
         layers = {n: m for n, m in model.named_modules() if isinstance(m, WeightOnlyLinear)}
@@ -224,80 +221,21 @@ class _ForeignQuantizer(HfQuantizer):
             log_kernels(model)
         return model
 
+    def _forget_names(self, model: Any) -> None:
+        """The model is saved under woq's names, which no renaming concerns."""
+        kept = [
+            each
+            for each in transformers_private.weight_conversions(model)
+            if not any(each is mine for mine in self._renamings)
+        ]
+        transformers_private.set_weight_conversions(model, kept)
+
     def is_serializable(self, *args: Any, **kwargs: Any) -> bool:
         return True
 
     @property
     def is_trainable(self) -> bool:
         return True
-
-
-class _ForeignLayer(nn.Module):
-    """Receives the tensors of one layer from the loader; does not compute."""
-
-    def __init__(
-        self,
-        name: str,
-        module: nn.Module,
-        found: Mapping[str, tuple[tuple[int, ...], torch.dtype]],
-        form: ForeignFormat,
-        dtype: torch.dtype,
-    ) -> None:
-        super().__init__()
-        self.layer_name, self.form, self.dtype = name, form, dtype
-        self.transposed = bool(is_transposed(module))
-        rows, cols = module.weight.shape  # type: ignore[misc]
-        self.rows, self.cols = (cols, rows) if self.transposed else (rows, cols)
-        for key, (shape, kind) in found.items():
-            self.register_buffer(key, torch.empty(shape, dtype=kind, device="meta"))
-        self.expects_bias = module.bias is not None
-        if self.expects_bias and "bias" not in found:
-            self.register_buffer("bias", torch.empty_like(module.bias))  # type: ignore[arg-type]
-
-    def pack(self, compute_dtype: str) -> tuple[WeightOnlyLinear, str]:
-        tensors = {name: buffer for name, buffer in self._buffers.items() if buffer is not None}
-        bias = tensors.pop("bias", None)
-        unknown = tensors.keys() - self.form.tensors
-        if unknown:
-            raise native.InvalidArgument(
-                f"it has tensors that the format does not know: {', '.join(sorted(unknown))}"
-            )
-        matrix, rule = self.form.read(
-            {name: tensor.contiguous() for name, tensor in tensors.items()}, self.rows, self.cols
-        )
-        if bias is not None and not self.expects_bias and not bool(bias.any()):
-            bias = None  # AutoGPTQ writes zeros where a layer has none
-        layer = WeightOnlyLinear.from_quantized(
-            matrix,
-            # A copy: the loaded one would keep the file's pages.
-            None if bias is None else bias.detach().to(self.dtype).clone(),
-            compute_dtype=compute_dtype,
-            name=self.layer_name,
-            dtype=self.dtype,
-            transposed=self.transposed,
-        )
-        for tensor in tensors.values():
-            release_file_pages(tensor)
-        return layer, rule
-
-
-def _packed_layers(
-    files: Sequence[str], form: ForeignFormat
-) -> dict[str, dict[str, tuple[tuple[int, ...], torch.dtype]]]:
-    """{layer: {tensor: (shape, dtype)}} of the layers that the files have packed."""
-    layers: dict[str, dict[str, tuple[tuple[int, ...], torch.dtype]]] = {}
-    for file in files:
-        if not str(file).endswith(".safetensors"):
-            raise native.Unsupported(
-                f"{file}: quantized checkpoints are read from safetensors files; save the model "
-                "again with safe_serialization=True"
-            )
-        for key, stored in read_header(str(file)).tensors.items():
-            name, _, tensor = key.rpartition(".")
-            kind = _TYPES.get(stored.dtype)
-            if kind is not None:
-                layers.setdefault(name, {})[tensor] = (stored.shape, kind)
-    return {name: tensors for name, tensors in layers.items() if form.mark in tensors}
 
 
 def _make_alike(model: Any, layers: dict[str, WeightOnlyLinear]) -> None:
@@ -346,7 +284,8 @@ def _config_of(
         weight_dtype=scheme.dtype,
         group_size=scheme.group_size,
         scheme="asym" if scheme.asym else "sym",
-        scale_dtype=scheme.scales,
+        scale_dtype="fp32" if scheme.scales == "double" else scheme.scales,
+        use_double_quant=scheme.scales == "double",
         compute_dtype=compute_dtype,
         quantize_lm_head=layers[heads[0]].scheme.dtype if heads else False,
         algorithm="GPTQ" if act_order else "RTN",
@@ -354,13 +293,8 @@ def _config_of(
     )
 
 
-def _joined(errors: Sequence[Exception]) -> Exception:
-    if len(errors) == 1:
-        return errors[0]
-    kind = (
-        native.InvalidArgument
-        if any(isinstance(error, native.InvalidArgument) for error in errors)
-        else native.Unsupported
-    )
-    shown = "".join(f"\n- {error}" for error in errors[:8])
-    return kind(f"{len(errors)} layers cannot be read:{shown}")
+# Importing this module is registering, as for `quantizer`. Under a name of its own: the methods
+# that transformers knows stay as they are (but see `install`).
+if METHOD not in auto.AUTO_QUANTIZATION_CONFIG_MAPPING:
+    auto.register_quantization_config(METHOD)(ForeignConfig)
+    auto.register_quantizer(METHOD)(ForeignQuantizer)

@@ -20,11 +20,11 @@ from ..config.quant_config import WeightOnlyQuantConfig
 from ..core.extras import require
 from ..core.native import InvalidArgument, Unsupported
 from ..formats.checkpoint import check_folder
-from ..formats.foreign import foreign_format
+from ..formats.foreign.methods import foreign_format
 from ..formats.gguf import check_gguf
 from ..observe.samples import read_ahead
 from ..quantizing.quantize import quantize_loaded
-from .foreign import load_foreign, stored_settings
+from .foreign import load_foreign, note_idle, stored_settings
 from .quantizer import register
 
 __all__ = ["check_source", "load_model"]
@@ -94,7 +94,7 @@ def load_model(
         if form is not None:
             compute_dtype = _compute_dtype(path, form.name, quantization_config)
             keywords.pop("quantization_config", None)
-            return load_foreign(auto_class, path, arguments, keywords, form, compute_dtype)
+            return load_foreign(auto_class, path, arguments, keywords, settings, compute_dtype)
         if method == WeightOnlyQuantConfig.quant_method:
             _refuse_another_config(path, settings, quantization_config)
         loaded = auto_class.from_pretrained(path, *arguments, **keywords)
@@ -147,6 +147,7 @@ def _compute_dtype(path: Any, name: str, given: Any) -> str:
     """The compute dtype for a checkpoint that another library quantized. A config of that library
     has nothing more to say; one of woq chooses the compute dtype, and nothing else."""
     if not isinstance(given, WeightOnlyQuantConfig):
+        note_idle(name, given)
         return "fp32"
     asked = WeightOnlyQuantConfig(compute_dtype=given.compute_dtype)
     if given.stored() != asked:

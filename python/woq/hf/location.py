@@ -3,12 +3,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 from ..core.native import InvalidArgument
 
-__all__ = ["locate"]
+__all__ = ["FILE_ARGUMENTS", "file_arguments", "locate"]
+
+# Arguments of from_pretrained that say where a repository's files are: as good for its config and
+# its tokenizer as for its model.
+FILE_ARGUMENTS = (
+    "cache_dir",
+    "force_download",
+    "local_files_only",
+    "proxies",
+    "revision",
+    "subfolder",
+    "token",
+    "trust_remote_code",
+)
+
+
+def file_arguments(keywords: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of them that `keywords` have."""
+    return {name: keywords[name] for name in FILE_ARGUMENTS if name in keywords}
 
 
 def locate(name: str | PathLike[str]) -> tuple[str, dict[str, str]]:

@@ -23,6 +23,7 @@ from ..quantizing.quantize import (
 )
 from ..quantizing.report import LayerReport, QuantizationReport
 from .attach import declare_untied
+from .errors import joined
 
 __all__ = ["QuantizeOnLoad"]
 
@@ -108,7 +109,7 @@ class QuantizeOnLoad:
         """Quantize what is left when all weights are there, and attach the report."""
         config = self._config
         if self._errors:
-            raise _one_of(self._errors)
+            raise joined(self._errors, "cannot be quantized")
         for name, waiting in self._waiting.items():
             layer = WeightOnlyLinear.from_quantized(
                 waiting.matrix,
@@ -176,16 +177,6 @@ class _Conversion:
             if missing_keys is not None:
                 missing_keys.discard(full)
         return rest
-
-
-def _one_of(errors: list[Exception]) -> Exception:
-    """What to raise for the errors of several layers: all bad input at once; anything else is not
-    the checkpoint's fault, and comes first."""
-    others = [error for error in errors if not isinstance(error, native.InvalidArgument)]
-    if others or len(errors) == 1:
-        return (others or errors)[0]
-    lines = "".join(f"\n- {error}" for error in errors)
-    return native.InvalidArgument(f"{len(errors)} layers cannot be quantized:{lines}")
 
 
 def _module_of(param_name: str) -> str:

@@ -20,7 +20,7 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from ..config.quant_config import WeightOnlyQuantConfig
-from ..core import native, transformers_private
+from ..core import transformers_private
 from ..core.extras import check_transformers
 from ..modules.layer import WeightOnlyLinear
 from ..modules.targets import Target, quantized_layers, select, warn_of_idle_patterns
@@ -29,7 +29,7 @@ from ..quantizing.hooks import add_hook
 from ..quantizing.imatrix import with_importance
 from ..quantizing.quantize import quantize_loaded, replace_module
 from .answers import answer_for, stop_answering_for
-from .attach import attach_quantizer, declare_untied, keep_on_cpu
+from .attach import attach_quantizer, check_device_map, declare_untied, keep_on_cpu
 from .conversions import restore_conversions, spare_quantized_layers
 from .on_load import QuantizeOnLoad
 from .saving import describe_save
@@ -78,13 +78,7 @@ class WoqHfQuantizer(HfQuantizer):
     # -- where the model goes ---------------------------------------------------------------------
 
     def validate_environment(self, *args: Any, device_map: Any = None, **kwargs: Any) -> None:
-        places = device_map.values() if isinstance(device_map, dict) else [device_map]
-        for place in places:
-            if place is not None and not _is_cpu(place):
-                raise native.Unsupported(
-                    f"device_map={device_map!r}: woq's kernels run on the CPU; leave device_map "
-                    "out or pass device_map='cpu'"
-                )
+        check_device_map(device_map)
 
     def update_device_map(self, device_map: Any) -> Any:
         # "auto" would choose a GPU where there is one.
@@ -183,12 +177,6 @@ class WoqHfQuantizer(HfQuantizer):
         config = self.quantization_config
         groups = 0.0 if config.group_size < 0 else 4 / config.group_size
         return config.bits / 8 + groups
-
-
-def _is_cpu(place: Any) -> bool:
-    if isinstance(place, torch.device):
-        return place.type == "cpu"
-    return place in ("cpu", "auto", "balanced", "balanced_low_0", "sequential")
 
 
 def _float_dtype(model: Any, target: Target) -> torch.dtype:

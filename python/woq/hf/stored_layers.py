@@ -24,38 +24,35 @@ from ..formats.checkpoint import (
     read_header,
     read_marker,
 )
-from ..formats.pages import HeapTrimmer, release_file_pages
+from ..formats.pages import HeapTrimmer
 from ..formats.stored_tensors import MARKER, StoredForm, marker_bytes
 from ..modules.layer import WeightOnlyLinear
 from ..modules.targets import Target
 from ..quantizing.quantize import log_kernels, replace_module
+from .holder import Holder
 
 __all__ = ["StoredLayer", "check_checkpoint", "pack_stored_layers"]
 
 logger = logging.getLogger("woq")
 
 
-class StoredLayer(nn.Module):
-    """Receives the stored tensors of one layer from the loader; does not compute."""
+class StoredLayer(Holder):
+    """The holder of a layer that woq saved."""
 
     def __init__(self, target: Target, config: WeightOnlyQuantConfig, dtype: torch.dtype) -> None:
-        super().__init__()
-        self.target_name = target.name
-        self.transposed = target.transposed
-        self.dtype = dtype
+        super().__init__(target.name, target.transposed, dtype)
         self.form = StoredForm(target.scheme, *target.shape, **stored_extras(config))
         self.specs = self.form.specs()
-        marker = torch.empty(marker_bytes(config.format_version), dtype=torch.uint8, device="meta")
-        self.register_buffer(MARKER, marker)
+        self.expect(MARKER, (marker_bytes(config.format_version),), torch.uint8)
         for name, (shape, kind) in self.specs.items():
-            self.register_buffer(name, torch.empty(shape, dtype=kind, device="meta"))
+            self.expect(name, shape, kind)
         bias = target.module.bias
         self.register_buffer("bias", None if bias is None else torch.empty_like(bias))
 
     def absent(self) -> list[str]:
         """Tensors that the checkpoint did not have."""
         return [
-            f"{self.target_name}.{name}"
+            f"{self.layer_name}.{name}"
             for name, buffer in self._buffers.items()
             if buffer is not None and not transformers_private.is_loaded(buffer)
         ]
@@ -64,24 +61,13 @@ class StoredLayer(nn.Module):
         # The loader may have cast tensors of modules that it keeps in float32 (5.0 even those of
         # bytes): that is exact, and undone here.
         marker = self._buffers[MARKER].to(torch.uint8)  # type: ignore[union-attr]
-        self.form.check_marker(marker, self.target_name)
+        self.form.check_marker(marker, self.layer_name)
         tensors = {
             name: self._buffers[name].to(kind)  # type: ignore[union-attr]
             for name, (_, kind) in self.specs.items()
         }
-        bias = self._buffers["bias"]
-        layer = WeightOnlyLinear.from_quantized(
-            self.form.matrix(tensors),
-            # A copy: the loaded one would keep the file's pages.
-            None if bias is None else bias.detach().clone(),
-            compute_dtype=compute_dtype,
-            name=self.target_name,
-            dtype=self.dtype,
-            transposed=self.transposed,
-        )
-        for name in self.specs:
-            release_file_pages(self._buffers[name])  # type: ignore[arg-type]
-        return layer
+        read = [self._buffers[name] for name in self.specs]
+        return self.packed(self.form.matrix(tensors), self._buffers["bias"], compute_dtype, read)  # type: ignore[arg-type]
 
 
 def check_checkpoint(model: Any, config: WeightOnlyQuantConfig, files: Sequence[str]) -> None:
