@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     )
     from woq.generation.pipeline import pipeline
     from woq.hf.auto_model import AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM
+    from woq.hf.install import install, uninstall
     from woq.hf.saving import save_pretrained
     from woq.modules.layer import WeightOnlyLinear
     from woq.quantizing.imatrix import ImportanceMatrix, collect_imatrix
@@ -83,10 +84,12 @@ _LAZY = {
     "WeightOnlyQuantConfig": "woq.config.quant_config",
     "collect_imatrix": "woq.quantizing.imatrix",
     "evaluate": "woq.reports.evaluation",
+    "install": "woq.hf.install",
     "pipeline": "woq.generation.pipeline",
     "plan_layer_config": "woq.quantizing.planning",
     "quantize": "woq.quantizing.quantize",
     "save_pretrained": "woq.hf.saving",
+    "uninstall": "woq.hf.install",
     "write_report": "woq.reports.page",
 }
 
@@ -118,12 +121,14 @@ __all__ = [
     "evaluate",
     "get_cmake_dir",
     "get_include",
+    "install",
     "pipeline",
     "plan_layer_config",
     "quantize",
     "quantize_rtn",
     "save_pretrained",
     "targets",
+    "uninstall",
     "write_report",
 ]
 

@@ -1,16 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Models that bitsandbytes quantized: packed here with numpy, by what its documentation says of its
-tensors, and loaded without it."""
+"""Models that bitsandbytes quantized, packed with numpy (foreign_support.py) and loaded without
+it."""
 
 from __future__ import annotations
 
 import json
 import logging
-from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
+from foreign_support import BITSANDBYTES, json_bytes, pack_4bit, pack_8bit, write_checkpoint
 from model_support import gpt2, llama, logits
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -18,116 +17,10 @@ from transformers.pytorch_utils import Conv1D
 
 import woq
 
-# QLoRA's table (Dettmers et al. 2023, appendix E), and e2m1 over its largest value, 12.
-NF4 = """-1.0 -0.6961928009986877 -0.5250730514526367 -0.39491748809814453 -0.28444138169288635
-    -0.18477343022823334 -0.09105003625154495 0.0 0.07958029955625534 0.16093020141124725
-    0.24611230194568634 0.33791524171829224 0.44070982933044434 0.5626170039176941
-    0.7229568362236023 1.0"""
-FP4 = [0.0, 0.0625 / 12, 8 / 12, 1.0, 4 / 12, 6 / 12, 2 / 12, 3 / 12]
-TABLES = {
-    "nf4": np.array(NF4.split(), np.float32),
-    "fp4": np.array([*FP4, *(-x for x in FP4)], np.float32),
-}
 
-
-def json_bytes(value):
-    return np.frombuffer(json.dumps(value).encode(), np.uint8).copy()
-
-
-def owners_map():
-    """The map of bitsandbytes for scales, as it wrote it."""
-    fixtures = Path(__file__).parents[1] / "formats" / "fixtures"
-    tensors = load_file(fixtures / "bitsandbytes.safetensors")
-    return tensors["nf4_64_nested.weight.nested_quant_map"].numpy()
-
-
-def pack_4bit(rng, shape, *, table="nf4", block=64, nested=False, storage="uint8"):
-    """Random tensors of a layer, and the float32 weight that they mean."""
-    rows, cols = shape
-    codes = rng.integers(0, 16, rows * cols)
-    count = codes.size // block
-    state = {"quant_type": table, "blocksize": block, "dtype": "float16", "shape": [rows, cols]}
-    tensors = {"weight.quant_map": TABLES[table].copy()}
-    if nested:
-        map_ = np.sort(rng.uniform(-1, 1, 256)).astype(np.float32)
-        if nested == "owners":
-            map_ = owners_map()
-        levels = rng.integers(0, 256, count).astype(np.uint8)
-        maxima = rng.uniform(0.001, 0.01, -(-count // 256)).astype(np.float32)
-        offset = np.float32(0.03)
-        absmax = map_[levels] * maxima.repeat(256)[:count] + offset
-        state |= {
-            "nested_blocksize": 256,
-            "nested_dtype": "float32",
-            "nested_offset": float(offset),
-        }
-        tensors |= {
-            "weight.absmax": levels,
-            "weight.nested_absmax": maxima,
-            "weight.nested_quant_map": map_,
-        }
-    else:
-        absmax = rng.uniform(0.02, 0.1, count).astype(np.float32)
-        tensors["weight.absmax"] = absmax
-    tensors[f"weight.quant_state.bitsandbytes__{table}"] = json_bytes(state)
-    tensors = {name: torch.from_numpy(value) for name, value in tensors.items()}
-    data = torch.from_numpy((codes[0::2] << 4 | codes[1::2]).astype(np.uint8))
-    tensors["weight"] = data.view(getattr(torch, storage)).reshape(-1, 1)
-    weight = (TABLES[table][codes].reshape(-1, block) * absmax[:, None]).reshape(shape)
-    return tensors, weight
-
-
-def pack_8bit(rng, shape):
-    codes = rng.integers(-127, 128, shape).astype(np.int8)
-    scales = rng.uniform(0.02, 0.1, shape[0]).astype(np.float32)
-    tensors = {
-        "weight": torch.from_numpy(codes),
-        "SCB": torch.from_numpy(scales),
-        "weight_format": torch.tensor(0, dtype=torch.uint8),
-    }
-    scale = (scales * np.float32(7.874015718698502e-3))[:, None]  # 1 / 127 as bitsandbytes has it
-    return tensors, scale * codes.astype(np.float32)
-
-
-def checkpoint(folder, model, pack, *, head=False, bits=4, shards=1):
-    """Write `model` with packed linear layers; its float weights become those that they mean."""
-    rng = np.random.default_rng(0)
-    tensors, packed = {}, set()
-    for name, module in model.named_modules():
-        if not isinstance(module, nn.Linear | Conv1D) or (name == "lm_head" and not head):
-            continue
-        transposed = isinstance(module, Conv1D)
-        shape = tuple(module.weight.shape)[:: -1 if transposed else 1]
-        parts, weight = pack(rng, shape)
-        tensors |= {f"{name}.{key}": value for key, value in parts.items()}
-        weight = torch.from_numpy(weight.T.copy() if transposed else weight)
-        module.weight.data = weight.to(module.weight.dtype)
-        packed.add(f"{name}.weight")
-    for key, value in model.state_dict().items():
-        if key not in packed:
-            tensors[key] = value.clone()
-    model.config.save_pretrained(folder)
-    path = folder / "config.json"
-    settings = json.loads(path.read_text())
-    settings["quantization_config"] = {
-        "quant_method": "bitsandbytes",
-        "load_in_4bit": bits == 4,
-        "load_in_8bit": bits == 8,
-        "bnb_4bit_quant_type": "fp4",  # the default; what the layers say holds
-    }
-    path.write_text(json.dumps(settings))
-    if shards == 1:
-        save_file(tensors, folder / "model.safetensors", {"format": "pt"})
-        return folder
-    where = {}
-    for i in range(shards):  # the parts of a layer lie in different files
-        name = f"model-{i + 1:05}-of-{shards:05}.safetensors"
-        part = dict(sorted(tensors.items())[i::shards])
-        save_file(part, folder / name, {"format": "pt"})
-        where |= dict.fromkeys(part, name)
-    index = {"metadata": {}, "weight_map": where}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    return folder
+def checkpoint(folder, model, pack, *, bits=4, **options):
+    settings = BITSANDBYTES | {"load_in_4bit": bits == 4, "load_in_8bit": bits == 8}
+    return write_checkpoint(folder, model, pack, settings, **options)
 
 
 def packer(**options):

@@ -102,13 +102,12 @@ def load_foreign(
     return auto_class.from_pretrained(path, *arguments, config=config, **keywords)
 
 
-def note_idle(name: str, given: Any) -> None:
+def note_idle(name: str, chosen: Mapping[str, Any]) -> None:
     """Say which of the settings that were passed for a checkpoint have no meaning on a CPU."""
-    loading: dict[str, Any] = getattr(given, "get_loading_attributes", dict)()
-    chosen = [f"{key}={value}" for key, value in loading.items() if value not in (None, "auto")]
-    if chosen:
+    shown = [f"{key}={value}" for key, value in chosen.items() if value not in (None, "auto")]
+    if shown:
         logger.info(
-            "%s: %s is for kernels of GPUs, and without meaning on a CPU", name, ", ".join(chosen)
+            "%s: %s is about kernels of GPUs, and has no effect on a CPU", name, ", ".join(shown)
         )
 
 
@@ -143,6 +142,9 @@ class ForeignQuantizer(HfQuantizer):
             )
         self.form, self.compute_dtype = form, quantization_config.compute_dtype
         self._renamings = renamings(form)
+        # transformers adds to a stored config what a passed one says about kernels.
+        known = vars(ForeignConfig()).keys()
+        note_idle(form.name, {k: v for k, v in vars(quantization_config).items() if k not in known})
 
     def validate_environment(self, *args: Any, device_map: Any = None, **kwargs: Any) -> None:
         check_device_map(device_map)

@@ -147,7 +147,7 @@ def _compute_dtype(path: Any, name: str, given: Any) -> str:
     """The compute dtype for a checkpoint that another library quantized. A config of that library
     has nothing more to say; one of woq chooses the compute dtype, and nothing else."""
     if not isinstance(given, WeightOnlyQuantConfig):
-        note_idle(name, given)
+        note_idle(name, getattr(given, "get_loading_attributes", dict)())
         return "fp32"
     asked = WeightOnlyQuantConfig(compute_dtype=given.compute_dtype)
     if given.stored() != asked:

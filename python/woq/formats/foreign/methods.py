@@ -22,7 +22,9 @@ def foreign_format(settings: Mapping[str, Any]) -> ForeignFormat | None:
     Raises:
         Unsupported: the method is known, and this form of it is not read.
     """
-    make = FOREIGN_METHODS.get(str(settings.get("quant_method", "")).lower())
+    method = settings.get("quant_method", "")
+    # Configs of transformers' own have an enumeration there.
+    make = FOREIGN_METHODS.get(str(getattr(method, "value", method)).lower())
     return None if make is None else make(settings)
 
 

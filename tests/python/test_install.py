@@ -1,0 +1,250 @@
+# SPDX-License-Identifier: Apache-2.0
+"""woq.install(): unchanged code for transformers loads other libraries' checkpoints on woq."""
+
+from __future__ import annotations
+
+import logging
+import threading
+
+import pytest
+import torch
+from foreign_support import (
+    AUTO_ROUND,
+    AWQ,
+    BITSANDBYTES,
+    COMPRESSED,
+    GPTQ,
+    awq_layer,
+    compressed_layer,
+    gptq_layer,
+    pack_4bit,
+    pack_8bit,
+    write_checkpoint,
+)
+from model_support import llama, logits
+from safetensors.torch import load_file, save_file
+from transformers import (
+    AutoModelForCausalLM,
+    AutoRoundConfig,
+    AwqConfig,
+    BitsAndBytesConfig,
+    GPTQConfig,
+)
+from transformers.quantizers import auto
+
+import woq
+
+TABLES = (auto.AUTO_QUANTIZATION_CONFIG_MAPPING, auto.AUTO_QUANTIZER_MAPPING)
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left():
+    woq.uninstall()  # imports what registers woq's own method
+    before = [dict(table) for table in TABLES]
+    yield
+    woq.uninstall()
+    assert [dict(table) for table in TABLES] == before
+
+
+def packed_llama(folder, pack=gptq_layer, settings=GPTQ):
+    model = llama(intermediate_size=128)
+    return write_checkpoint(folder, model, pack, settings), model
+
+
+def layers(model):
+    return [module for module in model.modules() if isinstance(module, woq.WeightOnlyLinear)]
+
+
+METHODS = {
+    "gptq": (gptq_layer, GPTQ),
+    "awq": (awq_layer, AWQ),
+    "auto-round": (gptq_layer, AUTO_ROUND),
+    "intel/auto-round": (gptq_layer, AUTO_ROUND | {"quant_method": "intel/auto-round"}),
+    "compressed-tensors": (compressed_layer, COMPRESSED),
+    "bitsandbytes-4": (pack_4bit, BITSANDBYTES),
+    "bitsandbytes-8": (pack_8bit, BITSANDBYTES | {"load_in_4bit": False, "load_in_8bit": True}),
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_plain_transformers_runs_it_packed(tmp_path, method):
+    folder, model = packed_llama(tmp_path, *METHODS[method])
+    with woq.install():
+        loaded = AutoModelForCausalLM.from_pretrained(folder)
+    assert len(layers(loaded)) == 14
+    torch.testing.assert_close(logits(loaded), logits(model), rtol=1e-4, atol=1e-4)
+    assert torch.equal(logits(loaded), logits(woq.AutoModelForCausalLM.from_pretrained(folder)))
+    loaded.save_pretrained(tmp_path / "saved")  # in woq's own format, which needs no install()
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "saved")
+    assert torch.equal(logits(again), logits(loaded))
+
+
+@pytest.mark.parametrize(
+    ("method", "given", "said"),
+    [
+        ("gptq", GPTQConfig(bits=4, backend="exllama_v2", max_input_length=4096), "exllama_v2"),
+        ("gptq", AutoRoundConfig(backend="auto_round:tritonv2"), "auto_round:tritonv2"),
+        ("awq", AwqConfig(bits=4, backend="marlin"), "marlin"),
+        ("awq", AutoRoundConfig(), None),
+        ("auto-round", AutoRoundConfig(backend="ark"), "ark"),
+        ("bitsandbytes-4", BitsAndBytesConfig(load_in_4bit=True), None),
+    ],
+    ids=lambda value: value if isinstance(value, str) else type(value).__name__,
+)
+@pytest.mark.filterwarnings("ignore:You passed `quantization_config`")
+def test_a_config_of_the_same_method_is_accepted(tmp_path, method, given, said, caplog):
+    folder, model = packed_llama(tmp_path, *METHODS[method])
+    with woq.install(), caplog.at_level(logging.INFO, "woq"):
+        loaded = AutoModelForCausalLM.from_pretrained(folder, quantization_config=given)
+    assert len(layers(loaded)) == 14
+    torch.testing.assert_close(logits(loaded), logits(model), rtol=1e-4, atol=1e-4)
+    lines = [line for line in caplog.messages if "has no effect on a CPU" in line]
+    assert [said in line for line in lines] == ([True] if said else [])
+
+
+def test_a_config_of_another_method_is_refused_as_ever(tmp_path):
+    folder, _ = packed_llama(tmp_path)
+    with woq.install(), pytest.raises(ValueError, match="quantized with GPTQConfig but you are"):
+        AutoModelForCausalLM.from_pretrained(
+            folder, quantization_config=BitsAndBytesConfig(load_in_4bit=True)
+        )
+
+
+def test_settings_that_transformers_drops_still_count(tmp_path):
+    folder, _ = packed_llama(tmp_path, gptq_layer, GPTQ | {"rotation": "hadamard"})
+    with woq.install(), pytest.raises(woq.Unsupported, match="its weights are rotated"):
+        AutoModelForCausalLM.from_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (
+            lambda t: t.update({"model.layers.0.mlp.act_fn.scales": torch.ones(128)}),
+            "no place in the model: model.layers.0.mlp.act_fn.scales",
+        ),
+        (lambda t: t.pop("model.norm.weight"), "lacks tensors of the model: model.norm.weight"),
+    ],
+)
+def test_what_would_change_the_model_is_refused(tmp_path, edit, message):
+    folder, _ = packed_llama(tmp_path)
+    tensors = load_file(folder / "model.safetensors")
+    edit(tensors)
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    with woq.install(), pytest.raises(woq.InvalidArgument, match=message):
+        AutoModelForCausalLM.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("device_map", ["cuda:0", {"": 0}, {"model": "cpu", "lm_head": "disk"}])
+def test_another_device_is_refused(tmp_path, device_map):
+    folder, _ = packed_llama(tmp_path)
+    with woq.install(), pytest.raises(woq.Unsupported, match="woq's kernels run on the CPU"):
+        AutoModelForCausalLM.from_pretrained(folder, device_map=device_map)
+
+
+@pytest.mark.parametrize("device_map", ["auto", "cpu", {"": "cpu"}])
+def test_the_cpu_by_any_name(tmp_path, device_map):
+    folder, model = packed_llama(tmp_path)
+    with woq.install():
+        loaded = AutoModelForCausalLM.from_pretrained(folder, device_map=device_map)
+    torch.testing.assert_close(logits(loaded), logits(model), rtol=1e-4, atol=1e-4)
+
+
+def test_the_compute_dtype_is_that_of_the_last_call(tmp_path):
+    folder, _ = packed_llama(tmp_path)
+    with woq.install(compute_dtype="int8"):
+        first = AutoModelForCausalLM.from_pretrained(folder)
+        with woq.install():
+            second = AutoModelForCausalLM.from_pretrained(folder)
+    assert {layer.requested_compute_dtype for layer in layers(first)} == {"int8"}
+    assert {layer.requested_compute_dtype for layer in layers(second)} == {"fp32"}
+    with pytest.raises(woq.InvalidArgument, match="fp12"):
+        woq.install(compute_dtype="fp12")
+
+
+def is_installed():
+    return auto.AUTO_QUANTIZER_MAPPING["gptq"].__module__ == "woq.hf.install"
+
+
+def test_switched_on_and_off():
+    assert not is_installed()
+    woq.install()
+    woq.install()
+    assert is_installed()
+    woq.uninstall()
+    assert not is_installed()
+    with woq.install():
+        with woq.install():
+            woq.install()
+        assert is_installed()
+        woq.uninstall()  # the block goes on
+        assert is_installed()
+    assert not is_installed()
+    with pytest.raises(KeyError), woq.install():
+        raise KeyError
+    assert not is_installed()
+
+
+def test_blocks_of_several_threads(tmp_path):
+    folder, model = packed_llama(tmp_path)
+    expected = logits(model)
+    failures = []
+    start = threading.Barrier(4)
+
+    def load():
+        start.wait()
+        try:
+            for _ in range(3):
+                with woq.install():
+                    loaded = AutoModelForCausalLM.from_pretrained(folder)
+                torch.testing.assert_close(logits(loaded), expected, rtol=1e-4, atol=1e-4)
+        except BaseException as error:  # noqa: BLE001 (shown below)
+            failures.append(error)
+
+    threads = [threading.Thread(target=load) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures
+    assert not is_installed()
+
+
+def test_what_others_put_there_meanwhile_stays():
+    original = auto.AUTO_QUANTIZER_MAPPING["awq"]
+    woq.install()
+    auto.AUTO_QUANTIZER_MAPPING["awq"] = "theirs"
+    try:
+        woq.uninstall()
+        assert auto.AUTO_QUANTIZER_MAPPING["awq"] == "theirs"
+    finally:
+        auto.AUTO_QUANTIZER_MAPPING["awq"] = original
+
+
+@pytest.mark.parametrize("table", TABLES, ids=["configs", "quantizers"])
+def test_another_transformers_is_refused_by_name(monkeypatch, table):
+    monkeypatch.delitem(table, "auto-round")
+    before = [dict(each) for each in TABLES]
+    with pytest.raises(woq.Unsupported, match=r"does not know the .* methods auto-round"):
+        woq.install()
+    assert [dict(each) for each in TABLES] == before
+
+
+def test_a_transformers_that_does_not_tell_is_refused(tmp_path, monkeypatch):
+    from transformers import PreTrainedModel
+
+    folder, _ = packed_llama(tmp_path)
+    monkeypatch.delattr(PreTrainedModel, "_adjust_missing_and_unexpected_keys")
+    with pytest.raises(woq.Unsupported, match="does not tell which tensors"):
+        woq.AutoModelForCausalLM.from_pretrained(folder)
+
+
+def test_float_models_are_left_alone(tmp_path):
+    model = llama()
+    model.save_pretrained(tmp_path)
+    with woq.install():
+        assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(tmp_path)), logits(model))
+        with pytest.raises(woq.Unsupported, match="this one is not: to quantize it, pass woq's"):
+            AutoModelForCausalLM.from_pretrained(
+                tmp_path, quantization_config=BitsAndBytesConfig(load_in_4bit=True)
+            )
