@@ -121,7 +121,7 @@ def test_unknown_field_with_nothing_near():
 @pytest.mark.parametrize(
     "fields",
     [
-        {"weight_dtype": "int5"},
+        {"weight_dtype": "int9"},
         {"weight_dtype": 4},
         {"weight_dtype": None},
         {"compute_dtype": "fp64"},
@@ -133,7 +133,7 @@ def test_unknown_field_with_nothing_near():
         {"mse_range": 1},
         {"modules_to_not_convert": "lm_head"},
         {"modules_to_not_convert": [1]},
-        {"quantize_lm_head": "int3"},
+        {"quantize_lm_head": "int9"},
         {"quantize_lm_head": 8},
         {"weight_dtype": "nf4", "scheme": "asym"},
         {"weight_dtype": "int8", "scheme": "asym", "quantize_lm_head": "nf4"},
@@ -262,7 +262,7 @@ def test_rtn_config_skip_modules():
 @pytest.mark.parametrize(
     "fields",
     [
-        {"bits": 3},
+        {"bits": 9},
         {"bits": 4, "weight_dtype": "int8"},
         {"bits": 8, "weight_dtype": "nf4"},
         {"weight_dtype": "nf4", "sym": False},
@@ -466,7 +466,7 @@ def test_every_other_name_is_written_as_the_option(method):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: woq.GPTQConfig(bits=3), "bits must be 4 or 8, got 3"),
+        (lambda: woq.GPTQConfig(bits=9), "bits must be 2 to 8, got 9"),
         (lambda: woq.GPTQConfig(damp_percent=1), "damp_percent must be .* between 0 and 1, got 1"),
         (lambda: woq.GPTQConfig(blocksize=True), "blocksize must be an integer .*, got True"),
         (lambda: woq.GPTQConfig(desc_act=1), "desc_act must be True or False, got 1"),

@@ -54,7 +54,8 @@ def has_a_dtype(config, expected):
         return config["load_in_8bit"] or expected.shape[1] % 64 == 0
     groups = config.get("config_groups")
     if groups is None:
-        return config["bits"] in WIDTHS
+        awq = "awq" in str(config.get("packing_format", config["quant_method"]))
+        return config["bits"] == 4 if awq else config["bits"] in WIDTHS
     weights = [group["weights"] for group in groups.values()]
     return all(w["type"] == "int" and w["num_bits"] in WIDTHS for w in weights)
 

@@ -120,8 +120,8 @@ def test_the_order_of_rules_survives_json(make):
     [
         ({"a.b": {"group_size": 20}}, r"layer_config\['a.b'\]: group_size 20"),
         ({"a": {"weight_dtype": "nf4", "sym": False}}, r"\['a'\]: weight dtype 'nf4' has no asym"),
-        ({"a": {"weight_dtype": "int5"}}, r"\['a'\]: .*int5"),
-        ({"a": {"bits": 3}}, r"\['a'\].bits must be 4, 8 or 16, got 3"),
+        ({"a": {"weight_dtype": "int9"}}, r"\['a'\]: .*int9"),
+        ({"a": {"bits": 9}}, r"\['a'\].bits must be 2, 3, 4, 5, 6, 7, 8 or 16, got 9"),
         ({"a": {"bits": 8, "weight_dtype": "nf4"}}, r"\['a'\]: weight_dtype 'nf4' has 4 bits"),
         ({"a": {"bits": 16, "group_size": 32}}, "floating point, which has no group_size"),
         ({"a": {"groupsize": 32}}, "no field 'groupsize'; did you mean 'group_size'"),

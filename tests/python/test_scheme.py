@@ -66,7 +66,7 @@ def test_the_spellings_of_configs_are_read() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("int3",), "unknown weight dtype 'int3'; known: int8"),
+        (("int9",), "unknown weight dtype 'int9'; known: int8"),
         (("int8", 20), "group_size 20 is not supported"),
         (("int8", 32, "both"), "unknown kind of zero points 'both'; known: none, int, float"),
         (("nf4", 32, "int"), "'nf4' has no asymmetric form"),

@@ -113,4 +113,22 @@ constexpr Codebook make_fp4_bnb() {
 }
 inline constexpr Codebook kFp4BnbCodebook = make_fp4_bnb();
 
+// IQ4_NL, the table of GGUF's types IQ4_NL and IQ4_XS: whole numbers from -127 to 113, closer
+// together near 0, where weights are. The image is exact. 0 is no entry: it becomes 1.
+constexpr Codebook make_iq4_nl() {
+  Codebook book{};
+  constexpr int8_t values[16] = {-127, -104, -83, -65, -49, -35, -22, -10,
+                                 1,    13,   25,  38,  53,  69,  89,  113};
+  for (int i = 0; i < 16; ++i) {
+    book.values[i] = values[i];
+    book.image[i] = values[i];
+    book.code_of_rank[i] = static_cast<uint8_t>(i);
+    if (i > 0) book.thresholds[i - 1] = static_cast<float>(values[i - 1] + values[i]) / 2;
+  }
+  book.image_unit = 1.0f;
+  book.multiply_by_reciprocal = false;
+  return book;
+}
+inline constexpr Codebook kIq4NlCodebook = make_iq4_nl();
+
 }  // namespace woq

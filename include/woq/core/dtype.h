@@ -13,7 +13,20 @@
 
 namespace woq {
 
-enum class WeightDtype : uint8_t { kInt8, kInt4Fullrange, kInt4Clip, kNf4, kFp4E2m1, kFp4E2m1Bnb };
+enum class WeightDtype : uint8_t {
+  kInt8,
+  kInt4Fullrange,
+  kInt4Clip,
+  kNf4,
+  kFp4E2m1,
+  kFp4E2m1Bnb,
+  kInt2,
+  kInt3,
+  kInt5,
+  kInt6,
+  kInt7,
+  kIq4Nl
+};
 
 // The hub stores codes as unsigned numbers c in [0, 2^bits).
 //   integers : W = scale * (c - zero_point)
@@ -39,6 +52,12 @@ inline constexpr DtypeTraits kDtypes[] = {
     {WeightDtype::kNf4, "nf4", 4, 1.0f, false, &kNf4Codebook},
     {WeightDtype::kFp4E2m1, "fp4_e2m1", 4, 6.0f, false, &kFp4E2m1Codebook},
     {WeightDtype::kFp4E2m1Bnb, "fp4_e2m1_bnb", 4, 1.0f, false, &kFp4BnbCodebook},
+    {WeightDtype::kInt2, "int2", 2, 1.0f, false, nullptr},
+    {WeightDtype::kInt3, "int3", 3, 3.0f, false, nullptr},
+    {WeightDtype::kInt5, "int5", 5, 15.0f, false, nullptr},
+    {WeightDtype::kInt6, "int6", 6, 31.0f, false, nullptr},
+    {WeightDtype::kInt7, "int7", 7, 63.0f, false, nullptr},
+    {WeightDtype::kIq4Nl, "iq4_nl", 4, 127.0f, true, &kIq4NlCodebook},
 };
 
 struct DtypeAlias {

@@ -11,6 +11,11 @@
 //   scales_absmax  float32 [ceil(N * G / 256)]: block maxima; double quantization only, as are
 //   scales_offset  float32 [1]: the mean of |scale|
 //   scales_sign    uint8 [ceil(N * G / 8)]: a bit a scale, 1 = negative; signed scales only
+//   scales_super   float16 [N, S]: what the scales of 256 columns are multiplied by; two-level only
+//   scales_factor  float32 [2]: what all scales are multiplied by, and then divided by; e8m0, e4m3
+//   minima         [N, G], in the type of the scales: what is added after scaling, where the scheme
+//                  has minima
+//   minima_super   float16 [N, S]: as scales_super
 #pragma once
 
 #include <cstdint>
@@ -42,8 +47,9 @@ struct StoredTensor {
 inline QuantizedMatrix allocate_stored(const QuantScheme& scheme, int64_t rows, int64_t cols,
                                        bool has_g_idx, bool has_act_scales) {
   QuantizedMatrix matrix = QuantizedMatrix::allocate(scheme, rows, cols);
-  matrix.scales =
-      ScaleTable::allocate(scheme.scales, rows, matrix.groups(), has_signed_scales(scheme));
+  matrix.scales = ScaleTable::allocate(scheme, rows, matrix.groups());
+  if (scheme.zeros == ZeroKind::kMin)
+    matrix.minima = ScaleTable::allocate(scheme, rows, matrix.groups());
   if (has_g_idx) matrix.g_idx = Buffer(cols * 4);
   if (has_act_scales) matrix.act_scales = Buffer(cols * 4);
   return matrix;
@@ -58,7 +64,7 @@ void visit_stored_tensors(Matrix& matrix, bool has_g_idx, bool has_act_scales, c
   const int64_t n = matrix.rows, g = matrix.groups();
   visit({"qweight", TensorType::kUint8, {n, matrix.row_bytes()}}, matrix.qweight.data());
   visit({"scales", traits_of(scheme.scales).stored, {n, g}}, matrix.scales.values.data());
-  if (scheme.zeros != ZeroKind::kNone) {
+  if (zero_point_bytes(scheme.zeros) > 0) {
     const bool real = scheme.zeros == ZeroKind::kFloat;
     visit({"zero_points", real ? TensorType::kFp32 : TensorType::kUint8, {n, g}},
           matrix.zero_points.data());
@@ -66,7 +72,20 @@ void visit_stored_tensors(Matrix& matrix, bool has_g_idx, bool has_act_scales, c
   if (has_g_idx) visit({"g_idx", TensorType::kInt32, {matrix.cols}}, matrix.g_idx.data());
   if (has_act_scales)
     visit({"act_scales", TensorType::kFp32, {matrix.cols}}, matrix.act_scales.data());
-  if (traits_of(scheme.scales).is_separate()) return;
+  if (scheme.zeros == ZeroKind::kMin)
+    visit({"minima", traits_of(scheme.scales).stored, {n, g}}, matrix.minima.values.data());
+  const ScaleForm form = traits_of(scheme.scales).form;
+  if (form == ScaleForm::kTwoLevel) {
+    const int64_t supers = super_blocks(scheme, g);
+    visit({"scales_super", TensorType::kFp16, {n, supers}}, matrix.scales.supers.data());
+    if (scheme.zeros == ZeroKind::kMin)
+      visit({"minima_super", TensorType::kFp16, {n, supers}}, matrix.minima.supers.data());
+  }
+  if (form == ScaleForm::kFactored) {
+    visit({"scales_factor", TensorType::kFp32, {2}},
+          reinterpret_cast<decltype(matrix.qweight.data())>(&matrix.scales.factor));
+  }
+  if (form != ScaleForm::kDouble) return;
   const int64_t blocks = (n * g + kDoubleQuantBlock - 1) / kDoubleQuantBlock;
   visit({"scales_absmax", TensorType::kFp32, {blocks}}, matrix.scales.block_absmax.data());
   visit({"scales_offset", TensorType::kFp32, {1}},

@@ -166,23 +166,19 @@ struct RowSums {
 };
 
 // sums [rows][kTiles * 16] += what a block's products are worth; `i` is the first row's statistic.
-template <class Policy, bool kZeros, int kTiles>
+template <class Policy, ZeroKind kZeros, int kTiles>
 void finish_rows(PreparedActivations prepared, int64_t i, int64_t rows,
                  const typename Panel<Policy, kTiles>::Block& block, const uint8_t* products,
                  float* sums) {
-  // Copies, like `prepared`: the compiler cannot know that sums are elsewhere.
-  F32 scale[kTiles], zero[kTiles];
-  WOQ_UNROLL for (int t = 0; t < kTiles; ++t) {
-    scale[t] = block.scale[t];
-    zero[t] = block.zero[t];
-  }
+  // A copy, like `prepared`: the compiler cannot know that sums are elsewhere.
+  const GroupNumbers<kTiles> group = block;
   for (int64_t m = 0; m < rows; ++m, i += prepared.blocks) {
     Accumulators<typename Policy::Acc, 1, kTiles, 1> acc;
     start_block<Policy>(prepared, i, acc);
     WOQ_UNROLL for (int t = 0; t < kTiles; ++t)
         add_products(products + (m * kTiles + t) * kTileRegisterBytes, &acc.v[0][t][0]);
     RowSums<kTiles> row{sums + m * kTiles * kTileRows};
-    finish_outputs<Policy, kZeros>(prepared, i, acc, scale, zero, row);
+    finish_outputs<Policy, kZeros>(prepared, i, acc, group, row);
   }
 }
 
@@ -196,8 +192,9 @@ void multiply_panel_amx(const Gemm<Policy>& gemm, const Panel<Policy, kTiles>& p
   alignas(64) uint8_t products[kAmxRows * kTiles * kTileRegisterBytes];
   const int64_t statistics = m * prepared.blocks + panel.first_block;
   const auto finish = [&](int64_t b) {
-    const auto run =
-        gemm.has_zeros ? &finish_rows<Policy, true, kTiles> : &finish_rows<Policy, false, kTiles>;
+    const auto run = gemm.zeros == ZeroKind::kNone  ? &finish_rows<Policy, ZeroKind::kNone, kTiles>
+                     : gemm.zeros == ZeroKind::kMin ? &finish_rows<Policy, ZeroKind::kMin, kTiles>
+                                                    : &finish_rows<Policy, ZeroKind::kInt, kTiles>;
     run(prepared, statistics + b, rows, panel.blocks[b], products, sums);
   };
   for (int64_t b = 0; b < panel.block_count; ++b) {

@@ -87,7 +87,7 @@ struct FloatPolicy {
 
   explicit FloatPolicy(const DtypeTraits& dtype) {
     for (int code = 0; code < 16 && kWeights != WeightKind::kU8; ++code) {
-      values[code] = code_value(dtype, code);
+      values[code] = packed_value4(dtype, code);
       if (kFormat == ActFormat::kF32B) values[code] = woq::round_to_bf16(values[code]);
     }
   }
@@ -185,7 +185,7 @@ struct Bf16Policy {
 
   explicit Bf16Policy(const DtypeTraits& dtype) {
     for (int code = 0; code < 16 && kWeights != WeightKind::kU8; ++code) {
-      table[code] = float_to_bf16(code_value(dtype, code));
+      table[code] = float_to_bf16(packed_value4(dtype, code));
     }
   }
 
@@ -209,6 +209,27 @@ struct Bf16Policy {
 };
 #endif
 
+// 16 scales of E8M0 and E4M3, as scales.h decodes them. Neither has NaN here: validate() says so.
+WOQ_INLINE F32 load_e8m0(const uint8_t* p) {
+  const I32 codes = load_bytes(p);
+  return where_greater(codes, zero_i32(), as_f32(shift_left<23>(codes)),
+                       as_f32(set_i32(0x00400000)));
+}
+WOQ_INLINE F32 load_e4m3(const uint8_t* p) {
+  const I32 codes = load_bytes(p);
+  const I32 exponent = and_i32(shift_right<3>(codes), set_i32(15));
+  const I32 mantissa = and_i32(codes, set_i32(7));
+  const F32 normal =
+      multiply(to_f32(or_i32(mantissa, set_i32(8))), power_of_two(add_i32(exponent, set_i32(-10))));
+  const F32 subnormal = multiply(to_f32(mantissa), set_f32(0x1p-9f));
+  const F32 value = where_greater(exponent, zero_i32(), normal, subnormal);
+  return as_f32(or_i32(as_i32(value), shift_left<24>(and_i32(codes, set_i32(128)))));
+}
+WOQ_INLINE F32 load_factored(const PackedMatrix& w, F32 value) {
+  value = multiply(value, set_f32(w.scale_factor.multiplier));
+  return w.scale_factor.divisor == 1.0f ? value : divide(value, set_f32(w.scale_factor.divisor));
+}
+
 // The 16 scales of a tile and group.
 WOQ_INLINE F32 load_scales(const PackedMatrix& w, const uint8_t* scales, int64_t tile,
                            int64_t group) {
@@ -216,6 +237,10 @@ WOQ_INLINE F32 load_scales(const PackedMatrix& w, const uint8_t* scales, int64_t
     case ScaleEncoding::kFp32: return load_f32(scales);
     case ScaleEncoding::kFp16: return load_fp16(scales);
     case ScaleEncoding::kBf16: return load_bf16(scales);
+    case ScaleEncoding::kTwoLevel:
+      return multiply(load_s8(scales), load_fp16(w.supers(w.scale_supers, tile, group)));
+    case ScaleEncoding::kE8M0: return load_factored(w, load_e8m0(scales));
+    case ScaleEncoding::kE4M3: return load_factored(w, load_e4m3(scales));
     case ScaleEncoding::kDouble: break;
   }
   alignas(64) float decoded[kTileRows] = {};
@@ -231,10 +256,23 @@ WOQ_INLINE F32 load_scales(const PackedMatrix& w, const uint8_t* scales, int64_t
   return load_f32(decoded);
 }
 
-// The 16 zero points of a tile and group, minus the centre.
+// The 16 zero points of a tile and group, minus the centre; those of a matrix with minima are 0.
 WOQ_INLINE F32 load_zeros(const PackedMatrix& w, const uint8_t* zeros) {
   const F32 center = set_f32(static_cast<float>(w.dtype().center()));
+  if (w.scheme.zeros == ZeroKind::kMin) return subtract(zero_f32(), center);
   return subtract(w.scheme.zeros == ZeroKind::kInt ? load_u8(zeros) : load_f32(zeros), center);
+}
+
+// The 16 minima of a tile and group.
+WOQ_INLINE F32 load_minima(const PackedMatrix& w, const uint8_t* minima, int64_t tile,
+                           int64_t group) {
+  switch (w.scheme.scales) {
+    case ScaleEncoding::kFp16: return load_fp16(minima);
+    case ScaleEncoding::kBf16: return load_bf16(minima);
+    case ScaleEncoding::kTwoLevel:
+      return multiply(load_s8(minima), load_fp16(w.supers(w.minimum_supers, tile, group)));
+    default: return load_f32(minima);
+  }
 }
 
 // 16 columns of a row, or the first `lanes` of them; zeros in the other lanes.
@@ -324,16 +362,23 @@ WOQ_INLINE void multiply_step(Accumulators<typename Policy::Acc, kRows, kTiles, 
     multiply_step<Policy, kOperand + 1>(acc, weights, a);
 }
 
-// c = c + (sum of the block - zero * sum of its activations) * scale, for every row and tile.
-template <class Policy, bool kZeros, int kRows, int kTiles, int kChains, class C>
+// What a group of weights has beside its codes.
+template <int kTiles>
+struct GroupNumbers {
+  F32 scale[kTiles], zero[kTiles], minimum[kTiles];
+};
+
+// c = c + (sum of the block - zero * sum of its activations) * scale
+//       + minimum * sum of its activations, for every row and tile.
+template <class Policy, ZeroKind kZeros, int kRows, int kTiles, int kChains, class C>
 WOQ_INLINE void finish_outputs(
     const PreparedActivations& a, int64_t i,
     const Accumulators<typename Policy::Acc, kRows, kTiles, kChains>& acc,
-    const F32 (&scale)[kTiles], const F32 (&zero)[kTiles], C& c) {
+    const GroupNumbers<kTiles>& group, C& c) {
   WOQ_UNROLL for (int m = 0; m < kRows; ++m, i += a.blocks) {
     WOQ_UNROLL for (int t = 0; t < kTiles; ++t) {
       const auto& parts = acc.v[m][t];
-      F32 p, s = scale[t];
+      F32 p, s = group.scale[t];
       if constexpr (Policy::kInteger) {
         I32 sum = parts[0];
         WOQ_UNROLL for (int j = 1; j < kChains; ++j) sum = add_i32(sum, parts[j]);
@@ -343,20 +388,40 @@ WOQ_INLINE void finish_outputs(
         p = parts[0];
         WOQ_UNROLL for (int j = 1; j < kChains; ++j) p = add(p, parts[j]);
       }
-      if constexpr (kZeros) p = fused_subtract(zero[t], set_f32(a.sums[i]), p);
-      c.store(m, t, fused_add(p, s, c.load(m, t)));
+      if constexpr (kZeros != ZeroKind::kNone)
+        p = fused_subtract(group.zero[t], set_f32(a.sums[i]), p);
+      F32 result = fused_add(p, s, c.load(m, t));
+      if constexpr (kZeros == ZeroKind::kMin) {
+        const float sum = Policy::kInteger ? a.sums[i] * a.scales[i] : a.sums[i];
+        result = fused_add(group.minimum[t], set_f32(sum), result);
+      }
+      c.store(m, t, result);
     }
   }
 }
 
+// Fills number t of a group from its stored scales and zero points or minima.
+template <int kTiles>
+WOQ_INLINE void load_group(const PackedMatrix& w, const uint8_t* scales, const uint8_t* zeros,
+                           int64_t tile, int64_t g, int t, GroupNumbers<kTiles>* group) {
+  group->scale[t] = load_scales(w, scales, tile, g);
+  group->zero[t] = group->minimum[t] = zero_f32();
+  if (w.scheme.zeros == ZeroKind::kNone) return;
+  group->zero[t] = load_zeros(w, zeros);
+  if (w.scheme.zeros == ZeroKind::kMin) group->minimum[t] = load_minima(w, zeros, tile, g);
+}
+
+// kInt and kFloat have the same code, kInt's.
 template <class Policy, int kRows, int kTiles, int kChains, class C>
-WOQ_INLINE void finish_block(bool has_zeros, const PreparedActivations& a, int64_t i,
+WOQ_INLINE void finish_block(ZeroKind zeros, const PreparedActivations& a, int64_t i,
                              const Accumulators<typename Policy::Acc, kRows, kTiles, kChains>& acc,
-                             const F32 (&scale)[kTiles], const F32 (&zero)[kTiles], C& c) {
-  if (has_zeros) {
-    finish_outputs<Policy, true>(a, i, acc, scale, zero, c);
+                             const GroupNumbers<kTiles>& group, C& c) {
+  if (zeros == ZeroKind::kNone) {
+    finish_outputs<Policy, ZeroKind::kNone>(a, i, acc, group, c);
+  } else if (zeros == ZeroKind::kMin) {
+    finish_outputs<Policy, ZeroKind::kMin>(a, i, acc, group, c);
   } else {
-    finish_outputs<Policy, false>(a, i, acc, scale, zero, c);
+    finish_outputs<Policy, ZeroKind::kInt>(a, i, acc, group, c);
   }
 }
 
@@ -385,14 +450,10 @@ struct Gemm {
   const PackedMatrix& w;
   BlockGeometry geometry;
   Policy policy;
-  bool has_zeros;
+  ZeroKind zeros;
 
   explicit Gemm(const GemmTask& t)
-      : task(t),
-        w(*t.weights),
-        geometry(w),
-        policy(w.dtype()),
-        has_zeros(w.scheme.zeros != ZeroKind::kNone) {}
+      : task(t), w(*t.weights), geometry(w), policy(w.dtype()), zeros(w.scheme.zeros) {}
 
   const uint8_t* activations(int64_t m, int64_t k) const {
     return task.a.data + m * task.a.row_bytes + k / kStep * Policy::kActBytes;
@@ -439,15 +500,10 @@ void multiply_direct(const Gemm<Policy>& gemm, int64_t m0, int64_t tile) {
 
   int64_t k = 0, statistics = m0 * prepared.blocks;
   for (int64_t g = 0; g < gemm.geometry.groups; ++g) {
-    F32 scale[kTiles], zero[kTiles];
+    GroupNumbers<kTiles> group;
     WOQ_UNROLL for (int t = 0; t < kTiles; ++t) {
-      scale[t] = load_scales(w, stream[t], tile + t, g);
-      stream[t] += w.scale_bytes();
-      zero[t] = zero_f32();
-      if (gemm.has_zeros) {
-        zero[t] = load_zeros(w, stream[t]);
-        stream[t] += w.zero_bytes();
-      }
+      load_group(w, stream[t], stream[t] + w.scale_bytes(), tile + t, g, t, &group);
+      stream[t] += w.header_bytes();
     }
     for (const int64_t group_end = gemm.geometry.group_end(g); k < group_end; ++statistics) {
       const int64_t block_end = std::min(group_end, k + kBlock);
@@ -464,7 +520,7 @@ void multiply_direct(const Gemm<Policy>& gemm, int64_t m0, int64_t tile) {
         WOQ_UNROLL for (int m = 0; m < kRows; ++m) a[m] += Policy::kActBytes;
         k += kStep;
       } while (k < block_end);  // never empty: a test before the loop costs GCC registers
-      finish_block<Policy>(gemm.has_zeros, prepared, statistics, acc, scale, zero, c);
+      finish_block<Policy>(gemm.zeros, prepared, statistics, acc, group, c);
     }
   }
   WOQ_UNROLL for (int m = 0; m < kRows; ++m) {
@@ -500,8 +556,7 @@ struct Panel {
       kPanelBytes / (kStepOperands * static_cast<int64_t>(sizeof(Operand)));
   static_assert(kSteps * kStep >= kBlock);
 
-  struct Block {
-    F32 scale[kTiles], zero[kTiles];
+  struct Block : GroupNumbers<kTiles> {
     int64_t steps;
   };
 
@@ -548,8 +603,8 @@ void fill_panel(const Gemm<Policy>& gemm, int64_t tile, int64_t* k, int64_t* gro
     auto& out = panel->blocks[panel->block_count++];
     out.steps = block_steps;
     WOQ_UNROLL for (int t = 0; t < kTiles; ++t) {
-      out.scale[t] = load_scales(w, w.scales(tile + t, *group), tile + t, *group);
-      out.zero[t] = gemm.has_zeros ? load_zeros(w, w.zeros(tile + t, *group)) : zero_f32();
+      load_group<kTiles>(w, w.scales(tile + t, *group), w.zeros(tile + t, *group), tile + t, *group,
+                         t, &out);
       const uint8_t* codes = w.codes(tile + t, *group) +
                              (*k - *group * gemm.geometry.group_length) / kStep * kStepBytes;
       auto* operands = panel->operands + steps * Panel<Policy, kTiles>::kStepOperands;
@@ -591,7 +646,7 @@ void multiply_panel(const Gemm<Policy>& gemm, const Panel<Policy, kTiles>& panel
       operands += Panel<Policy, kTiles>::kStepOperands;
       WOQ_UNROLL for (int m = 0; m < kRows; ++m) a[m] += Policy::kActBytes;
     } while (--steps > 0);
-    finish_block<Policy>(gemm.has_zeros, prepared, statistics, acc, block.scale, block.zero, c);
+    finish_block<Policy, kRows, kTiles, 1>(gemm.zeros, prepared, statistics, acc, block, c);
   }
   WOQ_UNROLL for (int m = 0; m < kRows; ++m) {
     WOQ_UNROLL for (int t = 0; t < kTiles; ++t)

@@ -10,10 +10,14 @@
 //     P = sum over k in b of t(n, k) * a(m, k)
 //     P = P - z(n, g) * sum over k in b of a(m, k)
 //     C = C + P * scale
+//     C = C + minimum(n, g) * A
 // with
 //     a      prepared activation
 //     t      centred integer of the code, or its value in the dtype's table
-//     z      zero point minus centre; the second line is left out when W has no zero points
+//     z      zero point minus centre, minus the centre where W has minima; the second line is left
+//            out when W has neither
+//     A      sum over k in b of a(m, k), in int8 times s_a(m, b); the fourth line is left out when
+//            W has no minima
 //     scale  s(n, g) in fp32 and bf16, s(n, g) * (s_a(m, b) * unit) in int8
 //
 // int8 results are bit-identical on every target. The first line is an integer sum: |t| <= 255,
@@ -25,11 +29,11 @@
 // The kernels of target onednn instead multiply dequantized weights, where C has kDequantizedRows
 // and more:
 //     C = C + sum over k of w(n, k) * a(m, k)
-//     w = (t - z) * s
-// The difference and the product in w are each rounded to fp32, and for bf16 the result to bfloat16
-// as well. The sum is accumulated in fp32, in an order that oneDNN chooses. These kernels keep
-// scratch memory for each thread, which the first call allocates. What is compared with
-// kDequantizedRows is the number of rows of C, not of the portion, so that the number of threads
+//     w = (t - z) * s + minimum
+// The difference, the product and the sum in w are each rounded to fp32, and for bf16 the result to
+// bfloat16 as well. The products are accumulated in fp32, in an order that oneDNN chooses. These
+// kernels keep scratch memory for each thread, which the first call allocates. What is compared
+// with kDequantizedRows is the number of rows of C, not of the portion, so that the number of threads
 // does not change which weights are multiplied.
 #pragma once
 

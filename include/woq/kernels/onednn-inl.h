@@ -25,13 +25,14 @@ constexpr int64_t position_of(int64_t element) {
   return kFormat == ActFormat::kBf16 ? element / 2 + element % 2 * 4 : element;
 }
 
-// Elements kElement and up of a step: w = (t - z) s.
+// Elements kElement and up of a step: w = (t - z) s, plus the minimum if there is one.
 template <class Policy, ActFormat kFormat, int kElement>
 WOQ_INLINE void dequantize_step(const typename Policy::Table& table, const StepCodes& codes,
-                                const F32& scale, const F32& zero, int64_t row_bytes,
+                                const GroupNumbers<1>& group, bool has_minima, int64_t row_bytes,
                                 uint8_t* out) {
   const F32 t = Policy::template operand<kElement>(table, codes);
-  const F32 w = multiply(subtract(t, zero), scale);
+  F32 w = multiply(subtract(t, group.zero[0]), group.scale[0]);
+  if (has_minima) w = add(w, group.minimum[0]);
   uint8_t* const p = out + position_of<kFormat>(kElement) * row_bytes;
   if constexpr (kFormat == ActFormat::kBf16) {
     narrow_bf16(p, w, kTileRows);
@@ -39,7 +40,7 @@ WOQ_INLINE void dequantize_step(const typename Policy::Table& table, const StepC
     store_f32(p, w);
   }
   if constexpr (kElement + 1 < kStep)
-    dequantize_step<Policy, kFormat, kElement + 1>(table, codes, scale, zero, row_bytes, out);
+    dequantize_step<Policy, kFormat, kElement + 1>(table, codes, group, has_minima, row_bytes, out);
 }
 
 // Columns of `tiles` tiles from `tile` on, K [k, k1), as out [k1 - k, tiles * 16]. Elements past K
@@ -52,20 +53,21 @@ void dequantize_panel(const Gemm<Policy>& gemm, int64_t tile, int64_t tiles, int
   const BlockGeometry& geometry = gemm.geometry;
   const typename Policy::Table table(gemm.policy);
   const int64_t lane_bytes = kTileRows * element_bytes(kFormat), row_bytes = tiles * lane_bytes;
-  F32 scale[kDenseTiles], zero[kDenseTiles];
+  const bool has_minima = w.scheme.zeros == ZeroKind::kMin;
+  GroupNumbers<1> numbers[kDenseTiles];
   const uint8_t* codes[kDenseTiles];
   for (int64_t group = k / geometry.group_length; k < k1; ++group) {
     const int64_t end = std::min(k1, geometry.group_end(group));
     for (int64_t t = 0; t < tiles; ++t) {
-      scale[t] = load_scales(w, w.scales(tile + t, group), tile + t, group);
-      zero[t] = gemm.has_zeros ? load_zeros(w, w.zeros(tile + t, group)) : zero_f32();
+      load_group<1>(w, w.scales(tile + t, group), w.zeros(tile + t, group), tile + t, group, 0,
+                    &numbers[t]);
       codes[t] =
           w.codes(tile + t, group) + (k - group * geometry.group_length) / kStep * kStepBytes;
     }
     for (; k < end; k += kStep, out += kStep * row_bytes) {
       for (int64_t t = 0; t < tiles; ++t) {
-        dequantize_step<Policy, kFormat, 0>(table, load_step<Policy::kKind>(codes[t]), scale[t],
-                                            zero[t], row_bytes, out + t * lane_bytes);
+        dequantize_step<Policy, kFormat, 0>(table, load_step<Policy::kKind>(codes[t]), numbers[t],
+                                            has_minima, row_bytes, out + t * lane_bytes);
         codes[t] += kStepBytes;
       }
     }

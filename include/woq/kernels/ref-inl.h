@@ -70,10 +70,11 @@ inline float packed_scale(const PackedMatrix& w, int64_t n, int64_t g) {
   return w.scale(w.scales(n / kTileRows, g), n, g);
 }
 
-// Zero point minus centre.
+// Zero point minus centre; a matrix with minima has zero points of 0.
 inline float packed_zero(const PackedMatrix& w, int64_t n, int64_t g) {
   const uint8_t* const zeros = w.zeros(n / kTileRows, g);
   const auto center = static_cast<float>(w.dtype().center());
+  if (w.scheme.zeros == ZeroKind::kMin) return -center;
   if (w.scheme.zeros == ZeroKind::kInt) return static_cast<float>(zeros[n % kTileRows]) - center;
   return woq::detail::load_element<float>(zeros, n % kTileRows) - center;
 }
@@ -128,6 +129,12 @@ void gemm(const GemmTask& task) {
         }
         if (has_zeros) p = std::fma(-packed_zero(w, n, g), task.a.sums[i], p);
         c = std::fma(p, scale, c);
+        if (w.scheme.zeros == ZeroKind::kMin) {
+          const float minimum = w.minimum(w.zeros(n / kTileRows, g), n, g);
+          float sum = task.a.sums[i];
+          if (kCompute == ComputeType::kInt8) sum *= task.a.scales[i];
+          c = std::fma(minimum, sum, c);
+        }
       });
       store_output(task, m, n, c);
     }

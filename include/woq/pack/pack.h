@@ -101,6 +101,33 @@ inline void store_packed_row(const PackedMatrix& packed, const uint8_t* row, con
   write_codes(codes, matrix->cols, matrix->dtype().bits, matrix->row(n));
 }
 
+// Factors of two-level scales or minima, from the hub's [N, S] to [tiles][S][16] or back.
+template <bool kPack>
+void move_supers(const PackedMatrix& packed, Buffer* hub, Buffer* tiles) {
+  const int64_t blocks = super_blocks(packed.scheme, packed.groups());
+  for (int64_t n = 0; n < packed.rows; ++n) {
+    for (int64_t s = 0; s < blocks; ++s) {
+      uint8_t* const in_hub = hub->data() + (n * blocks + s) * 2;
+      uint8_t* const in_tile =
+          tiles->data() + ((n / kTileRows * blocks + s) * kTileRows + n % kTileRows) * 2;
+      std::memcpy(kPack ? in_tile : in_hub, kPack ? in_hub : in_tile, 2);
+    }
+  }
+}
+
+inline Buffer packed_supers(const PackedMatrix& packed, const Buffer& hub) {
+  Buffer tiles(packed.tiles() * super_blocks(packed.scheme, packed.groups()) * kTileRows * 2);
+  tiles.fill_zero();
+  Buffer source = hub;
+  move_supers<true>(packed, &source, &tiles);
+  return tiles;
+}
+
+inline void unpack_supers(const PackedMatrix& packed, const Buffer& tiles, Buffer* hub) {
+  Buffer source = tiles;
+  move_supers<false>(packed, hub, &source);
+}
+
 // The bytes of a row in the packed width that hold one group's codes: groups start at whole bytes.
 struct GroupBytes {
   int64_t begin, size;
@@ -123,6 +150,12 @@ inline PackedMatrix pack(const QuantizedMatrix& matrix, int threads = 0) {
   packed.data = Buffer(packed.tiles() * packed.tile_bytes());
   packed.block_absmax = matrix.scales.block_absmax;
   packed.scale_offset = matrix.scales.offset;
+  packed.scale_factor = matrix.scales.factor;
+  const bool has_minima = matrix.scheme.zeros == ZeroKind::kMin;
+  if (matrix.scheme.scales == ScaleEncoding::kTwoLevel) {
+    packed.scale_supers = detail::packed_supers(packed, matrix.scales.supers);
+    if (has_minima) packed.minimum_supers = detail::packed_supers(packed, matrix.minima.supers);
+  }
   packed.act_scales = matrix.act_scales;
   const int32_t* order = nullptr;
   if (matrix.g_idx.size() > 0) {
@@ -133,6 +166,7 @@ inline PackedMatrix pack(const QuantizedMatrix& matrix, int threads = 0) {
   }
   const int64_t groups = matrix.groups(), scale_size = stored_scale_bytes(matrix.scheme.scales);
   const int64_t zero_size = packed.zero_bytes() / kTileRows;
+  const Buffer& zero_values = has_minima ? matrix.minima.values : matrix.zero_points;
   const int64_t row_bytes = code_row_bytes(matrix.cols, packed.code_bits());
   const bool rewritten = order != nullptr || packed.code_bits() != matrix.dtype().bits;
   threads = useful_threads(threads, matrix.rows * matrix.cols, kElementGrain);
@@ -165,7 +199,7 @@ inline PackedMatrix pack(const QuantizedMatrix& matrix, int threads = 0) {
             scales[kTileRows + lane / 8] |= static_cast<uint8_t>(1 << (lane % 8));
           }
           if (zero_size > 0) {
-            std::memcpy(zeros + lane * zero_size, matrix.zero_points.data() + i * zero_size,
+            std::memcpy(zeros + lane * zero_size, zero_values.data() + i * zero_size,
                         static_cast<size_t>(zero_size));
           }
         }
@@ -179,10 +213,17 @@ inline QuantizedMatrix unpack(const PackedMatrix& packed, int threads = 0) {
   QuantizedMatrix matrix = QuantizedMatrix::allocate(packed.scheme, packed.rows, packed.cols);
   const int64_t groups = matrix.groups(), scale_size = stored_scale_bytes(packed.scheme.scales);
   const int64_t zero_size = packed.zero_bytes() / kTileRows;
-  matrix.scales = ScaleTable::allocate(packed.scheme.scales, packed.rows, groups,
-                                       has_signed_scales(packed.scheme));
+  matrix.scales = ScaleTable::allocate(packed.scheme, packed.rows, groups);
   matrix.scales.block_absmax = packed.block_absmax;
   matrix.scales.offset = packed.scale_offset;
+  matrix.scales.factor = packed.scale_factor;
+  const bool has_minima = packed.scheme.zeros == ZeroKind::kMin;
+  if (has_minima) matrix.minima = ScaleTable::allocate(packed.scheme, packed.rows, groups);
+  if (packed.scheme.scales == ScaleEncoding::kTwoLevel) {
+    detail::unpack_supers(packed, packed.scale_supers, &matrix.scales.supers);
+    if (has_minima) detail::unpack_supers(packed, packed.minimum_supers, &matrix.minima.supers);
+  }
+  Buffer& zero_values = has_minima ? matrix.minima.values : matrix.zero_points;
   matrix.act_scales = packed.act_scales;
   const int32_t* order = nullptr;
   if (packed.input_order.size() > 0) {
@@ -210,8 +251,8 @@ inline QuantizedMatrix unpack(const PackedMatrix& packed, int threads = 0) {
         std::memcpy(matrix.scales.values.data() + i * scale_size,
                     packed.scales(t, g) + lane * scale_size, static_cast<size_t>(scale_size));
         if (zero_size > 0) {
-          std::memcpy(matrix.zero_points.data() + i * zero_size,
-                      packed.zeros(t, g) + lane * zero_size, static_cast<size_t>(zero_size));
+          std::memcpy(zero_values.data() + i * zero_size, packed.zeros(t, g) + lane * zero_size,
+                      static_cast<size_t>(zero_size));
         }
       }
       if (rewritten) detail::store_packed_row(packed, row, order, n, codes.data(), &matrix);

@@ -17,7 +17,7 @@
 //
 // A tile lies in one piece, group after group. A group of a tile is
 //   scales       16, in their stored encoding
-//   zero points  16, if the scheme has any
+//   zero points  16, if the scheme has any; or 16 minima, in the encoding of the scales
 //   codes        the steps of the group, one after the other
 // A thread that computes a range of tiles thus reads one stream of bytes, each once and in order,
 // which hardware prefetchers follow best. Keeping scales and zero points behind the codes of a
@@ -40,6 +40,12 @@ inline constexpr int64_t kStepBytes4 = kTileRows * kStep / 2;
 inline constexpr const char* kLayoutName = "n16k8";
 inline constexpr int kLayoutVersion = 2;
 
+// Value of a packed 4-bit code at scale 1 in a symmetric matrix: narrower integers were moved to
+// the centre of 4 bits.
+constexpr float packed_value4(const DtypeTraits& dtype, int code) {
+  return dtype.is_integer() ? static_cast<float>(code - 8) : code_value(dtype, code);
+}
+
 constexpr int64_t round_up(int64_t n, int64_t unit) {
   return (n + unit - 1) / unit * unit;
 }
@@ -52,6 +58,9 @@ struct PackedMatrix {
   // Double quantization's block maxima stay in the hub's row-major order.
   Buffer block_absmax;
   float scale_offset = 0.0f;
+  // Two-level scales' and minima's factors: fp16 [tiles][super blocks][16].
+  Buffer scale_supers, minimum_supers;
+  ScaleFactor scale_factor;  // e8m0, e4m3
   // Columns are stored group by group. Preparation of activations brings these into that order and
   // multiplies them, so that kernels know of neither.
   Buffer input_order;  // [K] int32: the hub's column of each stored one; empty: the same order
@@ -76,7 +85,11 @@ struct PackedMatrix {
     return kTileRows * stored_scale_bytes(scheme.scales) +
            (signed_double_scales() ? kTileRows / 8 : 0);
   }
-  int64_t zero_bytes() const { return kTileRows * zero_point_bytes(scheme.zeros); }
+  // Bytes of one group's 16 zero points or minima.
+  int64_t zero_bytes() const {
+    return kTileRows * (scheme.zeros == ZeroKind::kMin ? stored_scale_bytes(scheme.scales)
+                                                       : zero_point_bytes(scheme.zeros));
+  }
   int64_t step_bytes() const { return kStepBytes4 * code_bits() / 4; }
   // Bytes of a group in front of its codes.
   int64_t header_bytes() const { return scale_bytes() + zero_bytes(); }
@@ -89,7 +102,8 @@ struct PackedMatrix {
                     Buffer::kAlignment);
   }
   int64_t bytes() const {
-    return data.size() + block_absmax.size() + input_order.size() + act_scales.size();
+    return data.size() + block_absmax.size() + scale_supers.size() + minimum_supers.size() +
+           input_order.size() + act_scales.size();
   }
 
   const uint8_t* tile(int64_t t) const { return data.data() + t * tile_bytes(); }
@@ -99,15 +113,43 @@ struct PackedMatrix {
   const uint8_t* zeros(int64_t t, int64_t g) const { return scales(t, g) + scale_bytes(); }
   const uint8_t* codes(int64_t t, int64_t g) const { return scales(t, g) + header_bytes(); }
 
+  // The 16 factors of group g of tile t in `supers`, one of the two buffers above.
+  int64_t super_offset(int64_t t, int64_t g) const {
+    const int64_t blocks = super_blocks(scheme, groups());
+    return (t * blocks + g / groups_in_super_block(scheme)) * kTileRows * 2;
+  }
+  const uint8_t* supers(const Buffer& supers, int64_t t, int64_t g) const {
+    return supers.data() + super_offset(t, g);
+  }
+
   // The scale of row n in group g; `packed` are those of its tile and group.
   float scale(const uint8_t* packed, int64_t n, int64_t g) const {
     const int64_t lane = n % kTileRows;
     const float value = decode_scale(scheme.scales, packed, lane);
-    if (traits_of(scheme.scales).is_separate()) return value;
-    const bool negative =
-        signed_double_scales() && (packed[kTileRows + lane / 8] >> (lane % 8) & 1) != 0;
-    return decode_double(value, block_absmax.as<float>()[(n * groups() + g) / kDoubleQuantBlock],
-                         scale_offset, negative);
+    switch (traits_of(scheme.scales).form) {
+      case ScaleForm::kEach: break;
+      case ScaleForm::kTwoLevel: return value * super(scale_supers, n, g);
+      case ScaleForm::kFactored: return scale_factor.times(value);
+      case ScaleForm::kDouble: {
+        const bool negative =
+            signed_double_scales() && (packed[kTileRows + lane / 8] >> (lane % 8) & 1) != 0;
+        return decode_double(value,
+                             block_absmax.as<float>()[(n * groups() + g) / kDoubleQuantBlock],
+                             scale_offset, negative);
+      }
+    }
+    return value;
+  }
+  // Its minimum; `packed` are those of its tile and group.
+  float minimum(const uint8_t* packed, int64_t n, int64_t g) const {
+    const float value = decode_scale(scheme.scales, packed, n % kTileRows);
+    return scheme.scales == ScaleEncoding::kTwoLevel ? value * super(minimum_supers, n, g) : value;
+  }
+
+ private:
+  float super(const Buffer& buffer, int64_t n, int64_t g) const {
+    return fp16_to_float(
+        detail::load_element<uint16_t>(supers(buffer, n / kTileRows, g), n % kTileRows));
   }
 };
 

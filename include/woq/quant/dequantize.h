@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Dequantization, written once: the definition that every kernel is measured against.
+// Dequantization, written once: the definition that every kernel is measured against. A weight is
+// s t, or where the matrix has minima s t + m, with t = c - z or a codebook's value: the product is
+// rounded to fp32, then the sum.
 #pragma once
 
 #include <algorithm>
@@ -21,7 +23,13 @@ inline void dequantize_scattered_row(const QuantizedMatrix& matrix, int64_t n, f
     const float value = dtype.is_integer() ? static_cast<float>(code) - matrix.zero_point(n, g)
                                            : dtype.codebook->values[code];
     out[k] = matrix.scales.at(n, g) * value;
+    if (matrix.scheme.zeros == ZeroKind::kMin) out[k] = rounded(out[k]) + matrix.minima.at(n, g);
   }
+}
+
+// A sum of its own, rounded twice in all: not one fused step.
+inline void add_minimum(float minimum, int64_t begin, int64_t end, float* out) {
+  for (int64_t k = begin; k < end; ++k) out[k] = rounded(out[k]) + minimum;
 }
 
 // Codes of which a group's values are computed once and looked up. Larger sets of codes, all of
@@ -35,10 +43,12 @@ inline void dequantize_grouped_row(const QuantizedMatrix& matrix, int64_t n, flo
   for (int64_t g = 0; g < groups; ++g) {
     const int64_t begin = g * length, end = std::min(matrix.cols, begin + length);
     const float scale = matrix.scales.at(n, g), zero = matrix.zero_point(n, g);
+    const bool has_minima = matrix.scheme.zeros == ZeroKind::kMin;
     if (dtype.max_code() >= kTableCodes) {
       for_each_code(row, begin, end, dtype.bits, [&](int64_t k, int code) {
         out[k] = scale * (static_cast<float>(code) - zero);
       });
+      if (has_minima) add_minimum(matrix.minima.at(n, g), begin, end, out);
       continue;
     }
     float values[kTableCodes];  // of this group's codes
@@ -46,6 +56,7 @@ inline void dequantize_grouped_row(const QuantizedMatrix& matrix, int64_t n, flo
       values[code] = scale * (dtype.is_integer() ? static_cast<float>(code) - zero
                                                  : dtype.codebook->values[code]);
     }
+    if (has_minima) add_minimum(matrix.minima.at(n, g), 0, dtype.max_code() + 1, values);
     for_each_code(row, begin, end, dtype.bits, [&](int64_t k, int code) { out[k] = values[code]; });
   }
 }

@@ -528,6 +528,7 @@ inline GptqResult quantize_gptq(const ConstMatrixView& weight, const Hessian& he
                                 int threads = 0) {
   if (scheme.zeros == ZeroKind::kFloat)
     fail("GPTQ has no float zero points; use integer ones, or HQQ");
+  check_written(scheme, "GPTQ");
   if (!(options.damp >= 0 && options.damp < 1))
     fail("damp_percent is ", options.damp, "; it must lie in [0, 1)");
   if (options.block_size < 1) fail("block_size is ", options.block_size, "; it must be positive");

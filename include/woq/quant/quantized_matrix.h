@@ -35,7 +35,8 @@ struct QuantizedMatrix {
   int64_t rows = 0, cols = 0;  // N, K
   Buffer qweight;              // [N, ceil(K * bits / 8)]: rows of codes, see core/code_row.h
   ScaleTable scales;           // [N, G]
-  Buffer zero_points;          // [N, G]; kInt: uint8 codes, kFloat: fp32, kNone: empty
+  Buffer zero_points;          // [N, G]; kInt: uint8 codes, kFloat: fp32, otherwise empty
+  ScaleTable minima;           // [N, G]; kMin: encoded as the scales are, otherwise empty
   // Both optional. g_idx: act-order (GPTQ, arXiv 2210.17323, section 3.3); the group of each
   // column, every group but the last group_length columns. act_scales: what the input is multiplied
   // by (AWQ, arXiv 2306.00978, section 3.2; TEQ, arXiv 2310.10944): y = (x * act_scales) W^T.
@@ -47,7 +48,8 @@ struct QuantizedMatrix {
   int64_t groups() const { return group_count(scheme, cols); }
   int64_t row_bytes() const { return code_row_bytes(cols, dtype().bits); }
   int64_t bytes() const {
-    return qweight.size() + scales.bytes() + zero_points.size() + g_idx.size() + act_scales.size();
+    return qweight.size() + scales.bytes() + zero_points.size() + minima.values.size() +
+           minima.supers.size() + g_idx.size() + act_scales.size();
   }
   int64_t group_of(int64_t k) const {
     return g_idx.size() > 0 ? g_idx.as<int32_t>()[k] : k / group_length();
@@ -58,9 +60,10 @@ struct QuantizedMatrix {
 
   int code(int64_t n, int64_t k) const { return read_code(row(n), k, dtype().bits); }
 
-  // In units of codes; the implied centre for a symmetric integer matrix.
+  // In units of codes; the implied centre for a symmetric integer matrix, 0 for one with minima.
   float zero_point(int64_t n, int64_t group) const {
     const int64_t i = n * groups() + group;
+    if (scheme.zeros == ZeroKind::kMin) return 0.0f;
     if (scheme.zeros == ZeroKind::kInt) return zero_points.data()[i];
     if (scheme.zeros == ZeroKind::kFloat) return zero_points.as<float>()[i];
     return static_cast<float>(dtype().center());

@@ -76,6 +76,7 @@ inline QuantizedMatrix quantize_rtn(const ConstMatrixView& weight, const QuantSc
   }
   if (scheme.zeros == ZeroKind::kFloat)
     fail("round to nearest has no float zero points; use integer ones");
+  check_written(scheme, "round to nearest");
   detail::check_importance(options.importance, weight.cols, options.name);
   QuantizedMatrix matrix = QuantizedMatrix::allocate(scheme, weight.rows, weight.cols);
   const DtypeTraits& dtype = matrix.dtype();

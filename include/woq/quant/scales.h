@@ -7,6 +7,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <limits>
 
 #include "woq/core/buffer.h"
 #include "woq/core/check.h"
@@ -20,6 +21,27 @@ namespace woq {
 // absolute maximum, becomes the nearest of 256 fixed values; offset is the mean of |s|. A signed
 // scale keeps its sign as one bit.
 inline constexpr int64_t kDoubleQuantBlock = 256;
+
+// Two-level scales (GGUF's K types): int8 numbers, times a fp16 number that the groups of 256
+// columns share. The product has at most 18 significant bits, so that fp32 holds it exactly.
+//
+// E8M0 (OCP Microscaling Formats v1.0, section 5.4.1): 2^(code - 127); code 255 is NaN. E4M3 (OCP
+// 8-bit Floating Point v1.0, section 5.1): sign | 4-bit exponent | 3-bit mantissa, no infinities;
+// codes 127 and 255 are NaN. A matrix has one more factor and one more divisor for all of them, of
+// which files use one: s = code's value * factor / divisor, each rounded to fp32.
+inline float decode_e8m0(uint8_t code) {
+  if (code == 255) return std::numeric_limits<float>::quiet_NaN();
+  return bits_float(code == 0 ? 0x00400000u : static_cast<uint32_t>(code) << 23);
+}
+
+inline float decode_e4m3(uint8_t code) {
+  const int exponent = code >> 3 & 15, mantissa = code & 7;
+  if (exponent == 15 && mantissa == 7) return std::numeric_limits<float>::quiet_NaN();
+  const int significand = exponent == 0 ? mantissa : mantissa + 8;
+  const float power = bits_float(static_cast<uint32_t>((exponent == 0 ? 1 : exponent) + 117) << 23);
+  const float magnitude = static_cast<float>(significand) * power;
+  return code >> 7 != 0 ? -magnitude : magnitude;
+}
 
 namespace detail {
 
@@ -87,27 +109,34 @@ void store_element(T value, uint8_t* array, int64_t i) {
 
 }  // namespace detail
 
-// Scale number i of an array in an encoding's type; the array need not be aligned. For double
-// quantization the value of the code: decode_double() makes a scale of it.
+// Scale number i of an array in an encoding's type; the array need not be aligned. Where scales
+// depend on each other, the value of the code, of which ScaleTable::at() makes a scale.
 inline float decode_scale(ScaleEncoding encoding, const uint8_t* scales, int64_t i) {
   switch (encoding) {
     case ScaleEncoding::kFp32: return detail::load_element<float>(scales, i);
     case ScaleEncoding::kFp16: return fp16_to_float(detail::load_element<uint16_t>(scales, i));
     case ScaleEncoding::kBf16: return bf16_to_float(detail::load_element<uint16_t>(scales, i));
+    case ScaleEncoding::kTwoLevel: return static_cast<float>(static_cast<int8_t>(scales[i]));
+    case ScaleEncoding::kE8M0: return decode_e8m0(scales[i]);
+    case ScaleEncoding::kE4M3: return decode_e4m3(scales[i]);
     case ScaleEncoding::kDouble: break;
   }
   return dynamic_map()[scales[i]];
 }
 
 // The inverse: rounds to the nearest, and for double quantization to the code of the nearest value.
+// For encodings that quantizers write.
 inline void encode_scale(ScaleEncoding encoding, float scale, uint8_t* scales, int64_t i) {
   switch (encoding) {
     case ScaleEncoding::kFp32: return detail::store_element(scale, scales, i);
     case ScaleEncoding::kFp16: return detail::store_element(float_to_fp16(scale), scales, i);
     case ScaleEncoding::kBf16: return detail::store_element(float_to_bf16(scale), scales, i);
-    case ScaleEncoding::kDouble: break;
+    case ScaleEncoding::kDouble: scales[i] = encode_dynamic(scale); return;
+    case ScaleEncoding::kTwoLevel:
+    case ScaleEncoding::kE8M0:
+    case ScaleEncoding::kE4M3: break;
   }
-  scales[i] = encode_dynamic(scale);
+  fail("scales in '", name_of(encoding), "' are read from files, and not written");
 }
 
 // A doubly quantized scale from the value of its code, its block's maximum and the offset.
@@ -125,7 +154,14 @@ inline float stored_scale(ScaleEncoding encoding, float scale) {
   return decode_scale(encoding, stored, 0);
 }
 
-// Stored scales. Plain data: the values, and what double quantization adds.
+// What all E8M0 or E4M3 scales of a matrix are multiplied by, and then divided by.
+struct ScaleFactor {
+  float multiplier = 1.0f, divisor = 1.0f;
+
+  float times(float value) const { return rounded(value * multiplier) / divisor; }
+};
+
+// Stored scales. Plain data: the values, and what scales that depend on each other add.
 struct ScaleTable {
   ScaleEncoding encoding = ScaleEncoding::kFp32;
   int64_t rows = 0, groups = 0;  // N, G
@@ -133,27 +169,51 @@ struct ScaleTable {
   Buffer block_absmax;           // double: fp32 [ceil(N * G / 256)]
   Buffer signs;         // double and signed: one bit a scale, [ceil(N * G / 8)], 1 = negative
   float offset = 0.0f;  // double
+  Buffer supers;        // two-level: fp16 [N, S], the factor of each 256 columns
+  int64_t groups_in_super = 1;
+  ScaleFactor factor;  // e8m0, e4m3
 
   int64_t size() const { return rows * groups; }
   int64_t blocks() const { return (size() + kDoubleQuantBlock - 1) / kDoubleQuantBlock; }
+  int64_t super_groups() const { return (groups + groups_in_super - 1) / groups_in_super; }
   int64_t bytes() const {
-    return values.size() + block_absmax.size() + signs.size() +
-           (encoding == ScaleEncoding::kDouble ? static_cast<int64_t>(sizeof offset) : 0);
+    const ScaleForm form = traits_of(encoding).form;
+    return values.size() + block_absmax.size() + signs.size() + supers.size() +
+           (form == ScaleForm::kDouble     ? static_cast<int64_t>(sizeof offset)
+            : form == ScaleForm::kFactored ? static_cast<int64_t>(sizeof factor)
+                                           : 0);
   }
 
   // Scale number i in row-major order.
   float at(int64_t i) const {
     const float value = decode_scale(encoding, values.data(), i);
-    if (traits_of(encoding).is_separate()) return value;
-    const bool negative = signs.size() > 0 && (signs.data()[i / 8] >> (i % 8) & 1);
-    return decode_double(value, block_absmax.as<float>()[i / kDoubleQuantBlock], offset, negative);
+    switch (traits_of(encoding).form) {
+      case ScaleForm::kEach: break;
+      case ScaleForm::kTwoLevel:
+        return value *
+               fp16_to_float(detail::load_element<uint16_t>(
+                   supers.data(), i / groups * super_groups() + i % groups / groups_in_super));
+      case ScaleForm::kFactored: return factor.times(value);
+      case ScaleForm::kDouble: {
+        const bool negative = signs.size() > 0 && (signs.data()[i / 8] >> (i % 8) & 1);
+        return decode_double(value, block_absmax.as<float>()[i / kDoubleQuantBlock], offset,
+                             negative);
+      }
+    }
+    return value;
   }
   float at(int64_t row, int64_t group) const { return at(row * groups + group); }
 
-  // Allocates for [rows, groups] scales, contents unset.
+  // Allocates for [rows, groups] scales of a matrix, contents unset.
+  static ScaleTable allocate(const QuantScheme& scheme, int64_t rows, int64_t groups) {
+    const bool two_level = traits_of(scheme.scales).form == ScaleForm::kTwoLevel;
+    return allocate(scheme.scales, rows, groups, has_signed_scales(scheme),
+                    two_level ? groups_in_super_block(scheme) : 1);
+  }
   static ScaleTable allocate(ScaleEncoding encoding, int64_t rows, int64_t groups,
-                             bool signed_scales) {
+                             bool signed_scales, int64_t groups_in_super = 1) {
     ScaleTable table;
+    table.groups_in_super = groups_in_super;
     table.encoding = encoding;
     table.rows = rows;
     table.groups = groups;
@@ -161,6 +221,8 @@ struct ScaleTable {
     if (encoding == ScaleEncoding::kDouble) {
       table.block_absmax = Buffer(table.blocks() * 4);
       if (signed_scales) table.signs = Buffer((table.size() + 7) / 8);
+    } else if (encoding == ScaleEncoding::kTwoLevel) {
+      table.supers = Buffer(rows * table.super_groups() * 2);
     }
     return table;
   }

@@ -90,7 +90,9 @@ inline void find_overflow(const QuantizedMatrix& matrix, Problems* problems) {
   const detail::WrongElements wrong = detail::wrong_elements(matrix.rows * groups, [&](int64_t i) {
     const float code =
         detail::largest_code_value(matrix.dtype(), matrix.zero_point(i / groups, i % groups));
-    const float weight = std::fabs(matrix.scales.at(i)) * code;
+    const float minimum =
+        matrix.scheme.zeros == ZeroKind::kMin ? std::fabs(matrix.minima.at(i)) : 0.0f;
+    const float weight = std::fabs(matrix.scales.at(i)) * code + minimum;
     float& of_group = largest[static_cast<size_t>(i % groups)];
     of_group = std::max(of_group, weight);
     return !std::isfinite(weight);
@@ -138,12 +140,17 @@ inline void find_problems(const QuantizedMatrix& matrix, Problems* problems) {
                   name_of(scales.encoding), ", expected ", rows, " x ", groups, " in ",
                   name_of(scheme.scales));
   }
-  const ScaleTable sized =
-      ScaleTable::allocate(scheme.scales, rows, groups, has_signed_scales(scheme));
+  const ScaleTable sized = ScaleTable::allocate(scheme, rows, groups);
   detail::check_bytes("qweight", matrix.qweight, rows * matrix.row_bytes(), problems);
   detail::check_bytes("scales", scales.values, sized.values.size(), problems);
   detail::check_bytes("scales_absmax", scales.block_absmax, sized.block_absmax.size(), problems);
   detail::check_bytes("scales_sign", scales.signs, sized.signs.size(), problems);
+  detail::check_bytes("scales_super", scales.supers, sized.supers.size(), problems);
+  const bool has_minima = scheme.zeros == ZeroKind::kMin;
+  detail::check_bytes("minima", matrix.minima.values, has_minima ? sized.values.size() : 0,
+                      problems);
+  detail::check_bytes("minima_super", matrix.minima.supers, has_minima ? sized.supers.size() : 0,
+                      problems);
   detail::check_bytes("zero_points", matrix.zero_points, count * zero_point_bytes(scheme.zeros),
                       problems);
   if (matrix.g_idx.size() > 0) detail::check_bytes("g_idx", matrix.g_idx, cols * 4, problems);
@@ -159,6 +166,14 @@ inline void find_problems(const QuantizedMatrix& matrix, Problems* problems) {
   if (infinite.count > 0) {
     problems->add("tensor 'scales' decodes to ", scales.at(infinite.first), place(infinite.first),
                   infinite.others(), "; the checkpoint is corrupt");
+  }
+  if (has_minima) {
+    const detail::WrongElements wrong = detail::wrong_elements(
+        count, [&](int64_t i) { return !std::isfinite(matrix.minima.at(i)); });
+    if (wrong.count > 0) {
+      problems->add("tensor 'minima' decodes to ", matrix.minima.at(wrong.first),
+                    place(wrong.first), wrong.others(), "; the checkpoint is corrupt");
+    }
   }
   if (scheme.zeros == ZeroKind::kFloat) {
     const float* const zeros = matrix.zero_points.as<float>();

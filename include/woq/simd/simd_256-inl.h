@@ -127,6 +127,14 @@ WOQ_INLINE F32 load_u8(const void* p) {
   const __m128i bytes = _mm_loadu_si128(static_cast<const __m128i*>(p));
   return to_f32({_mm256_cvtepu8_epi32(bytes), _mm256_cvtepu8_epi32(_mm_srli_si128(bytes, 8))});
 }
+WOQ_INLINE F32 load_s8(const void* p) {
+  const __m128i bytes = _mm_loadu_si128(static_cast<const __m128i*>(p));
+  return to_f32({_mm256_cvtepi8_epi32(bytes), _mm256_cvtepi8_epi32(_mm_srli_si128(bytes, 8))});
+}
+WOQ_INLINE I32 load_bytes(const void* p) {  // unsigned, as dwords
+  const __m128i bytes = _mm_loadu_si128(static_cast<const __m128i*>(p));
+  return {_mm256_cvtepu8_epi32(bytes), _mm256_cvtepu8_epi32(_mm_srli_si128(bytes, 8))};
+}
 WOQ_INLINE void store_f32(void* p, F32 a) {
   _mm256_storeu_ps(static_cast<float*>(p), a.lo);
   _mm256_storeu_ps(static_cast<float*>(p) + 8, a.hi);

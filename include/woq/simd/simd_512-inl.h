@@ -96,6 +96,12 @@ WOQ_INLINE F32 load_fp16(const void* p) {
 WOQ_INLINE F32 load_u8(const void* p) {
   return to_f32(_mm512_cvtepu8_epi32(_mm_loadu_si128(static_cast<const __m128i*>(p))));
 }
+WOQ_INLINE F32 load_s8(const void* p) {
+  return to_f32(_mm512_cvtepi8_epi32(_mm_loadu_si128(static_cast<const __m128i*>(p))));
+}
+WOQ_INLINE I32 load_bytes(const void* p) {  // unsigned, as dwords
+  return _mm512_cvtepu8_epi32(_mm_loadu_si128(static_cast<const __m128i*>(p)));
+}
 WOQ_INLINE void store_f32(void* p, F32 a) {
   _mm512_storeu_ps(p, a);
 }

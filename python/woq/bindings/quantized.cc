@@ -127,8 +127,16 @@ py::array_t<float> scales(const QuantizedMatrix& matrix) {
   return array;
 }
 
+// [N, G], or None where the scheme has no minima.
+py::object minima(const QuantizedMatrix& matrix) {
+  if (matrix.scheme.zeros != ZeroKind::kMin) return py::none();
+  py::array_t<float> array({matrix.rows, matrix.groups()});
+  for (int64_t i = 0; i < matrix.minima.size(); ++i) array.mutable_data()[i] = matrix.minima.at(i);
+  return array;
+}
+
 py::object zero_points(const QuantizedMatrix& matrix) {
-  if (matrix.scheme.zeros == ZeroKind::kNone) return py::none();
+  if (zero_point_bytes(matrix.scheme.zeros) == 0) return py::none();
   const bool real = matrix.scheme.zeros == ZeroKind::kFloat;
   py::array array(py::dtype(real ? "float32" : "uint8"), {matrix.rows, matrix.groups()});
   std::memcpy(array.mutable_data(), matrix.zero_points.data(),
@@ -196,6 +204,7 @@ void bind_quantized(py::module_& module) {
       .def("codes", &codes)
       .def("scales", &scales)
       .def("zero_points", &zero_points)
+      .def("minima", &minima)
       .def("dequantize", &dequantized)
       .def("dequantize_rows", &dequantized_rows, py::arg("begin"), py::arg("end"),
            py::arg("num_threads") = 0)

@@ -40,6 +40,11 @@ QuantScheme replaced(QuantScheme scheme, const std::optional<std::string>& dtype
   return scheme;
 }
 
+// How users' configs say what a weight has beside its scale.
+const char* scheme_word(const QuantScheme& scheme) {
+  return scheme.zeros == ZeroKind::kNone ? "sym" : scheme.zeros == ZeroKind::kMin ? "min" : "asym";
+}
+
 py::dict to_dict(const QuantScheme& scheme) {
   py::dict fields;
   fields["dtype"] = name_of(scheme.dtype);
@@ -54,8 +59,9 @@ py::object field(const QuantScheme& scheme, const std::string& name) {
   const py::dict fields = to_dict(scheme);
   if (fields.contains(name)) return fields[name.c_str()];
   if (name == "asym") return py::bool_(scheme.zeros != ZeroKind::kNone);
+  if (name == "scheme") return py::str(scheme_word(scheme));
   if (name == "scale_dtype") return py::str(scale_dtype_name(scheme.scales));
-  if (name == kDoubleQuant) return py::bool_(!traits_of(scheme.scales).is_separate());
+  if (name == kDoubleQuant) return py::bool_(scheme.scales == ScaleEncoding::kDouble);
   throw py::key_error(name);
 }
 
@@ -146,6 +152,7 @@ void bind_scheme(py::module_& module) {
       .def_property_readonly("scales", [](const QuantScheme& s) { return name_of(s.scales); })
       .def_property_readonly("asym",
                              [](const QuantScheme& s) { return s.zeros != ZeroKind::kNone; })
+      .def_property_readonly("word", &scheme_word)
       .def_property_readonly("bits", [](const QuantScheme& s) { return traits_of(s.dtype).bits; })
       .def("group_length", &group_length, py::arg("cols"))
       .def("groups", &group_count, py::arg("cols"))

@@ -82,7 +82,7 @@ def _text(values: dict[str, Any], facts: Sequence[Any], each: bool) -> str:
                 "layer": first.name if each else _pattern(first.name),
                 "count": len(layers),
                 "shape": f"{first.shape[0]}x{first.shape[1]}",
-                "dtype": first.weight_dtype + ("" if first.scheme != "asym" else " asym"),
+                "dtype": first.weight_dtype + ("" if first.scheme == "sym" else f" {first.scheme}"),
                 "group": None if group is None else str(group),
                 "scales": first.scale_dtype,
                 "MiB": round(sum(layer.nbytes for layer in layers) / 2**20, 2),

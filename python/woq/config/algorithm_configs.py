@@ -4,7 +4,7 @@
 Each is a `WeightOnlyQuantConfig` written differently: it becomes the same canonical settings, and
 is saved as them. Unlike ITREX these classes never change a dtype quietly (int4_fullrange stays
 int4_fullrange), `bits` that contradict `weight_dtype` are an error, and 4 bits are the default of
-all. Without a `weight_dtype`, 4 bits are int4_clip and 8 bits int8.
+all. Without a `weight_dtype`, 4 bits are int4_clip and b bits int<b>.
 
 A class names its arguments in their order. What they are called, mean and default to stands once,
 for all classes: in the table of fields below, and for the algorithm's options in its record.
@@ -74,13 +74,13 @@ class Switch(NamedTuple):
 
 
 _FIELDS: dict[str, Field] = {
-    "bits": Field("int", 4, "4 or 8"),
-    "nbits": Field("int", 4, "4 or 8"),
+    "bits": Field("int", 4, "2 to 8"),
+    "nbits": Field("int", 4, "2 to 8"),
     "tokenizer": Field("Any", _ONE_RUN["tokenizer"], "of the calibration data"),
     "dataset": Field("Any", _ONE_RUN["dataset"], "calibration data"),
     "group_size": Field("int", 32, "weights that share a scale; -1: a row"),
     "compute_dtype": Field("Any", None, "of the products; None: fp32"),
-    "weight_dtype": Field("str | None", None, "None: int4_clip or int8, as bits says"),
+    "weight_dtype": Field("str | None", None, "None: int2 to int8, as bits says"),
     "scale_dtype": Field("Any", None, "of the stored scales; None: fp32"),
     "use_double_quant": Field("bool", False, "store the scales in 8 bits"),
     "sym": Field("bool", True, "without zero points"),
@@ -246,7 +246,7 @@ class AlgorithmConfig(WeightOnlyQuantConfig):
         super().__init__(
             **{
                 **of_config(given),
-                "weight_dtype": given["weight_dtype"] or ("int8" if bits == 8 else "int4_clip"),
+                "weight_dtype": given["weight_dtype"] or _integers_of(bits),
                 "compute_dtype": given["compute_dtype"] or "fp32",
                 "scale_dtype": given["scale_dtype"] or "fp32",
                 "scheme": "sym" if sym else "asym",
@@ -381,8 +381,13 @@ def _meaning(name: str, method: Algorithm, keywords: Mapping[str, Field]) -> str
 
 
 def _check_bits(field: str, bits: Any) -> None:
-    if not isinstance(bits, int) or isinstance(bits, bool) or bits not in (4, 8):
-        raise InvalidArgument(f"{field} must be 4 or 8, got {bits!r}")
+    if not isinstance(bits, int) or isinstance(bits, bool) or not 2 <= bits <= 8:
+        raise InvalidArgument(f"{field} must be 2 to 8, got {bits!r}")
+
+
+def _integers_of(bits: int) -> str:
+    """The weight dtype of integers that many bits wide."""
+    return "int4_clip" if bits == 4 else f"int{bits}"
 
 
 def _options(

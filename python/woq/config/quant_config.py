@@ -34,10 +34,12 @@ FORMAT_VERSION = 2
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
-_SCHEMES = ("sym", "asym")
+# "min", minima that are added after scaling, is read from files; no quantizer makes it.
+_SCHEMES = ("sym", "asym", "min")
 
-# What a rule of layer_config may set; bits and sym are other ways to write the first and the last.
-_LAYER_FIELDS = ("weight_dtype", "group_size", "scheme", "bits", "sym")
+# What a rule of layer_config may set; bits and sym are other ways to write weight_dtype and scheme.
+# scale_dtype is for checkpoints of other libraries, whose layers can differ in it.
+_LAYER_FIELDS = ("weight_dtype", "group_size", "scheme", "scale_dtype", "bits", "sym")
 
 # Names that users of other libraries try; difflib would not find the right one.
 _OTHER_NAMES = {
@@ -121,13 +123,15 @@ class WeightOnlyQuantConfig(_TransformersConfig):
     """How the weights of a model are quantized. Every combination is validated by the core.
 
     Args:
-        weight_dtype: int8, int4_fullrange, int4_clip (alias int4), nf4, fp4_e2m1 or
-            fp4_e2m1_bnb (alias fp4).
+        weight_dtype: int2, int3, int4_fullrange, int4_clip (alias int4), int5 to int8, nf4,
+            fp4_e2m1, fp4_e2m1_bnb (alias fp4) or iq4_nl. Kernels read integers of 2 and 3 bits in
+            4 bits, those of 5 to 7 in 8: checkpoints are smaller, memory is not.
         compute_dtype: dtype of the products: fp32, bf16 or int8 (activations quantized on the fly);
             "auto" for the fastest on this machine whose error is small beside the weights'.
         scale_dtype: dtype of the stored scales: fp32, fp16 or bf16.
         group_size: weights that share a scale, along the input features; -1 for a whole row.
-        scheme: "sym", or "asym" (a zero point per group; integers only).
+        scheme: "sym", or "asym" (a zero point per group; integers only). "min" (a minimum per
+            group that is added after scaling) describes checkpoints of other libraries.
         use_double_quant: store the scales themselves in 8 bits.
         mse_range: search the scale of every group that gives the least squared error, weighted as
             the calibration data says if there is any; None: if there is any.
@@ -206,7 +210,7 @@ class WeightOnlyQuantConfig(_TransformersConfig):
 
     @property
     def asym(self) -> bool:
-        return self.scheme == "asym"
+        return self.scheme != "sym"
 
     @property
     def sym(self) -> bool:
@@ -328,23 +332,31 @@ class WeightOnlyQuantConfig(_TransformersConfig):
         self,
         weight_dtype: str | None = None,
         group_size: int | None = None,
-        asym: bool | None = None,
+        scheme: str | None = None,
+        scale_dtype: str | None = None,
     ) -> native.QuantScheme:
         """The number format that the fields describe, some of them replaced by what is given.
         Raises InvalidArgument."""
-        zeros = "float" if self.stores_float_zeros else "int"
+        zeros = {
+            "sym": "none",
+            "asym": "float" if self.stores_float_zeros else "int",
+            "min": "min",
+        }[scheme or self.scheme]
         size = self.group_size if group_size is None else group_size
         if abs(size) >= 2**31:
             raise native.InvalidArgument(f"group_size {size} is too large: use -1 for a whole row")
         return native.QuantScheme(
             self.weight_dtype if weight_dtype is None else weight_dtype,
             size,
-            zeros if (self.asym if asym is None else asym) else "none",
-            native.scale_encoding(self.scale_dtype, self.use_double_quant),
+            zeros,
+            native.scale_encoding(
+                self.scale_dtype if scale_dtype is None else scale_dtype,
+                self.use_double_quant and scale_dtype is None,
+            ),
         )
 
     def _validate_layer_config(self, rules: Any) -> dict[str, dict[str, Any] | None]:
-        """The rules in their canonical form: the first three of `_LAYER_FIELDS` only."""
+        """The rules in their canonical form: the first four of `_LAYER_FIELDS` only."""
         path = f"{type(self).__name__}.layer_config"
         if isinstance(rules, (list, tuple)) and all(
             isinstance(pair, (list, tuple)) and len(pair) == 2 for pair in rules
@@ -400,6 +412,8 @@ class WeightOnlyQuantConfig(_TransformersConfig):
                     f"got {given['scheme']!r}"
                 )
             settings["scheme"] = given["scheme"]
+        if "scale_dtype" in given:
+            settings["scale_dtype"] = dtype_name(given["scale_dtype"])
         dtype = given.get("weight_dtype")
         if dtype is None and bits is not None:
             own = self.weight_dtype if self.bits == bits else None
@@ -409,7 +423,8 @@ class WeightOnlyQuantConfig(_TransformersConfig):
             scheme = self.number_format(
                 dtype,
                 settings.get("group_size"),
-                settings["scheme"] == "asym" if "scheme" in settings else None,
+                settings.get("scheme"),
+                settings.get("scale_dtype"),
             )
         except native.InvalidArgument as error:
             raise native.InvalidArgument(f"{where}: {error}") from error

@@ -78,8 +78,11 @@ def _exact_rules(model: nn.Module, config: WeightOnlyQuantConfig) -> dict[str, d
     rules: dict[str, dict[str, Any]] = {}
     for name, layer in quantized_layers(model).items():
         have, wanted = layer.scheme, scheme_for(config, name, head=name in heads)
-        if wanted is None or _rule_of(have) != _rule_of(wanted):
-            rules[re.escape(name) + "$"] = _rule_of(have)
+        rule = _rule_of(have)
+        if have.scales != config.number_format().scales:
+            rule["scale_dtype"] = have.scales
+        if wanted is None or rule != _rule_of(wanted):
+            rules[re.escape(name) + "$"] = rule
     return rules
 
 
@@ -88,7 +91,7 @@ def _rule_of(scheme: native.QuantScheme) -> dict[str, Any]:
     return {
         "weight_dtype": scheme.dtype,
         "group_size": scheme.group_size,
-        "scheme": "asym" if scheme.asym else "sym",
+        "scheme": scheme.word,
     }
 
 

@@ -241,12 +241,12 @@ class ForeignQuantizer(HfQuantizer):
 
 
 def _make_alike(model: Any, layers: dict[str, WeightOnlyLinear]) -> None:
-    """Give all layers what a saved model has in every layer or in none: g_idx, and one type of
-    scales (float32 holds all others exactly)."""
+    """Give all layers what a saved model has in every layer or in none: g_idx, and double
+    quantization, in whose place float32 holds the scales exactly."""
     act_order = any(layer.has_g_idx for layer in layers.values())
     mixed = len({layer.scheme.scales for layer in layers.values()}) > 1
     for name, layer in layers.items():
-        recoded = mixed and layer.scheme.scales != "fp32"
+        recoded = mixed and layer.scheme.scales == "double"
         if not recoded and (layer.has_g_idx or not act_order):
             continue
         matrix = layer.quantized()
@@ -285,7 +285,7 @@ def _config_of(
     return WeightOnlyQuantConfig(
         weight_dtype=scheme.dtype,
         group_size=scheme.group_size,
-        scheme="asym" if scheme.asym else "sym",
+        scheme=scheme.word,
         scale_dtype="fp32" if scheme.scales == "double" else scheme.scales,
         use_double_quant=scheme.scales == "double",
         compute_dtype=compute_dtype,

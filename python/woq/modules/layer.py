@@ -153,7 +153,7 @@ class WeightOnlyLinear(nn.Linear):
             f"bias={self.bias is not None}",
             f"dtype={core.scheme.dtype}",
             f"group_size={core.scheme.group_size}",
-            f"scheme={'asym' if core.scheme.asym else 'sym'}",
+            f"scheme={core.scheme.word}",
             f"compute={core.compute_dtype}",
             f"kernel={self.explain()['kernel']}",
         ]

@@ -274,7 +274,8 @@ def scheme_for(
         return config.number_format(
             rule.get("weight_dtype", dtype),
             rule.get("group_size"),
-            rule["scheme"] == "asym" if "scheme" in rule else None,
+            rule.get("scheme"),
+            rule.get("scale_dtype"),
         )
     except native.InvalidArgument as error:
         # A rule for an output embedding meets its own dtype only here.
@@ -284,10 +285,13 @@ def scheme_for(
 def overridden(scheme: native.QuantScheme, rule: Mapping[str, Any]) -> native.QuantScheme:
     """`scheme` with what a rule of `layer_config`, in its canonical form, sets."""
     zeros = scheme.zeros
-    if "scheme" in rule and (rule["scheme"] == "asym") != scheme.asym:
-        zeros = "int" if rule["scheme"] == "asym" else "none"
+    if "scheme" in rule and rule["scheme"] != scheme.word:
+        zeros = {"sym": "none", "asym": "int", "min": "min"}[rule["scheme"]]
     return scheme.replace(
-        dtype=rule.get("weight_dtype"), group_size=rule.get("group_size"), zeros=zeros
+        dtype=rule.get("weight_dtype"),
+        group_size=rule.get("group_size"),
+        zeros=zeros,
+        scales=rule.get("scale_dtype"),
     )
 
 

@@ -73,7 +73,7 @@ def _quantized(name: str, layer: WeightOnlyLinear) -> LayerFacts:
         shape=(layer.out_features, layer.in_features),
         nbytes=layer.nbytes,
         group_size=scheme.group_size,
-        scheme="asym" if scheme.asym else "sym",
+        scheme=scheme.word,
         scale_dtype="8-bit" if scheme.scales == "double" else scheme.scales,
         compute_dtype=layer.computes_in,
         kernel=chosen["kernel"],

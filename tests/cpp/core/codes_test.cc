@@ -49,6 +49,12 @@ const KnownTable kTables[] = {
      {8},
      false,
      0.0053},
+    {"iq4_nl",
+     &kIq4NlCodebook,
+     {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113},
+     {},
+     false,
+     0.0},
 };
 
 class Codes : public ::testing::TestWithParam<KnownTable> {
@@ -102,7 +108,7 @@ TEST_P(Codes, MidpointsGoToTheStatedSide) {
 
 TEST_P(Codes, OutsideTheTableItsEndsAreTaken) {
   const std::vector<int> codes = sorted_codes();
-  for (const float x : {10.0f, 1e30f, kInfinity}) {
+  for (const float x : {200.0f, 1e30f, kInfinity}) {
     EXPECT_EQ(encode(book(), x), codes.back());
     EXPECT_EQ(encode(book(), -x), codes.front());
   }

@@ -20,7 +20,8 @@ TEST(Dtype, NamesParseBackAndAreDistinct) {
     names.insert(traits.name);
   }
   EXPECT_EQ(names, (std::set<std::string>{"int8", "int4_fullrange", "int4_clip", "nf4", "fp4_e2m1",
-                                          "fp4_e2m1_bnb"}));
+                                          "fp4_e2m1_bnb", "int2", "int3", "int5", "int6", "int7",
+                                          "iq4_nl"}));
 }
 
 TEST(Dtype, AliasesAreThePublicOnes) {
@@ -30,7 +31,7 @@ TEST(Dtype, AliasesAreThePublicOnes) {
 }
 
 TEST(Dtype, AnUnknownNameListsTheKnownOnes) {
-  for (const std::string name : {"", "int3", "INT8", "int4_clip ", "nf4\n"}) {
+  for (const std::string name : {"", "int9", "INT8", "int4_clip ", "nf4\n"}) {
     const std::string error = error_of<InvalidArgument>([&] { parse_weight_dtype(name); });
     EXPECT_MENTIONS(error, "'" + name + "'");
     for (const DtypeTraits& traits : kDtypes) EXPECT_MENTIONS(error, traits.name);
@@ -59,7 +60,9 @@ TEST(Dtype, TraitsFitTheTables) {
     float largest = 0;
     for (int c = 0; c < 16; ++c) {
       EXPECT_EQ(code_value(traits, c), traits.codebook->values[c]);
-      largest = std::max(largest, traits.codebook->values[c]);
+      // A signed scale brings the extreme weight to the most negative value.
+      const float value = traits.codebook->values[c];
+      largest = std::max(largest, traits.signed_scale ? -value : value);
     }
     EXPECT_EQ(traits.scale_divisor, largest) << "absmax must map to the largest value";
   }

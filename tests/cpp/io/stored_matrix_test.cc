@@ -40,15 +40,13 @@ QuantizedMatrix example(Random& random) {
 TEST(StoredMatrix, IsAssembledAgainBitForBit) {
   Random random = random_of_test();
   for (const DtypeTraits& dtype : kDtypes) {
-    for (const ZeroKind zeros : zero_kinds_of(dtype)) {
-      for (const ScaleEncoding scales : scale_encodings()) {
-        QuantizedMatrix hub = random_hub(random, {dtype.dtype, 16, zeros, scales}, 5, 43);
-        const bool scattered = random.coin(), scaled = random.coin();
-        if (scattered) scatter_groups(random, &hub);
-        if (scaled) scale_inputs(random, &hub);
-        const QuantizedMatrix again = assemble(views_of(hub), hub.scheme, 5, 43, scattered, scaled);
-        EXPECT_EQ(difference(again, hub), "") << describe(hub);
-      }
+    for (const QuantScheme& scheme : schemes_of(dtype)) {
+      QuantizedMatrix hub = random_hub(random, scheme, 5, 43);
+      const bool scattered = random.coin(), scaled = random.coin();
+      if (scattered) scatter_groups(random, &hub);
+      if (scaled) scale_inputs(random, &hub);
+      const QuantizedMatrix again = assemble(views_of(hub), hub.scheme, 5, 43, scattered, scaled);
+      EXPECT_EQ(difference(again, hub), "") << describe(hub);
     }
   }
 }

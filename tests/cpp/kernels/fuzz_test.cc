@@ -104,10 +104,10 @@ Bounds largest_sums(const GemmProblem& problem) {
         here = &largest[static_cast<size_t>(m * problem.cols() + n)];
         scaled = problem.bias.empty() ? 0 : std::fabs(problem.bias[static_cast<size_t>(n)]);
       },
-      [&](int64_t, int64_t, double scale, double zero, double products, double,
-          const woq::testing::detail::BlockSums& a, int64_t) {
-        const double sum = products + zero * a.magnitude;
-        scaled += scale * sum;
+      [&](int64_t, int64_t, const woq::testing::detail::GroupMagnitudes& group, double products,
+          double, const woq::testing::detail::BlockSums& a, int64_t) {
+        const double sum = products + group.zero * a.magnitude;
+        scaled += group.scale * sum + group.minimum * a.magnitude;
         *here = std::max({*here, sum, scaled});
       });
   return largest;
@@ -156,7 +156,8 @@ void check_layer(uint64_t seed, int number, const std::string& target, Counts* c
   const ComputeType computes[] = {ComputeType::kFp32, ComputeType::kBf16, ComputeType::kInt8};
   const ComputeType compute = random.pick(computes);
   QuantScheme scheme = random_scheme(random, random.pick(kinds));
-  if (random.coin()) scheme.group_size = 16 + 8 * random.below(40);
+  if (random.coin() && scheme.scales != ScaleEncoding::kTwoLevel)
+    scheme.group_size = 16 + 8 * random.below(40);
   // One case in four is worth four threads.
   const bool large = random.below(4) == 0;
   const int64_t m = skewed(random, 64), n = large ? 64 + random.below(200) : skewed(random, 160);

@@ -22,7 +22,8 @@ TEST_P(KernelOracle, ErrorIsThatOfRoundingTheOperandsAndTheSum) {
   for (const WeightDtype dtype : dtypes_of(kernel().weights)) {
     for (const ZeroKind zeros : zero_kinds_of(traits_of(dtype))) {
       for (const int64_t group_size : kGroupSizes) {
-        const QuantScheme scheme{dtype, group_size, zeros, random.pick(scale_encodings())};
+        QuantScheme scheme{dtype, group_size, zeros, random.pick(scale_encodings())};
+        if (!is_scheme(scheme)) scheme.scales = ScaleEncoding::kFp16;
         const GemmProblem problem = random_problem(random, scheme, random.pick(kRows), 35, 261,
                                                    random.pick(kFloatTypes), random.coin());
         SCOPED_TRACE(describe(problem) + ", seed " + std::to_string(random.seed()));

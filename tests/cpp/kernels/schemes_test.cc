@@ -19,16 +19,11 @@ TEST_P(KernelSchemes, All) {
   constexpr int64_t kRows[] = {1, 3, 18};
   Random random = random_of_test();
   for (const WeightDtype dtype : dtypes_of(kernel().weights)) {
-    for (const ZeroKind zeros : zero_kinds_of(traits_of(dtype))) {
-      for (const ScaleEncoding scales : scale_encodings()) {
-        for (const int64_t group_size : kGroupSizes) {
-          const GemmProblem problem = random_problem(random, {dtype, group_size, zeros, scales},
-                                                     random.pick(kRows), 19, 239);
-          SCOPED_TRACE(describe(problem) + ", seed " + std::to_string(random.seed()));
-          ASSERT_TRUE(agrees(run_gemm(kernel(), problem), run_gemm(reference(), problem), problem,
-                             kernel()));
-        }
-      }
+    for (const QuantScheme& scheme : schemes_of(traits_of(dtype))) {
+      const GemmProblem problem = random_problem(random, scheme, random.pick(kRows), 19, 239);
+      SCOPED_TRACE(describe(problem) + ", seed " + std::to_string(random.seed()));
+      ASSERT_TRUE(
+          agrees(run_gemm(kernel(), problem), run_gemm(reference(), problem), problem, kernel()));
     }
   }
 }

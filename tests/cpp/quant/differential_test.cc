@@ -83,7 +83,7 @@ QuantScheme random_quantizer_scheme(Random& random, bool float_zeros = false) {
   scheme.group_size = random.pick(kGroupSizes);
   if (traits_of(scheme.dtype).is_integer() && random.coin()) scheme.zeros = ZeroKind::kInt;
   if (float_zeros) scheme.zeros = ZeroKind::kFloat;
-  scheme.scales = random.pick(scale_encodings());
+  scheme.scales = random.pick(made_encodings());
   return scheme;
 }
 
@@ -174,6 +174,7 @@ void expect_scales(const QuantizedMatrix& matrix, const Weights& weights) {
         bound = (half_gap() + 8 * kUnit) * absmax + 8 * kUnit * (ideal + offset) + 1e-37;
         break;
       }
+      default: FAIL() << "no quantizer writes scales in " << name_of(scales.encoding);
     }
     const double stored = scales.at(i);
     const bool is_signed = has_signed_scales(matrix.scheme);

@@ -23,8 +23,7 @@ namespace {
 std::vector<QuantScheme> gptq_schemes(std::initializer_list<int64_t> group_sizes) {
   std::vector<QuantScheme> schemes;
   for (const DtypeTraits& dtype : kDtypes) {
-    for (const ZeroKind zeros : zero_kinds_of(dtype)) {
-      if (zeros == ZeroKind::kFloat) continue;
+    for (const ZeroKind zeros : made_zero_kinds(dtype)) {
       for (const int64_t group_size : group_sizes)
         schemes.push_back({dtype.dtype, group_size, zeros, ScaleEncoding::kFp32});
     }
@@ -66,7 +65,7 @@ TEST(Gptq, AnIdentityHessianEqualsRtn) {
   dead.add(view_of(zeros.data(), 4, cols), 1);
   const Hessian hessians[] = {identity_hessian(cols), Hessian(cols), dead};
   for (QuantScheme scheme : gptq_schemes({-1, 16, 128})) {
-    for (const ScaleEncoding scales : scale_encodings()) {
+    for (const ScaleEncoding scales : made_encodings()) {
       scheme.scales = scales;
       for (GptqOptions options : gptq_variants()) {
         // The search weighs errors, here all alike.

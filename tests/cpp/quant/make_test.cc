@@ -33,7 +33,8 @@ TEST(FromCodes, GivesBackAnyMatrix) {
   Random random = random_of_test();
   for (const DtypeTraits& dtype : kDtypes) {
     for (const ZeroKind zeros : zero_kinds_of(dtype)) {
-      for (const ScaleEncoding scales : scale_encodings()) {
+      if (zeros == ZeroKind::kMin) continue;
+      for (const ScaleEncoding scales : made_encodings()) {
         const QuantizedMatrix hub = random_hub(random, {dtype.dtype, 16, zeros, scales}, 7, 37);
         std::vector<float> values;
         for (int64_t i = 0; i < hub.scales.size(); ++i) values.push_back(hub.scales.at(i));

@@ -71,8 +71,8 @@ std::vector<Outcome> outcomes(float weight, QuantScheme scheme) {
 
 TEST(Overflow, IsRefusedOrDoesNotHappen) {
   for (const DtypeTraits& dtype : kDtypes) {
-    for (const ZeroKind zeros : zero_kinds_of(dtype)) {
-      for (const ScaleEncoding scales : scale_encodings()) {
+    for (const ZeroKind zeros : made_zero_kinds(dtype)) {
+      for (const ScaleEncoding scales : made_encodings()) {
         for (const int64_t group_size : {-1, 16}) {
           for (const float share : {1.0f, 0.999f, 0.9f, 0.6f}) {
             const QuantScheme scheme{dtype.dtype, group_size, zeros, scales};
@@ -94,8 +94,8 @@ TEST(Overflow, IsRefusedOrDoesNotHappen) {
 // A quarter of the range is room enough for every scheme but those whose scales are fp16.
 TEST(Overflow, LargeWeightsThatFitAreQuantized) {
   for (const DtypeTraits& dtype : kDtypes) {
-    for (const ZeroKind zeros : zero_kinds_of(dtype)) {
-      for (const ScaleEncoding scales : scale_encodings()) {
+    for (const ZeroKind zeros : made_zero_kinds(dtype)) {
+      for (const ScaleEncoding scales : made_encodings()) {
         const QuantScheme scheme{dtype.dtype, 32, zeros, scales};
         const Outcome plain = outcomes(kMax / 4, scheme).front();
         if (scales == ScaleEncoding::kFp16) {

@@ -19,13 +19,12 @@
 namespace woq::testing {
 namespace {
 
-// What quantizers produce: all zero kinds but the float one.
+// What quantizers produce.
 std::vector<QuantScheme> quantizer_schemes(std::initializer_list<int64_t> group_sizes) {
   std::vector<QuantScheme> schemes;
   for (const DtypeTraits& dtype : kDtypes) {
-    for (const ZeroKind zeros : zero_kinds_of(dtype)) {
-      if (zeros == ZeroKind::kFloat) continue;
-      for (const ScaleEncoding scales : scale_encodings()) {
+    for (const ZeroKind zeros : made_zero_kinds(dtype)) {
+      for (const ScaleEncoding scales : made_encodings()) {
         for (const int64_t group_size : group_sizes) {
           schemes.push_back({dtype.dtype, group_size, zeros, scales});
         }
@@ -147,8 +146,7 @@ TEST(Rtn, HalfScalesAreTheRoundedOnes) {
 TEST(Rtn, ScalesThatUnderflowGiveZeros) {
   const std::vector<float> w = {1e-9f, -2e-9f, 3e-9f, 0.0f};
   for (const DtypeTraits& dtype : kDtypes) {
-    for (const ZeroKind zeros : zero_kinds_of(dtype)) {
-      if (zeros == ZeroKind::kFloat) continue;
+    for (const ZeroKind zeros : made_zero_kinds(dtype)) {
       const QuantizedMatrix matrix = quantize_rtn(
           view_of(w.data(), 1, 4), {dtype.dtype, -1, zeros, ScaleEncoding::kFp16}, {}, 1);
       EXPECT_EQ(matrix.scales.at(0), 0.0f);
@@ -306,11 +304,12 @@ TEST(Rtn, OneElement) {
       float back = 0;
       dequantize(matrix, &back, 1);
       // The extreme is a level of every table, half scales are off by 2^-9, and double quantization
-      // has an offset equal to the one scale. But int4_fullrange keeps a positive scale where the
-      // largest and the smallest weight are as far from 0, so that 8 becomes 7.
-      const bool clipped =
-          scheme.dtype == WeightDtype::kInt4Fullrange && scheme.zeros == ZeroKind::kNone && w > 0;
-      EXPECT_NEAR(back, clipped ? w * 7 / 8 : w, 0.75f * 0x1p-8f) << describe(matrix);
+      // has an offset equal to the one scale. But dtypes whose extreme level is negative keep a
+      // positive scale where the largest and the smallest weight are as far from 0, so that 8
+      // becomes 7, and 127 of iq4_nl 113.
+      const bool clipped = has_signed_scales(scheme) && w > 0;
+      const float level = scheme.dtype == WeightDtype::kIq4Nl ? 113.0f / 127 : 7.0f / 8;
+      EXPECT_NEAR(back, clipped ? w * level : w, 0.75f * 0x1p-8f) << describe(matrix);
     }
   }
 }

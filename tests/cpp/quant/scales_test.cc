@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <cstring>
 #include <limits>
 #include <vector>
 
@@ -172,6 +173,62 @@ TEST(DoubleQuantization, SignsAreOneBitEach) {
   EXPECT_EQ(table.signs.data()[2], 0x08);
   EXPECT_EQ(table.at(19), -0.5f);
   EXPECT_EQ(table.at(18), 0.5f);
+}
+
+// OCP's definitions in double arithmetic: value = (-1)^s 2^(e - 7) 1.m, or 2^-6 0.m where e is 0.
+TEST(Scales, E4M3IsThatOfTheSpecification) {
+  for (int code = 0; code < 256; ++code) {
+    const float value = decode_e4m3(static_cast<uint8_t>(code));
+    const int exponent = code / 8 % 16, mantissa = code % 8;
+    if (code % 128 == 127) {
+      EXPECT_TRUE(std::isnan(value)) << code;
+      continue;
+    }
+    const double magnitude = exponent == 0 ? std::ldexp(mantissa / 8.0, -6)
+                                           : std::ldexp(1 + mantissa / 8.0, exponent - 7);
+    EXPECT_EQ(static_cast<double>(value), code < 128 ? magnitude : -magnitude) << code;
+  }
+  EXPECT_EQ(decode_e4m3(126), 448.0f);
+}
+
+TEST(Scales, E8M0IsAPowerOfTwo) {
+  for (int code = 0; code < 255; ++code)
+    EXPECT_EQ(static_cast<double>(decode_e8m0(static_cast<uint8_t>(code))),
+              std::ldexp(1.0, code - 127));
+  EXPECT_TRUE(std::isnan(decode_e8m0(255)));
+}
+
+// By hand: three groups of 128 columns, two of which share the first factor of a row.
+TEST(Scales, TwoLevelsAreAProduct) {
+  const QuantScheme scheme{WeightDtype::kInt6, 128, {}, ScaleEncoding::kTwoLevel};
+  ScaleTable table = ScaleTable::allocate(scheme, 2, 3);
+  ASSERT_EQ(table.supers.size(), 2 * 2 * 2);
+  const float supers[] = {0.5f, -2.0f, 1.0f, 0.25f};
+  const int8_t values[] = {1, -2, 3, 127, -128, 4};
+  for (int i = 0; i < 4; ++i) table.supers.as<uint16_t>()[i] = float_to_fp16(supers[i]);
+  std::memcpy(table.values.data(), values, sizeof values);
+  const float expected[] = {0.5f, -1.0f, -6.0f, 127.0f, -128.0f, 1.0f};
+  for (int64_t i = 0; i < 6; ++i) EXPECT_EQ(table.at(i), expected[i]) << i;
+}
+
+TEST(Scales, AFactorMultipliesOrDivides) {
+  ScaleTable table =
+      ScaleTable::allocate({WeightDtype::kFp4E2m1, 16, {}, ScaleEncoding::kE4M3}, 1, 1);
+  table.values.data()[0] = 0x3c;  // 1.5
+  table.factor = {2.0f, 1.0f};
+  EXPECT_EQ(table.at(0), 3.0f);
+  table.factor = {1.0f, 3.0f};
+  EXPECT_EQ(table.at(0), 0.5f);
+}
+
+TEST(Scales, WhatOnlyFilesHaveIsNotWritten) {
+  const float scale = 1.0f;
+  for (const ScaleEncoding encoding :
+       {ScaleEncoding::kTwoLevel, ScaleEncoding::kE8M0, ScaleEncoding::kE4M3}) {
+    const std::string error =
+        error_of<InvalidArgument>([&] { ScaleTable::encode(&scale, 1, 1, encoding, false); });
+    EXPECT_MENTIONS(error, name_of(encoding));
+  }
 }
 
 }  // namespace

@@ -20,10 +20,8 @@ namespace {
 std::vector<QuantScheme> scaling_schemes(int64_t group_size) {
   std::vector<QuantScheme> schemes;
   for (const DtypeTraits& dtype : kDtypes) {
-    for (const ZeroKind zeros : zero_kinds_of(dtype)) {
-      if (zeros != ZeroKind::kFloat)
-        schemes.push_back({dtype.dtype, group_size, zeros, ScaleEncoding::kFp32});
-    }
+    for (const ZeroKind zeros : made_zero_kinds(dtype))
+      schemes.push_back({dtype.dtype, group_size, zeros, ScaleEncoding::kFp32});
   }
   return schemes;
 }

@@ -6,8 +6,9 @@
 //     gamma(n) T,   gamma(n) = n u / (1 - n u),   u = 2^-24,   T = sum of the terms' magnitudes
 // (Higham, Accuracy and Stability of Numerical Algorithms, 2nd ed., 3.1). A term meets at most
 // K + 1 roundings of additions (its block's and those of the blocks behind it, each of which has a
-// term), and 6 others: t - z and s (t - z) in dequantize(), the zero point's and the scale's
-// multiplication, the bias, the store. Two evaluations of the same terms differ by twice that.
+// term), and 8 others: t - z, s (t - z) and s (t - z) + m in dequantize(), the zero point's, the
+// scale's and the activation scale's multiplication, the bias, the store. Two evaluations of the
+// same terms differ by twice that.
 // Underflow adds an absolute error to each operation: 2^-149, or 2^-126 (1 + |t|) where bfloat16
 // dot products flush subnormal operands and results to zero. Where scales are part of the weights,
 // that error is of weights and products as they are, not before scaling.
@@ -62,7 +63,12 @@ inline double largest_image_error(const DtypeTraits& dtype) {
   return worst;
 }
 
-// Calls body(m, n, |s|, |z|, sum of |t||a|, sum of |t|, sums of the block, its length) for every
+// What a group of weights has beside its codes, as magnitudes.
+struct GroupMagnitudes {
+  double scale, zero, minimum;
+};
+
+// Calls body(m, n, group, sum of |t||a|, sum of |t|, sums of the block, its length) for every
 // output and block of K, and begin(m, n) before its first block.
 template <class Begin, class Body>
 void for_each_term_block(const GemmProblem& problem, const Begin& begin, const Body& body) {
@@ -83,11 +89,11 @@ void for_each_term_block(const GemmProblem& problem, const Begin& begin, const B
     for (int64_t m = 0; m < problem.rows(); ++m) {
       begin(m, n);
       for (int64_t g = 0; g < hub.groups(); ++g) {
-        const double scale = std::fabs(static_cast<double>(hub.scales.at(n, g)));
-        const double zero =
-            hub.scheme.zeros == ZeroKind::kNone
-                ? 0.0
-                : std::fabs(static_cast<double>(hub.zero_point(n, g)) - dtype.center());
+        GroupMagnitudes group{std::fabs(static_cast<double>(hub.scales.at(n, g))), 0.0, 0.0};
+        if (hub.scheme.zeros != ZeroKind::kNone)
+          group.zero = std::fabs(static_cast<double>(hub.zero_point(n, g)) - dtype.center());
+        if (hub.scheme.zeros == ZeroKind::kMin)
+          group.minimum = std::fabs(static_cast<double>(hub.minima.at(n, g)));
         const int64_t group_end = std::min(hub.cols, (g + 1) * length);
         for (int64_t k = g * length; k < group_end;) {
           const int64_t end = std::min(group_end, k + kBlock), start = k;
@@ -100,7 +106,7 @@ void for_each_term_block(const GemmProblem& problem, const Begin& begin, const B
             a.magnitude += magnitude;
             a.largest = std::max(a.largest, magnitude);
           }
-          body(m, n, scale, zero, products, values, a, end - start);
+          body(m, n, group, products, values, a, end - start);
         }
       }
     }
@@ -118,7 +124,7 @@ inline double gamma(int64_t roundings) {
 inline Bounds accumulation_bounds(const GemmProblem& problem, const Arithmetic& arithmetic) {
   const ComputeType compute = arithmetic.compute;
   Bounds bounds(static_cast<size_t>(problem.rows() * problem.cols()));
-  const double relative = gamma(problem.hub.cols + 7);
+  const double relative = gamma(problem.hub.cols + 9);
   const double largest_code = problem.hub.dtype().is_integer() ? 128 : 6;
   const double tiny = compute == ComputeType::kBf16 ? 0x1p-126 * (1 + largest_code) : 0x1p-149;
   // bfloat16 operands may be 2^-8 larger than the numbers they stand for, each of the two.
@@ -132,10 +138,13 @@ inline Bounds accumulation_bounds(const GemmProblem& problem, const Arithmetic& 
             problem.bias.empty() ? 0.0 : static_cast<double>(problem.bias[static_cast<size_t>(n)]);
         *bound = relative * std::fabs(bias) + 3 * 0x1p-149;
       },
-      [&](int64_t, int64_t, double scale, double zero, double products, double,
+      [&](int64_t, int64_t, const detail::GroupMagnitudes& group, double products, double,
           const detail::BlockSums& a, int64_t length) {
-        *bound += relative * operands * scale * (products + zero * a.magnitude) +
-                  scale * (2.0 * static_cast<double>(length) + 2) * (1 + zero) * tiny + 0x1p-149;
+        const auto [scale, zero, minimum] = group;
+        *bound += relative * operands *
+                      (scale * (products + zero * a.magnitude) + minimum * a.magnitude) +
+                  (scale * (1 + zero) + minimum) * (2.0 * static_cast<double>(length) + 2) * tiny +
+                  0x1p-149;
         if (!arithmetic.dequantized) return;
         const bool flushes = compute == ComputeType::kBf16;
         const double product = flushes ? 0x1p-126 : 0x1p-149;
@@ -156,21 +165,24 @@ inline Bounds operand_bounds(const GemmProblem& problem, const Arithmetic& arith
   detail::for_each_term_block(
       problem,
       [&](int64_t m, int64_t n) { bound = &bounds[static_cast<size_t>(m * problem.cols() + n)]; },
-      [&](int64_t, int64_t, double scale, double zero, double products, double values,
+      [&](int64_t, int64_t, const detail::GroupMagnitudes& group, double products, double values,
           const detail::BlockSums& a, int64_t length) {
+        const auto [scale, zero, minimum] = group;
         if (compute == ComputeType::kBf16) {
           const double both = 2 * bf16 + bf16 * bf16;
           const double product = integer && !arithmetic.dequantized ? bf16 : both;
           const double correction = arithmetic.dequantized ? both : bf16;
-          *bound += scale * (product * products + correction * zero * a.magnitude);
+          *bound += scale * (product * products + correction * zero * a.magnitude) +
+                    correction * minimum * a.magnitude;
           return;
         }
         // x * (127 / absmax) and absmax / 127 are rounded too: 4 u of up to 127 steps.
         const double step = (0.5 + 127 * 4 * 0x1p-24) * a.largest / 127;
         const double off = a.largest < 1e-36 ? a.largest : step;
         const double images = values + image * static_cast<double>(length);
-        *bound +=
-            scale * (image * a.magnitude + off * images + off * zero * static_cast<double>(length));
+        *bound += scale * (image * a.magnitude + off * images +
+                           off * zero * static_cast<double>(length)) +
+                  minimum * off * static_cast<double>(length);
       });
   return bounds;
 }

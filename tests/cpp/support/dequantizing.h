@@ -32,7 +32,9 @@ void dequantizing_gemm(const GemmTask& task) {
       const int64_t g = k / w.group_length();
       const float t = code_value(w.dtype(), ref::packed_code(w, n, k));
       const float centred = has_zeros ? t - ref::packed_zero(w, n, g) : t;
-      const float value = centred * ref::packed_scale(w, n, g);
+      float value = centred * ref::packed_scale(w, n, g);
+      if (w.scheme.zeros == ZeroKind::kMin)
+        value = rounded(value) + w.minimum(w.zeros(n / kTileRows, g), n, g);
       row[static_cast<size_t>(k)] = kCompute == ComputeType::kBf16 ? round_to_bf16(value) : value;
     }
     for (int64_t m = task.m0; m < task.m1; ++m) {

@@ -121,12 +121,7 @@ inline GemmProblem random_problem(Random& random, const QuantScheme& scheme, int
 
 // Any scheme of the kind.
 inline QuantScheme random_scheme(Random& random, WeightKind kind) {
-  QuantScheme scheme;
-  scheme.dtype = random.pick(dtypes_of(kind));
-  scheme.group_size = random.pick(kGroupSizes);
-  scheme.zeros = random.pick(zero_kinds_of(traits_of(scheme.dtype)));
-  scheme.scales = random.pick(scale_encodings());
-  return scheme;
+  return random.pick(schemes_of(traits_of(random.pick(dtypes_of(kind)))));
 }
 
 // Prepared activations in memory of exactly their size. What only int8 has is a null pointer for

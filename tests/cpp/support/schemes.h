@@ -27,12 +27,48 @@ inline constexpr int64_t kGroupSizes[] = {-1, 16, 24, 32, 64, 128, 200};
 
 inline std::vector<ZeroKind> zero_kinds_of(const DtypeTraits& dtype) {
   if (!dtype.is_integer()) return {ZeroKind::kNone};
-  return {ZeroKind::kNone, ZeroKind::kInt, ZeroKind::kFloat};
+  return {ZeroKind::kNone, ZeroKind::kInt, ZeroKind::kFloat, ZeroKind::kMin};
+}
+
+// Those that quantizers make.
+inline std::vector<ZeroKind> made_zero_kinds(const DtypeTraits& dtype) {
+  if (!dtype.is_integer()) return {ZeroKind::kNone};
+  return {ZeroKind::kNone, ZeroKind::kInt};
+}
+inline const std::vector<ScaleEncoding>& made_encodings() {
+  static const std::vector<ScaleEncoding> all = {ScaleEncoding::kFp32, ScaleEncoding::kFp16,
+                                                 ScaleEncoding::kBf16, ScaleEncoding::kDouble};
+  return all;
+}
+
+// Whether validate() takes it: some group sizes, minima and encodings exclude each other.
+inline bool is_scheme(const QuantScheme& scheme) {
+  try {
+    validate(scheme);
+  } catch (const InvalidArgument&) {
+    return false;
+  }
+  return true;
+}
+
+// Every scheme of a dtype, with the group sizes of the list.
+inline std::vector<QuantScheme> schemes_of(const DtypeTraits& dtype) {
+  std::vector<QuantScheme> schemes;
+  for (const ZeroKind zeros : zero_kinds_of(dtype)) {
+    for (const ScaleEncoding scales : scale_encodings()) {
+      for (const int64_t group_size : kGroupSizes) {
+        const QuantScheme scheme{dtype.dtype, group_size, zeros, scales};
+        if (is_scheme(scheme)) schemes.push_back(scheme);
+      }
+    }
+  }
+  return schemes;
 }
 
 inline std::string describe(const QuantScheme& scheme) {
   const char* const zeros = scheme.zeros == ZeroKind::kNone  ? "sym"
                             : scheme.zeros == ZeroKind::kInt ? "asym"
+                            : scheme.zeros == ZeroKind::kMin ? "minima"
                                                              : "float zeros";
   const std::string scales =
       scheme.scales == ScaleEncoding::kDouble ? "double-quantized" : name_of(scheme.scales);
@@ -49,7 +85,7 @@ inline void set_code(QuantizedMatrix* matrix, int64_t n, int64_t k, int code) {
   write_code(matrix->row(n), k, matrix->dtype().bits, code);
 }
 
-// Every scale is `scale`, zero points are those of a symmetric matrix.
+// Every scale is `scale`, zero points or minima are those of a symmetric matrix.
 inline QuantizedMatrix uniform_hub(const QuantScheme& scheme, int64_t rows, int64_t cols,
                                    float scale, int code) {
   QuantizedMatrix matrix = QuantizedMatrix::allocate(scheme, rows, cols);
@@ -60,6 +96,11 @@ inline QuantizedMatrix uniform_hub(const QuantScheme& scheme, int64_t rows, int6
   const std::vector<float> scales(static_cast<size_t>(rows * matrix.groups()), scale);
   matrix.scales = ScaleTable::encode(scales.data(), rows, matrix.groups(), scheme.scales,
                                      has_signed_scales(scheme));
+  if (scheme.zeros == ZeroKind::kMin) {
+    const std::vector<float> minima(scales.size(),
+                                    -scale * static_cast<float>(matrix.dtype().center()));
+    matrix.minima = ScaleTable::encode(minima.data(), rows, matrix.groups(), scheme.scales, false);
+  }
   for (int64_t i = 0; i < rows * matrix.groups(); ++i) {
     if (scheme.zeros == ZeroKind::kInt) {
       matrix.zero_points.data()[i] = static_cast<uint8_t>(matrix.dtype().center());
@@ -71,7 +112,42 @@ inline QuantizedMatrix uniform_hub(const QuantScheme& scheme, int64_t rows, int6
   return matrix;
 }
 
-// Uniform codes; scales of either sign where the dtype has signed ones, one in 16 of them zero;
+// Scales, or minima, of any encoding and of either sign where `negative` says so: about 0.02, one
+// in 16 of them zero.
+inline ScaleTable random_scales(Random& random, const QuantScheme& scheme, int64_t rows,
+                                int64_t groups, bool negative) {
+  const ScaleForm form = traits_of(scheme.scales).form;
+  if (form == ScaleForm::kEach || form == ScaleForm::kDouble) {
+    std::vector<float> scales(static_cast<size_t>(rows * groups));
+    for (float& scale : scales) {
+      scale = random.below(16) == 0 ? 0.0f : random.uniform(0.001f, 0.05f);
+      if (negative && random.coin()) scale = -scale;
+    }
+    return ScaleTable::encode(scales.data(), rows, groups, scheme.scales,
+                              has_signed_scales(scheme));
+  }
+  ScaleTable table = ScaleTable::allocate(scheme, rows, groups);
+  for (int64_t i = 0; i < table.size(); ++i) {
+    uint8_t* const value = table.values.data() + i;
+    switch (scheme.scales) {
+      case ScaleEncoding::kE8M0: *value = static_cast<uint8_t>(118 + random.below(5)); break;
+      // Subnormal ones too.
+      case ScaleEncoding::kE4M3: *value = static_cast<uint8_t>(random.below(0x7f)); break;
+      default: *value = static_cast<uint8_t>(random.below(64)); break;
+    }
+    if (scheme.scales == ScaleEncoding::kE4M3 && negative && random.coin()) *value |= 0x80;
+    if (scheme.scales == ScaleEncoding::kTwoLevel && negative && random.coin())
+      *value = static_cast<uint8_t>(-*value);
+  }
+  for (int64_t i = 0; i < table.supers.size() / 2; ++i)
+    table.supers.as<uint16_t>()[i] = float_to_fp16(random.uniform(0.0002f, 0.0008f));
+  if (scheme.scales == ScaleEncoding::kE4M3) {
+    table.factor = random.coin() ? ScaleFactor{0.0004f, 1.0f} : ScaleFactor{1.0f, 2700.0f};
+  }
+  return table;
+}
+
+// Uniform codes; scales of either sign where the encoding has signed ones, one in 16 of them zero;
 // zero points anywhere in the code range.
 inline QuantizedMatrix random_hub(Random& random, const QuantScheme& scheme, int64_t rows,
                                   int64_t cols) {
@@ -83,13 +159,11 @@ inline QuantizedMatrix random_hub(Random& random, const QuantScheme& scheme, int
       set_code(&matrix, n, k, static_cast<int>(random.below(dtype.max_code() + 1)));
     }
   }
-  std::vector<float> scales(static_cast<size_t>(rows * matrix.groups()));
-  for (float& scale : scales) {
-    scale = random.below(16) == 0 ? 0.0f : random.uniform(0.001f, 0.05f);
-    if (has_signed_scales(scheme) && random.coin()) scale = -scale;
-  }
-  matrix.scales = ScaleTable::encode(scales.data(), rows, matrix.groups(), scheme.scales,
-                                     has_signed_scales(scheme));
+  // Double quantization keeps signs apart, and only where has_signed_scales() says so.
+  const bool negative = has_signed_scales(scheme) || scheme.scales != ScaleEncoding::kDouble;
+  matrix.scales = random_scales(random, scheme, rows, matrix.groups(), negative);
+  if (scheme.zeros == ZeroKind::kMin)
+    matrix.minima = random_scales(random, scheme, rows, matrix.groups(), true);
   for (int64_t i = 0; i < rows * matrix.groups(); ++i) {
     if (scheme.zeros == ZeroKind::kInt) {
       matrix.zero_points.data()[i] = static_cast<uint8_t>(random.below(dtype.max_code() + 1));
@@ -133,6 +207,13 @@ inline std::string difference(const QuantizedMatrix& a, const QuantizedMatrix& b
   }
   if (!same_bytes(a.scales.block_absmax, b.scales.block_absmax)) return "block_absmax";
   if (!same_bytes(a.scales.signs, b.scales.signs)) return "signs";
+  if (!same_bytes(a.scales.supers, b.scales.supers)) return "scales' factors";
+  if (a.scales.factor.multiplier != b.scales.factor.multiplier ||
+      a.scales.factor.divisor != b.scales.factor.divisor) {
+    return "factor";
+  }
+  if (!same_bytes(a.minima.values, b.minima.values)) return "minima";
+  if (!same_bytes(a.minima.supers, b.minima.supers)) return "minima's factors";
   if (!same_bytes(a.g_idx, b.g_idx)) return "g_idx";
   if (!same_bytes(a.act_scales, b.act_scales)) return "act_scales";
   if (float_bits(a.scales.offset) != float_bits(b.scales.offset)) return "offset";
