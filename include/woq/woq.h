@@ -8,6 +8,7 @@
 #include "woq/io/stored_matrix.h"
 #include "woq/linear.h"
 #include "woq/ops/attention.h"
+#include "woq/pack/gather.h"
 #include "woq/quant/awq.h"
 #include "woq/quant/dequantize.h"
 #include "woq/quant/error.h"

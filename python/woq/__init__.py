@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from woq.hf.auto_model import AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM
     from woq.hf.install import install, uninstall
     from woq.hf.saving import save_pretrained
+    from woq.modules.embedding import WeightOnlyEmbedding
     from woq.modules.layer import WeightOnlyLinear
     from woq.quantizing.imatrix import ImportanceMatrix, collect_imatrix
     from woq.quantizing.planning import LayerPlan, plan_layer_config
@@ -80,6 +81,7 @@ _LAZY = {
         "woq.config.algorithm_configs",
     ),
     "ImportanceMatrix": "woq.quantizing.imatrix",
+    "WeightOnlyEmbedding": "woq.modules.embedding",
     "WeightOnlyLinear": "woq.modules.layer",
     "WeightOnlyQuantConfig": "woq.config.quant_config",
     "collect_imatrix": "woq.quantizing.imatrix",
@@ -111,6 +113,7 @@ __all__ = [
     "RtnConfig",
     "TeqConfig",
     "Unsupported",
+    "WeightOnlyEmbedding",
     "WeightOnlyLinear",
     "WeightOnlyQuantConfig",
     "build_info",

@@ -39,6 +39,7 @@ def test_defaults():
         "layer_config": [],
         "modules_to_not_convert": None,
         "quantize_lm_head": False,
+        "quantize_embedding": False,
     }
 
 
@@ -61,6 +62,7 @@ def configs(draw):
             st.none() | st.lists(st.text(max_size=8).map(re.escape), max_size=3)
         ),
         quantize_lm_head=draw(st.sampled_from(head)),
+        quantize_embedding=draw(st.sampled_from([*head, "tied"])),
     )
 
 
@@ -135,6 +137,8 @@ def test_unknown_field_with_nothing_near():
         {"modules_to_not_convert": [1]},
         {"quantize_lm_head": "int9"},
         {"quantize_lm_head": 8},
+        {"quantize_embedding": "int9"},
+        {"quantize_embedding": None},
         {"weight_dtype": "nf4", "scheme": "asym"},
         {"weight_dtype": "int8", "scheme": "asym", "quantize_lm_head": "nf4"},
         *({"group_size": size} for size in (0, 1, 8, 20, 33, -2, -32, 32.0, "32", True, None)),

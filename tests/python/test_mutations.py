@@ -49,6 +49,7 @@ VALUES: dict[str, list[Any]] = {
     "algorithm_args": [{}, {"desc_act": True}, {"desc_act": False}],
     "mse_range": [True, False, None],
     "quantize_lm_head": [True, False, "int8", "nf4"],
+    "quantize_embedding": [True, False, "tied", "int8", "nf4"],
     "modules_to_not_convert": [None, ["q_proj"], ["lm_head"], [".*"], ["(a+)+b"]],
     "layer_config": [
         [],

@@ -42,6 +42,20 @@ void forward(const WeightOnlyLinear& layer, const py::object& x, const py::objec
   layer.forward(input, output, num_threads);
 }
 
+void gather(const WeightOnlyLinear& layer, const py::object& ids, const py::object& out,
+            int num_threads) {
+  const ArrayRef ref = array_ref(ids, "ids");
+  if (ref.type != ElementType::kInt64 || ref.shape.size() != 1 || !ref.contiguous()) {
+    fail("ids must be a contiguous int64 array of one dimension, got ", name_of(ref.type), " ",
+         shape_text(ref.shape));
+  }
+  const MatrixView output = output_matrix(out, "the output");
+  if (output.rows != ref.shape[0])
+    fail("the output has ", output.rows, " rows for ", ref.shape[0], " ids");
+  const py::gil_scoped_release unlocked;
+  gather_rows(layer.weight(), static_cast<const int64_t*>(ref.data), output, num_threads);
+}
+
 // (layer, out[, residual or None[, up or None]])
 LinearOutput linear_output(const py::handle& item) {
   const auto parts = item.cast<py::sequence>();
@@ -216,6 +230,7 @@ PYBIND11_MODULE(_woq, module) {
       .def_property_readonly("requested_compute_dtype",
                              [](const WeightOnlyLinear& l) { return l.compute_request().name(); })
       .def("forward", &forward, py::arg("x"), py::arg("out"), py::arg("num_threads") = 0)
+      .def("gather", &gather, py::arg("ids"), py::arg("out"), py::arg("num_threads") = 0)
       .def(
           "unpack", [](const WeightOnlyLinear& l) { return unpack(l.weight()); },
           py::call_guard<py::gil_scoped_release>())

@@ -78,6 +78,12 @@ def format_options(function: Function) -> Function:
                 "--lm-head", type=Choice(DTYPES), help="Quantize the output embedding to this."
             ),
             of_format(
+                "--embedding",
+                type=Choice(("none", *DTYPES)),
+                show_default="with --lm-head: the head's, if they are tied",
+                help="Quantize the input embedding to this.",
+            ),
+            of_format(
                 "--skip",
                 multiple=True,
                 metavar="PATTERN",
@@ -164,6 +170,7 @@ def config_from(
     scale_dtype: str | None = None,
     double_quant: bool = False,
     lm_head: str | None = None,
+    embedding: str | None = None,
     skip: Sequence[str] = (),
     layers: Sequence[tuple[str, str]] = (),
     algorithm: str | None = None,
@@ -196,6 +203,7 @@ def config_from(
         "scale_dtype": scale_dtype,
         "use_double_quant": double_quant or None,
         "quantize_lm_head": lm_head,
+        "quantize_embedding": {None: lm_head and "tied", "none": None}.get(embedding, embedding),
         "modules_to_not_convert": list(skip) or None,
         "layer_config": {pattern: _settings(text) for pattern, text in layers} or None,
         "algorithm": algorithm,

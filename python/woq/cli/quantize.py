@@ -107,7 +107,11 @@ def command(
     values = {
         "model": model,
         "folder": str(folder),
-        "config": config.to_dict(),
+        "config": {
+            **config.to_dict(),
+            # What became of it, where that depends on the model.
+            "quantize_embedding": loaded.config.quantization_config.quantize_embedding,
+        },
         "report": None if report is None else str(report),
         "evaluation": None if figures is None else dataclasses.asdict(figures),
         **loaded.woq_report.to_dict(),

@@ -90,6 +90,7 @@ _FIELDS: dict[str, Field] = {
     "llm_int8_skip_modules": Field("list[str] | None", None, "modules_to_not_convert"),
     "skip_modules": Field("list[str] | None", None, "modules_to_not_convert"),
     "quantize_lm_head": Field("bool | str", False, "also the output embedding"),
+    "quantize_embedding": Field("bool | str", False, "also the input embedding"),
     "layer_config": Field(
         "dict[str, dict[str, Any] | None] | None", None, "settings of some layers"
     ),
@@ -171,7 +172,8 @@ class AlgorithmConfig(WeightOnlyQuantConfig):
     A class of one algorithm is defined with
 
         algorithm: its name.
-        arguments: the names of its arguments, in order; `*` stands for the algorithm's options. A
+        arguments: the names of its arguments, in order, but for quantize_embedding, which is the
+            last one of all classes; `*` stands for the algorithm's options. A
             second name of an option is an argument of its own, None by default.
         defaults: of arguments, where they are not the usual ones.
         keywords: more arguments, by keyword only, which the class takes out in `_adapt`.
@@ -199,7 +201,7 @@ class AlgorithmConfig(WeightOnlyQuantConfig):
         if algorithm is not None:
             cls._method = find_algorithm(algorithm)
         if arguments is not None:
-            parameters = _parameters(cls._method, arguments)
+            parameters = _parameters(cls._method, f"{arguments} quantize_embedding")
         elif defaults is None and keywords is None:
             return  # shares a part of its work with other classes
         else:
@@ -282,6 +284,7 @@ class AlgorithmConfig(WeightOnlyQuantConfig):
             "llm_int8_skip_modules": base.modules_to_not_convert,
             "skip_modules": base.modules_to_not_convert,
             "quantize_lm_head": base.quantize_lm_head,
+            "quantize_embedding": base.quantize_embedding,
             "layer_config": base.layer_config,
             **base.algorithm_args,
         }

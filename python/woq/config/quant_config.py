@@ -146,8 +146,12 @@ class WeightOnlyQuantConfig(_TransformersConfig):
             any of weight_dtype (or bits: 4, 8), group_size and scheme (or sym); None, or 16 bits,
             leaves the module in floating point. Kept and saved in order (in JSON as pairs).
         quantize_lm_head: also quantize the output embedding; a dtype name gives it a dtype of its
-            own ("int8"). An output embedding tied to the input embedding is untied in memory: the
-            input embedding keeps its values.
+            own ("int8"). An output embedding tied to the input embedding is untied in memory, and
+            the input embedding keeps its values, unless `quantize_embedding` says otherwise.
+        quantize_embedding: also quantize the input embedding. Where the output embedding is tied to
+            it and quantized they share one packed weight, in the format of the output embedding;
+            otherwise it is `weight_dtype`, or the dtype that is named. "tied": only in the first
+            case.
         dataset: calibration data: a list (or another iterable) of strings, of token tensors or of
             chats, the path of a text file, a `datasets` dataset or the name of one ("wikitext2",
             "c4", "ptb" and "pile-10k" are known by these), or "self" for text sampled from the
@@ -186,6 +190,7 @@ class WeightOnlyQuantConfig(_TransformersConfig):
     quantize_lm_head: bool | str = False
     algorithm_args: dict[str, Any] = dataclasses.field(default_factory=dict)
     layer_config: dict[str, dict[str, Any] | None] = dataclasses.field(default_factory=dict)
+    quantize_embedding: bool | str = False
     dataset: Any = dataclasses.field(default=None, metadata=_ONE_RUN)
     tokenizer: Any = dataclasses.field(default=None, metadata=_ONE_RUN)
     work_dir: Any = dataclasses.field(default=None, metadata=_ONE_RUN)
@@ -302,6 +307,10 @@ class WeightOnlyQuantConfig(_TransformersConfig):
         if not isinstance(self.quantize_lm_head, bool):
             _require(owner, "quantize_lm_head", self.quantize_lm_head, str, "a bool or a dtype")
             self.quantize_lm_head = self.number_format(self.quantize_lm_head).dtype
+        if not isinstance(self.quantize_embedding, bool) and self.quantize_embedding != "tied":
+            what = "a bool, 'tied' or a dtype"
+            _require(owner, "quantize_embedding", self.quantize_embedding, str, what)
+            self.quantize_embedding = self.number_format(self.quantize_embedding).dtype
         self.layer_config = self._validate_layer_config(self.layer_config)
         check_patterns(
             owner,

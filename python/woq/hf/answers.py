@@ -14,13 +14,15 @@ from typing import Any
 from torch import nn
 
 from ..core.native import Unsupported
-from ..modules.targets import output_embeddings, quantized_layers
+from ..modules.embedding import WeightOnlyEmbedding
+from ..modules.targets import embedding_layers, output_embeddings, quantized_layers
 
 __all__ = ["answer_for", "stop_answering_for"]
 
 
 def _get_memory_footprint(model: Any, *args: Any, **kwargs: Any) -> int:
-    packed = sum(layer.nbytes for layer in quantized_layers(model).values())
+    layers = [*quantized_layers(model).values(), *embedding_layers(model)]
+    packed = sum(layer.nbytes for layer in layers)
     return int(type(model).get_memory_footprint(model, *args, **kwargs)) + packed
 
 
@@ -28,7 +30,7 @@ def _num_parameters(model: Any, only_trainable: bool = False, *args: Any, **kwar
     count = int(type(model).num_parameters(model, only_trainable, *args, **kwargs))
     if only_trainable:
         return count
-    for layer in quantized_layers(model).values():
+    for layer in [*quantized_layers(model).values(), *embedding_layers(model)]:
         count += layer.in_features * layer.out_features
         count += 0 if layer.bias is None else layer.bias.numel()
     return count
@@ -43,9 +45,12 @@ def _resize_token_embeddings(
 ) -> Any:
     layers = quantized_layers(model)
     heads = [name for name in output_embeddings(model) if name in layers]
+    embedding = model.get_input_embeddings()
+    if isinstance(embedding, WeightOnlyEmbedding) and not heads:
+        heads = [embedding.name]
     if heads:
         # Before anything is done: transformers resizes the input embedding first.
-        have = model.get_input_embeddings().weight.shape[0]
+        have = embedding.weight.shape[0]
         wanted = have if new_num_tokens is None else new_num_tokens
         if pad_to_multiple_of is not None:
             wanted = -(-wanted // pad_to_multiple_of) * pad_to_multiple_of
@@ -53,7 +58,8 @@ def _resize_token_embeddings(
             raise Unsupported(
                 f"resize_token_embeddings from {have} to {wanted} tokens: {heads[0]} is quantized, "
                 "and a quantized layer keeps its size. Resize the float model and quantize it "
-                "then, or leave the output embedding in floating point (quantize_lm_head=False)"
+                "then, or leave the embeddings in floating point (quantize_lm_head=False, "
+                "quantize_embedding=False)"
             )
     return type(model).resize_token_embeddings(
         model, new_num_tokens, pad_to_multiple_of, *args, **kwargs

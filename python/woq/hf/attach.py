@@ -15,6 +15,8 @@ from transformers.quantizers.base import HfQuantizer
 
 from ..config.quant_config import WeightOnlyQuantConfig
 from ..core import native, transformers_private
+from ..modules.embedding import quantized_embeddings
+from ..modules.embedding_target import asked_for
 from ..modules.targets import output_embeddings, quantized_layers, scheme_for, select
 from .answers import answer_for
 
@@ -44,6 +46,7 @@ def attach_quantizer(
             if name in done and attached.lm_head_dtype is None:
                 # Inside of another module it was a linear layer like any other.
                 attached.quantize_lm_head = done[name].scheme.dtype
+        attached.quantize_embedding = _what_embeddings_are(inner, attached)
         attached.layer_config = {**_exact_rules(inner, attached), **attached.layer_config}
         quantizer = getattr(inner, "hf_quantizer", None)
         if isinstance(quantizer, kind):
@@ -58,6 +61,14 @@ def attach_quantizer(
                 transformers_private.mark_config_quantized(module.config)
         answer_for(inner)
         keep_on_cpu(inner)
+
+
+def _what_embeddings_are(model: nn.Module, config: WeightOnlyQuantConfig) -> bool | str:
+    """What `quantize_embedding` says of the model as it is."""
+    found = next(iter(quantized_embeddings(model).values()), None)
+    if found is None:
+        return False
+    return asked_for(found.layer.scheme.dtype, config)
 
 
 def _take_configs_of_its_own(model: nn.Module) -> None:
@@ -76,8 +87,13 @@ def _exact_rules(model: nn.Module, config: WeightOnlyQuantConfig) -> dict[str, d
     """Rules for the layers that have another scheme than `config` gives their names."""
     heads = set(output_embeddings(model))
     rules: dict[str, dict[str, Any]] = {}
-    for name, layer in quantized_layers(model).items():
-        have, wanted = layer.scheme, scheme_for(config, name, head=name in heads)
+    schemes = {
+        name: (layer.scheme, scheme_for(config, name, head=name in heads))
+        for name, layer in quantized_layers(model).items()
+    }
+    for name, embedding in quantized_embeddings(model).items():
+        schemes[name] = (embedding.layer.scheme, scheme_for(config, name, embedding=True))
+    for name, (have, wanted) in schemes.items():
         rule = _rule_of(have)
         if have.scales != config.number_format().scales:
             rule["scale_dtype"] = have.scales

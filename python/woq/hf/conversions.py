@@ -15,6 +15,7 @@ from typing import Any
 from ..core import transformers_private
 from ..core.native import Unsupported
 from ..modules.deferred_state import deferred_state
+from ..modules.embedding import quantized_embeddings
 from ..modules.targets import quantized_layers
 
 __all__ = ["restore_conversions", "spare_quantized_layers"]
@@ -34,7 +35,7 @@ def spare_quantized_layers(model: Any) -> None:
             it: both of its sides have the same names.
     """
     conversions = transformers_private.weight_conversions(model)
-    layers = quantized_layers(model)
+    layers = quantized_layers(model).keys() | quantized_embeddings(model).keys()
     if not conversions or not layers:
         return
     with deferred_state():

@@ -12,11 +12,13 @@ import torch
 from ..config.quant_config import WeightOnlyQuantConfig
 from ..core import native, transformers_private
 from ..formats.pages import CheckpointPages, HeapTrimmer, release_file_pages
+from ..modules.embedding_target import EmbeddingTarget, share_with_head
 from ..modules.layer import WeightOnlyLinear
 from ..modules.targets import Target
 from ..quantizing.quantize import (
     attach_report,
     log_summary,
+    make_embedding,
     make_layer,
     quantize_module,
     replace_module,
@@ -32,6 +34,7 @@ class QuantizeOnLoad:
     """The layers to quantize of a model that is being loaded, and what became of them.
 
     Args:
+        embedding: the input embedding, if that is quantized, too.
         started: `time.perf_counter()` when loading began.
         checkpoint_files: the files that the weights come from; pages of them that have been read
             are given back.
@@ -43,8 +46,12 @@ class QuantizeOnLoad:
         targets: Sequence[Target],
         checkpoint_files: Sequence[str],
         started: float,
+        embedding: EmbeddingTarget | None = None,
     ) -> None:
         self._config = config
+        self._embedding = embedding
+        # Tied weights of modules that are done: the loader need not tie them any more.
+        self.untied: set[str] = set()
         # A tied weight is loaded once, under its other name: it is there only after loading.
         self._tied = [target for target in targets if target.tied]
         self._targets = {target.name: target for target in targets if not target.tied}
@@ -57,7 +64,9 @@ class QuantizeOnLoad:
 
     def expects(self, param_name: str) -> bool:
         """Whether the parameter is the weight of a layer that is not quantized yet."""
-        return _module_of(param_name) in self._targets
+        name = _module_of(param_name)
+        of_embedding = self._embedding is not None and name == self._embedding.name
+        return of_embedding or name in self._targets
 
     def conversion(self) -> _Conversion:
         """What the loader is to do with such a weight."""
@@ -72,7 +81,7 @@ class QuantizeOnLoad:
         with their traces, and raise an error of its own that says nothing. So all layers that
         cannot be quantized are named at once.
         """
-        target = self._targets.pop(name)
+        target = self._expected(name)
         try:
             weight = value.detach()
             if tuple(weight.shape) != tuple(target.module.weight.shape):
@@ -80,6 +89,9 @@ class QuantizeOnLoad:
                     f"{name}.weight has shape {list(weight.shape)} in the checkpoint, "
                     f"{list(target.module.weight.shape)} in the model"
                 )
+            if isinstance(target, EmbeddingTarget):
+                self._take_embedding(model, target, weight)
+                return
             if target.transposed:
                 weight = weight.t().contiguous()
             bias = target.module.bias
@@ -93,6 +105,29 @@ class QuantizeOnLoad:
             self._errors.append(error)
         finally:
             self._release(value, keys)
+
+    def _expected(self, name: str) -> Target:
+        """What module `name` is to become; from now on it is no longer expected."""
+        if self._embedding is not None and name == self._embedding.name:
+            embedding, self._embedding = self._embedding, None
+            return embedding
+        return self._targets.pop(name)
+
+    def _take_embedding(self, model: Any, target: EmbeddingTarget, weight: torch.Tensor) -> None:
+        """Quantize the embedding, and with it the head that has the same weight."""
+        if target.head is None:
+            module, entry = make_embedding(weight, self._config, target)
+            self._report.layers.append(entry)
+        else:
+            head = next(each for each in self._tied if each.name == target.head)
+            layer, entry = make_layer(head.name, weight, None, self._config, head)
+            self._install(model, layer, entry)
+            self._tied.remove(head)
+            module = share_with_head(model, target)
+            declare_untied(model, [head.name, target.name])
+            self.untied.add(f"{head.name}.weight")
+        transformers_private.keep_values(module)
+        replace_module(model, target.name, module)
 
     def _release(self, value: torch.Tensor, keys: Iterable[str]) -> None:
         if not release_file_pages(value) and self._pages is not None:
@@ -123,6 +158,9 @@ class QuantizeOnLoad:
         self._waiting.clear()
         # The tied output embedding; and weights that the checkpoint lacks, which transformers has
         # initialised and reported: a model with float layers among them could not be read back.
+        if self._embedding is not None:
+            weight = model.get_submodule(self._embedding.name).weight.detach()
+            self._take_embedding(model, self._embedding, weight)
         for target in [*self._tied, *self._targets.values()]:
             module = model.get_submodule(target.name)
             weight = module.weight.detach()
@@ -130,7 +168,7 @@ class QuantizeOnLoad:
             layer, entry = make_layer(target.name, weight, module.bias, config, target)
             self._install(model, layer, entry)
         declare_untied(model, [target.name for target in self._tied])
-        self._tied, self._targets, self._pages = [], {}, None
+        self._tied, self._targets, self._pages, self._embedding = [], {}, None, None
         self._heap.trim()
         self._report.seconds = time.perf_counter() - self._started
         attach_report(model, self._report, config)
@@ -176,6 +214,7 @@ class _Conversion:
             self._on_load.take(model, _module_of(full), tensor, source_patterns)
             if missing_keys is not None:
                 missing_keys.discard(full)
+                missing_keys.difference_update(self._on_load.untied)
         return rest
 
 

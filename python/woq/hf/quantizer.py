@@ -22,6 +22,8 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from ..config.quant_config import WeightOnlyQuantConfig
 from ..core import transformers_private
 from ..core.extras import check_transformers
+from ..modules.embedding import quantized_embeddings
+from ..modules.embedding_target import embedding_target, settled
 from ..modules.layer import WeightOnlyLinear
 from ..modules.targets import Target, quantized_layers, select, warn_of_idle_patterns
 from ..observe.samples import read_ahead
@@ -33,7 +35,7 @@ from .attach import attach_quantizer, check_device_map, declare_untied, keep_on_
 from .conversions import restore_conversions, spare_quantized_layers
 from .on_load import QuantizeOnLoad
 from .saving import describe_save
-from .stored_layers import StoredLayer, check_checkpoint, pack_stored_layers
+from .stored_layers import StoredLayer, check_checkpoint, hold_embedding, pack_stored_layers
 
 __all__ = ["WoqHfQuantizer", "register"]
 
@@ -90,11 +92,17 @@ class WoqHfQuantizer(HfQuantizer):
         self._started = time.perf_counter()
         config = self.quantization_config
         targets = select(model, config)
+        embedding = embedding_target(model, config)
         if self.pre_quantized:
             for target in targets:
-                dtype = _float_dtype(model, target)
-                replace_module(model, target.name, StoredLayer(target, config, dtype))
-            declare_untied(model, [target.name for target in targets if target.tied])
+                if embedding is None or target.name != embedding.head:
+                    dtype = _float_dtype(model, target)
+                    replace_module(model, target.name, StoredLayer(target, config, dtype))
+            untied = [target.name for target in targets if target.tied]
+            if embedding is not None:
+                hold_embedding(model, embedding, config, _float_dtype(model, embedding))
+                untied.append(embedding.name)
+            declare_untied(model, untied)
             check_checkpoint(model, config, kwargs.get("checkpoint_files") or ())
             return model
         if config.needs_calibration:
@@ -109,8 +117,10 @@ class WoqHfQuantizer(HfQuantizer):
         warn_of_idle_patterns(model, config)
         if config.imatrix is not None:
             targets = with_importance(model, config, targets)
+        # From here on the config is that of the model at hand.
+        config.quantize_embedding = settled(config, embedding)
         files = kwargs.get("checkpoint_files") or ()
-        self._on_load = QuantizeOnLoad(config, targets, files, self._started)
+        self._on_load = QuantizeOnLoad(config, targets, files, self._started, embedding)
         return model
 
     def param_needs_quantization(self, model: Any, param_name: str, **kwargs: Any) -> bool:
@@ -140,12 +150,22 @@ class WoqHfQuantizer(HfQuantizer):
     def _dequantize(self, model: Any, dtype: torch.dtype | str | None = None) -> Any:
         if isinstance(dtype, str):  # as the config of a model has it that was saved
             dtype = getattr(torch, dtype)
+        embeddings = quantized_embeddings(model)
+        weights: dict[int, nn.Parameter] = {}  # of tied heads, which share theirs again
         for name, layer in quantized_layers(model).items():
-            replace_module(model, name, _float_module(layer, dtype or layer.weight.dtype))
+            module = _float_module(layer, dtype or layer.weight.dtype)
+            replace_module(model, name, module)
+            weights[id(layer)] = module.weight
             wrapper = model.get_submodule(name.rpartition(".")[0])
             if hasattr(wrapper, "fan_in_fan_out"):
                 # peft's LoRA around the layer, which had to take a Conv1D for an nn.Linear.
                 wrapper.fan_in_fan_out = layer.transposed
+        for name, embedding in embeddings.items():
+            weight = weights.get(id(embedding.layer))
+            if weight is None:
+                values = embedding.dequantize(dtype or embedding.weight.dtype)
+                weight = nn.Parameter(values, requires_grad=False)
+            replace_module(model, name, embedding.float_module(weight))
         if hasattr(model, "woq_report"):
             del model.woq_report
         stop_answering_for(model)

@@ -26,12 +26,13 @@ from ..formats.checkpoint import (
 )
 from ..formats.pages import HeapTrimmer
 from ..formats.stored_tensors import MARKER, StoredForm, marker_bytes
+from ..modules.embedding_target import EmbeddingTarget
 from ..modules.layer import WeightOnlyLinear
 from ..modules.targets import Target
 from ..quantizing.quantize import log_kernels, replace_module
 from .holder import Holder
 
-__all__ = ["StoredLayer", "check_checkpoint", "pack_stored_layers"]
+__all__ = ["StoredLayer", "check_checkpoint", "hold_embedding", "pack_stored_layers"]
 
 logger = logging.getLogger("woq")
 
@@ -41,12 +42,13 @@ class StoredLayer(Holder):
 
     def __init__(self, target: Target, config: WeightOnlyQuantConfig, dtype: torch.dtype) -> None:
         super().__init__(target.name, target.transposed, dtype)
+        self.target = target
         self.form = StoredForm(target.scheme, *target.shape, **stored_extras(config))
         self.specs = self.form.specs()
         self.expect(MARKER, (marker_bytes(config.format_version),), torch.uint8)
         for name, (shape, kind) in self.specs.items():
             self.expect(name, shape, kind)
-        bias = target.module.bias
+        bias = getattr(target.module, "bias", None)
         self.register_buffer("bias", None if bias is None else torch.empty_like(bias))
 
     def absent(self) -> list[str]:
@@ -68,6 +70,19 @@ class StoredLayer(Holder):
         }
         read = [self._buffers[name] for name in self.specs]
         return self.packed(self.form.matrix(tensors), self._buffers["bias"], compute_dtype, read)  # type: ignore[arg-type]
+
+
+class _HeadOfEmbedding(nn.Module):
+    """Where the head will be that shares an embedding's weight: nothing is stored for it."""
+
+
+def hold_embedding(
+    model: Any, target: EmbeddingTarget, config: WeightOnlyQuantConfig, dtype: torch.dtype
+) -> None:
+    """Have `model` receive the stored tensors of its embedding, which may be those of its head."""
+    replace_module(model, target.name, StoredLayer(target, config, dtype))
+    if target.head is not None:
+        replace_module(model, target.head, _HeadOfEmbedding())
 
 
 def check_checkpoint(model: Any, config: WeightOnlyQuantConfig, files: Sequence[str]) -> None:
@@ -155,6 +170,13 @@ def _problems_of_kind(
             yield f"{key} is {stored}, expected {wanted[key].dtype} {list(wanted[key].shape)}"
 
 
+def _put_embedding(model: Any, target: EmbeddingTarget, layer: WeightOnlyLinear) -> None:
+    if target.head is not None:
+        layer.name, layer.tied = target.head, True
+        replace_module(model, target.head, layer)
+    replace_module(model, target.name, target.module_of(layer))
+
+
 def pack_stored_layers(model: Any, config: WeightOnlyQuantConfig) -> None:
     """Replace each `StoredLayer` of `model` by the layer that its tensors are."""
     stored = {n: m for n, m in model.named_modules() if isinstance(m, StoredLayer)}
@@ -166,8 +188,12 @@ def pack_stored_layers(model: Any, config: WeightOnlyQuantConfig) -> None:
         )
     heap = HeapTrimmer()
     for name in list(stored):
-        layer = stored.pop(name).pack(config.compute_dtype)
-        replace_module(model, name, layer)
+        holder = stored.pop(name)
+        layer = holder.pack(config.compute_dtype)
+        if isinstance(holder.target, EmbeddingTarget):
+            _put_embedding(model, holder.target, layer)
+        else:
+            replace_module(model, name, layer)
         heap.count(layer.nbytes)
     heap.trim()
     if logger.isEnabledFor(logging.INFO):

@@ -43,6 +43,8 @@ class WeightOnlyLinear(nn.Linear):
     """
 
     bias: torch.Tensor | None
+    # Whether its weight is an embedding's, too, which has it in state dicts.
+    tied: bool = False
 
     def __init__(
         self,
@@ -175,6 +177,11 @@ class WeightOnlyLinear(nn.Linear):
     def _save_to_state_dict(
         self, destination: dict[str, Any], prefix: str, keep_vars: bool
     ) -> None:
+        if not self.tied:
+            self.save_tensors(destination, prefix, keep_vars)
+
+    def save_tensors(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        """What `_save_to_state_dict` does, under the name of this layer or of its embedding."""
         deferred = current_deferred()
         if deferred is None:
             stored = self.stored_tensors()
@@ -191,7 +198,11 @@ class WeightOnlyLinear(nn.Linear):
         if self.bias is not None:
             destination[prefix + "bias"] = self.bias if keep_vars else self.bias.detach()
 
-    def _load_from_state_dict(
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
+        if not self.tied:
+            self.load_tensors(state_dict, prefix, *args)
+
+    def load_tensors(
         self,
         state_dict: Mapping[str, Any],
         prefix: str,
@@ -201,6 +212,7 @@ class WeightOnlyLinear(nn.Linear):
         unexpected_keys: list[str],
         error_msgs: list[str],
     ) -> None:
+        """What `_load_from_state_dict` does, under the name of this layer or of its embedding."""
         form = self.stored_form
         wanted = set(form.specs())
         if self.bias is not None:

@@ -22,6 +22,7 @@ from ..config.patterns import pattern_of_names
 from ..config.quant_config import WeightOnlyQuantConfig
 from ..core import native
 from .bypassed import reads_weight
+from .embedding import WeightOnlyEmbedding, quantized_embeddings
 from .layer import WeightOnlyLinear
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Target",
+    "embedding_layers",
     "input_embedding",
     "is_linear",
     "is_transposed",
@@ -39,6 +41,7 @@ __all__ = [
     "scheme_for",
     "select",
     "skip_patterns",
+    "tied_groups",
     "warn_of_idle_patterns",
 ]
 
@@ -149,13 +152,23 @@ def _embedding(model: nn.Module, getter: str) -> Any | None:
 
 def tied_modules(model: nn.Module) -> set[str]:
     """Modules whose weight is also another module's, by storage or by transformers' declaration."""
+    return set(tied_groups(model))
+
+
+def tied_groups(model: nn.Module) -> dict[str, frozenset[str]]:
+    """{module: all modules that have its weight, itself among them}, for `tied_modules`."""
     owners: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         owners.setdefault(id(parameter), []).append(name)
-    tied = {name for names in owners.values() if len(names) > 1 for name in names}
-    declared = getattr(model, "all_tied_weights_keys", None) or {}
-    tied.update(declared.keys(), declared.values())
-    return {name.rpartition(".")[0] for name in tied}
+    ties = [names for names in owners.values() if len(names) > 1]
+    ties += [list(pair) for pair in (getattr(model, "all_tied_weights_keys", None) or {}).items()]
+    groups: dict[str, set[str]] = {}
+    for names in ties:
+        joined = {name.rpartition(".")[0] for name in names}
+        for name in list(joined):
+            joined |= groups.get(name, set())
+        groups.update(dict.fromkeys(joined, joined))
+    return {name: frozenset(group) for name, group in groups.items()}
 
 
 def _last_module(model: nn.Module) -> list[str]:
@@ -165,7 +178,7 @@ def _last_module(model: nn.Module) -> list[str]:
     last = [
         name
         for name, module in model.named_modules(remove_duplicate=False)
-        if isinstance(module, WeightOnlyLinear)
+        if isinstance(module, (WeightOnlyLinear, WeightOnlyEmbedding))
         or any(parameter is not None for parameter in module._parameters.values())
     ]
     return last[-1:]
@@ -261,12 +274,14 @@ def _adapters(model: nn.Module) -> tuple[str, ...]:
 
 
 def scheme_for(
-    config: WeightOnlyQuantConfig, name: str, *, head: bool = False
+    config: WeightOnlyQuantConfig, name: str, *, head: bool = False, embedding: bool = False
 ) -> native.QuantScheme | None:
     """The number format that `config` gives the module `name`; None: floating point. `head`: it is
     the output embedding, whose dtype `quantize_lm_head` gives before the rules of `layer_config`
-    apply."""
+    apply. `embedding`: an input embedding with a weight of its own."""
     dtype = config.lm_head_dtype if head else config.weight_dtype
+    if embedding and isinstance(config.quantize_embedding, str):
+        dtype = config.quantize_embedding
     rule = next((r for pattern, r in config.layer_config.items() if matches(name, [pattern])), {})
     if dtype is None or rule is None:
         return None
@@ -325,7 +340,15 @@ def parameter_count(model: nn.Module) -> int:
     floats = sum(parameter.numel() for parameter in model.parameters())
     layers = quantized_layers(model).values()
     biases = sum(layer.bias.numel() for layer in layers if layer.bias is not None)
-    return floats + biases + sum(layer.out_features * layer.in_features for layer in layers)
+    packed = [*layers, *embedding_layers(model)]
+    return floats + biases + sum(layer.out_features * layer.in_features for layer in packed)
+
+
+def embedding_layers(model: nn.Module) -> list[WeightOnlyLinear]:
+    """What holds the packed weights of embeddings that share them with no head: beside
+    `quantized_layers`."""
+    layers = [embedding.layer for embedding in quantized_embeddings(model).values()]
+    return [layer for layer in layers if not layer.tied]
 
 
 def linear_parameters(module: nn.Module) -> torch.Tensor | Any:

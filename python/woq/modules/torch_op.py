@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """`torch.ops.woq.linear`: the product of `WeightOnlyLinear` as an operation that torch's compilers
 and autograd know, with its gradient, and the short way past the dispatcher.
+
+`torch.ops.woq.embedding` is the same for the rows that `WeightOnlyEmbedding` gathers, without one.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ import torch
 
 from ..core import native
 
-__all__ = ["multiply", "needs_dispatcher", "new_handle"]
+__all__ = ["gather", "multiply", "needs_dispatcher", "new_handle"]
 
 _ACTIVATION_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -89,6 +91,27 @@ def multiply(core: native.Linear, x: torch.Tensor, name: str) -> torch.Tensor:
     return out
 
 
+def gather(core: native.Linear, ids: torch.Tensor, dtype: torch.dtype, name: str) -> torch.Tensor:
+    """Rows ids[...] of the weight, [..., K] in `dtype`; `name` is the embedding's."""
+    if ids.dtype not in (torch.int64, torch.int32):
+        raise native.InvalidArgument(
+            f"{name or 'WeightOnlyEmbedding'}: ids have dtype {ids.dtype}; int64 and int32 are "
+            "supported"
+        )
+    if not ids.is_cpu:
+        raise native.Unsupported(
+            f"{name or 'WeightOnlyEmbedding'}: the ids are on {ids.device}, not on the CPU"
+        )
+    out = torch.empty((*ids.shape, core.in_features), dtype=dtype)
+    if out.numel():
+        flat = ids.reshape(-1).to(torch.int64).contiguous()
+        try:
+            core.gather(flat, out.view(-1, core.in_features), torch.get_num_threads())
+        except native.InvalidArgument as error:
+            raise native.InvalidArgument(f"{name or 'WeightOnlyEmbedding'}: {error}") from None
+    return out
+
+
 def _layer(handle: torch.Tensor) -> Layer:
     layer = _layers.get(int(handle))
     if layer is None:
@@ -102,6 +125,19 @@ def _layer(handle: torch.Tensor) -> Layer:
 def _op_linear(x: torch.Tensor, handle: torch.Tensor, out_features: int) -> torch.Tensor:
     layer = _layer(handle)
     return multiply(layer._core, x.detach(), layer.name)
+
+
+def _op_embedding(
+    ids: torch.Tensor, handle: torch.Tensor, features: int, dtype: torch.dtype
+) -> torch.Tensor:
+    layer = _layer(handle)
+    return gather(layer._core, ids, dtype, layer.name)
+
+
+def _fake_embedding(
+    ids: torch.Tensor, handle: torch.Tensor, features: int, dtype: torch.dtype
+) -> torch.Tensor:
+    return ids.new_empty((*ids.shape, features), dtype=dtype)
 
 
 def _fake_linear(x: torch.Tensor, handle: torch.Tensor, out_features: int) -> torch.Tensor:
@@ -142,9 +178,12 @@ def _backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None, None]:
 _library = torch.library.Library("woq", "DEF")
 _library.define("linear(Tensor x, Tensor handle, int out_features) -> Tensor")
 _library.define("linear_grad(Tensor grad, Tensor handle, int in_features) -> Tensor")
+_library.define("embedding(Tensor ids, Tensor handle, int features, ScalarType dtype) -> Tensor")
 _library.impl("linear", _op_linear, "CPU")
+_library.impl("embedding", _op_embedding, "CPU")
 _library.impl("linear_grad", _op_linear_grad, "CPU")
 torch.library.register_fake("woq::linear", _fake_linear, lib=_library)
+torch.library.register_fake("woq::embedding", _fake_embedding, lib=_library)
 torch.library.register_fake("woq::linear_grad", _fake_linear_grad, lib=_library)
 torch.library.register_autograd(
     "woq::linear", _backward, setup_context=_setup_context, lib=_library

@@ -13,9 +13,12 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from ..algorithms.shared.finished import Finished
+from ..algorithms.rtn import round_to_nearest
+from ..algorithms.shared.finished import Finished, as_stored
 from ..config.quant_config import WeightOnlyQuantConfig
 from ..core import native
+from ..modules.embedding import WeightOnlyEmbedding, quantized_embeddings
+from ..modules.embedding_target import EmbeddingTarget, embedding_target, share_with_head
 from ..modules.layer import WeightOnlyLinear
 from ..modules.targets import (
     Target,
@@ -46,7 +49,7 @@ advice = logging.getLogger("woq.advice")
 # Why a matrix is left in floating point, where that is as it should be.
 _EXPERTS = "fused expert weights are not quantized yet"  # of which there is a warning
 _HEAD = "output embedding; quantize_lm_head=True quantizes it"
-_EMBEDDING = "embedding"
+_EMBEDDING = "embedding; quantize_embedding=True quantizes it"
 _NOT_SELECTED = "not selected"  # by the config, or as the model's last layer
 _EXPECTED = frozenset({_EXPERTS, _HEAD, _EMBEDDING, _NOT_SELECTED})
 # Of the weights that are not embeddings: from here on a log line says that they stay floats. Real
@@ -74,7 +77,8 @@ def quantize(
     nn.Linear and transformers' Conv1D are replaced by `WeightOnlyLinear`, one after the other: the
     float weight of a layer is released before the next one is touched. What stays in floating
     point (embeddings, skipped modules, the fused expert weights of mixtures of experts) is listed
-    in `model.woq_report`. An output embedding is left alone unless `config.quantize_lm_head` asks.
+    in `model.woq_report`. An output embedding is left alone unless `config.quantize_lm_head` asks,
+    an input embedding unless `config.quantize_embedding` does.
 
     If it fails or is interrupted (Ctrl-C), the layers done so far stay quantized and the others
     stay as they were: the model still works, can be saved, and a second call with the same config
@@ -121,7 +125,8 @@ def _quantize(
     _check_earlier_layers(model, config)
     warn_of_idle_patterns(model, config)
     targets = select(model, config)
-    _check_devices(targets)
+    embedding = embedding_target(model, config)
+    _check_devices(targets if embedding is None else [*targets, embedding])
     check_hooks(model)
     if config.imatrix is not None and not config.needs_calibration:
         targets = with_importance(model, config, targets)
@@ -132,7 +137,8 @@ def _quantize(
     if isinstance(previous, QuantizationReport):
         report.layers.extend(previous.layers)
         report.seconds = previous.seconds
-    total, done_before = len(targets), len(report.layers)
+    own = embedding is not None and embedding.head is None
+    total, done_before = len(targets) + own, len(report.layers)
     bar = _progress(total, progress)
     next(bar)
 
@@ -143,6 +149,8 @@ def _quantize(
         report.layers.append(entry)
         if target.tied:
             tell_untied(model, [target.name])
+        if embedding is not None and embedding.head == target.name:
+            replace_module(model, embedding.name, share_with_head(model, embedding))
         bar.send(target.name if entry.loss is None else f"{target.name} loss {entry.loss:.2e}")
 
     try:
@@ -154,6 +162,11 @@ def _quantize(
                 quantize_calibrated(model, config, targets, finish)
             else:
                 _round_all(targets, config, finish)
+            if embedding is not None and embedding.head is None:
+                module, entry = make_embedding(embedding.module.weight.detach(), config, embedding)
+                replace_module(model, embedding.name, module)
+                report.layers.append(entry)
+                bar.send(embedding.name)
         report.complete = True
     except BaseException as error:
         advice.warning(
@@ -168,7 +181,7 @@ def _quantize(
         bar.close()
         report.seconds += time.perf_counter() - started
         attach_report(model, report, config)
-        if quantized_layers(model):
+        if quantized_layers(model) or quantized_embeddings(model):
             tell_quantized(model, config)
     log_summary(model, report)
     return model
@@ -235,6 +248,25 @@ def make_layer(
         transposed=target.transposed,
     )
     return layer, entry
+
+
+def make_embedding(
+    weight: torch.Tensor, config: WeightOnlyQuantConfig, target: EmbeddingTarget
+) -> tuple[WeightOnlyEmbedding, LayerReport]:
+    """Quantize and pack an embedding with a weight of its own, which no algorithm calibrates."""
+    quantize = config.method.quantize_weight or round_to_nearest
+    matrix = as_stored(quantize(weight, config, target), config)
+    note = _note(config, target)
+    algorithm = config.algorithm
+    if config.needs_calibration:
+        algorithm, note = "RTN", "embeddings are looked up, and not calibrated"
+    entry = dataclasses.replace(
+        _layer_report(target.name, weight, matrix, target), algorithm=algorithm, note=note
+    )
+    layer = WeightOnlyLinear.from_quantized(
+        matrix, compute_dtype=config.compute_dtype, name=target.name, dtype=weight.dtype
+    )
+    return target.module_of(layer), entry
 
 
 def attach_report(

@@ -26,6 +26,7 @@ from ..core import native
 from ..formats.files import replace_file
 from ..formats.safetensors import Entry, write_safetensors
 from ..formats.stored_tensors import from_torch, to_torch
+from ..modules.embedding import WeightOnlyEmbedding
 from ..modules.targets import (
     Target,
     input_embedding,
@@ -188,6 +189,11 @@ def _model_hash(model: nn.Module) -> str:
             continue
         digest.update(f"{name} {sorted(shape)}".encode())
     embedding = input_embedding(model)
+    if isinstance(embedding, WeightOnlyEmbedding):
+        raise native.InvalidArgument(
+            "the input embedding is quantized already, so that the model cannot be compared with "
+            "that of the work_dir: load the float model again"
+        )
     if embedding is not None and hasattr(embedding, "weight"):
         digest.update(str(_checksum(embedding.weight)).encode())
     return digest.hexdigest()

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..modules.embedding import WeightOnlyEmbedding
 from ..modules.layer import WeightOnlyLinear
 from ..modules.targets import is_transposed
 
@@ -37,7 +38,8 @@ class LayerFacts:
 def layer_facts(model: nn.Module) -> list[LayerFacts]:
     """Quantized layers, and the float ones of the kinds that could be; in the model's order.
 
-    A weight that two modules share is listed, and counted, under the first.
+    A weight that two modules share is listed, and counted, under the first; a quantized one under
+    the head, which computes with it.
     """
     return list(_facts(model))
 
@@ -45,7 +47,12 @@ def layer_facts(model: nn.Module) -> list[LayerFacts]:
 def _facts(model: nn.Module) -> Iterator[LayerFacts]:
     seen: set[int] = set()
     for name, module in model.named_modules():
-        if isinstance(module, WeightOnlyLinear):
+        if isinstance(module, WeightOnlyEmbedding):
+            # The head that it may share its weight with comes later: it is listed there.
+            if not module.layer.tied:
+                entry = _quantized(name, module.layer)
+                yield dataclasses.replace(entry, is_linear=False, kernel=None, reason=None)
+        elif isinstance(module, WeightOnlyLinear):
             yield _quantized(name, module)
         elif is_transposed(module) is not None or isinstance(module, nn.Embedding):
             weight = module.weight
@@ -85,7 +92,7 @@ def model_bytes(model: nn.Module) -> int:
     """Bytes of all weights as they are in memory; shared ones once."""
     seen: dict[int, int] = {}
     for module in model.modules():
-        if isinstance(module, WeightOnlyLinear):
+        if isinstance(module, (WeightOnlyLinear, WeightOnlyEmbedding)):
             seen[id(module)] = module.nbytes
             continue
         for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
