@@ -397,6 +397,9 @@ def read_bitsandbytes4(
     nested_offset: float = 0.0,
 ) -> QuantizedMatrix: ...
 def read_bitsandbytes8(tensors: Mapping[str, Any], rows: int, cols: int) -> QuantizedMatrix: ...
+def read_hqq(
+    tensors: Mapping[str, Any], rows: int, cols: int, bits: int, group_size: int
+) -> QuantizedMatrix: ...
 def read_imatrix(
     data: bytes, path: str
 ) -> tuple[dict[str, tuple[NDArray[np.float32], NDArray[np.int64]]], list[str], int]:

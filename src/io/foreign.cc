@@ -483,4 +483,63 @@ QuantizedMatrix read_bitsandbytes8(const ForeignTensors& tensors, int64_t rows, 
   return from_codes(codes.data(), scales.data(), nullptr, scheme, rows, cols);
 }
 
+// -- HQQ ---------------------------------------------------------------------
+
+namespace {
+
+// How an element of W_q holds codes.
+struct HqqPacking {
+  int parts;
+  TensorType type;
+  int top;   // where the code of the first part begins
+  int step;  // bits from one code of an element to the next
+};
+
+HqqPacking hqq_packing(int bits) {
+  switch (bits) {
+    case 2: return {4, TensorType::kUint8, 6, 2};
+    case 3: return {10, TensorType::kInt32, 27, 3};
+    case 4: return {2, TensorType::kUint8, 4, 4};
+    default: return {1, TensorType::kUint8, 0, 0};
+  }
+}
+
+}  // namespace
+
+QuantizedMatrix read_hqq(const ForeignTensors& tensors, int64_t rows, int64_t cols, int bits,
+                         int64_t group_size) {
+  check_bits(bits);
+  Layer layer(tensors, rows, cols);
+  if (group_size < 1) fail("group_size is ", group_size, ", expected at least 1");
+  if (cols % group_size != 0) {
+    fail<Unsupported>("groups of ", group_size, " weights do not divide rows of ", cols,
+                      ", so that a group has weights of two rows: dequantize this layer and "
+                      "quantize it again");
+  }
+  const HqqPacking packing = hqq_packing(bits);
+  const int64_t groups = rows * (cols / group_size);
+  const int64_t lines = (groups + packing.parts - 1) / packing.parts;
+  const TensorView* const packed = layer.integers("W_q", packing.type, {lines, group_size});
+  const TensorView* const scales = layer.floats("scale", {groups, 1});
+  const TensorView* const zeros = layer.floats("zero", {groups, 1});
+  layer.check();
+  const uint32_t mask = (1u << bits) - 1;
+  Buffer codes = code_matrix(rows, cols);
+  parallel_for(groups, code_threads(rows, cols), [&](int64_t begin, int64_t end) {
+    for (int64_t g = begin; g < end; ++g) {
+      const int64_t line = g % lines;
+      const int shift = packing.top - static_cast<int>(g / lines) * packing.step;
+      for (int64_t k = 0; k < group_size; ++k) {
+        const int64_t i = line * group_size + k;
+        const uint32_t element = packing.type == TensorType::kInt32
+                                     ? detail::load_word(packed->data, i)
+                                     : static_cast<const uint8_t*>(packed->data)[i];
+        codes.data()[g * group_size + k] = static_cast<uint8_t>(element >> shift & mask);
+      }
+    }
+  });
+  return from_codes(codes.data(), floats_of(*scales).data(), floats_of(*zeros).data(),
+                    integer_scheme(bits, group_size, ZeroKind::kFloat, *scales), rows, cols);
+}
+
 }  // namespace woq::io

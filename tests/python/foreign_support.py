@@ -145,6 +145,26 @@ def pack_8bit(rng, shape):
     return tensors, scale * codes.astype(np.float32)
 
 
+def hqq_layer(rng, shape, *, group_size=32, bits=4):
+    codes = rng.integers(0, 1 << bits, (shape[0] * shape[1] // group_size, group_size))
+    scale = rng.uniform(0.001, 0.01, (len(codes), 1)).astype(np.float16)
+    zero = rng.uniform(0, (1 << bits) - 1, scale.shape).astype(np.float16)
+    parts = {2: 4, 3: 10, 4: 2}.get(bits, 1)
+    pieces = np.pad(codes, ((0, -len(codes) % parts), (0, 0))).reshape(parts, -1, group_size)
+    packed = np.zeros(pieces.shape[1:], np.int32 if bits == 3 else np.uint8)
+    for piece in pieces:
+        packed = (packed << bits | piece).astype(packed.dtype)
+    tensors = {"W_q": packed, "scale": scale, "zero": zero, "shape": np.array(shape, np.int64)}
+    for name, value in {"nbits": bits, "group_size": group_size, "axis": 1}.items():
+        tensors[name] = np.array(value, np.int32)
+    for name in ("view_as_float", "quant_scale", "quant_zero", "optimize", "round_zero"):
+        tensors[name] = np.array(0, np.uint8)
+    text = {2: b"2bit_u8", 3: b"3bit_32", 4: b"4bit_u8"}.get(bits, b"8bit_u8")
+    tensors["packing"] = np.frombuffer(text, np.uint8).copy()
+    weight = (codes.astype(np.float32) - zero.astype(np.float32)) * scale.astype(np.float32)
+    return tensors, weight.reshape(shape)
+
+
 GPTQ = {
     "quant_method": "gptq",
     "bits": 4,
@@ -179,6 +199,11 @@ COMPRESSED = {
             "weights": {"num_bits": 4, "type": "int", "strategy": "group", "group_size": 32},
         }
     },
+}
+HQQ = {
+    "quant_method": "hqq",
+    "quant_config": {"weight_quant_params": {"nbits": 4, "group_size": 32, "axis": 1}},
+    "skip_modules": ["lm_head"],
 }
 BITSANDBYTES = {
     "quant_method": "bitsandbytes",

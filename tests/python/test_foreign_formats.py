@@ -49,9 +49,12 @@ def test_the_fixtures_have_every_method():
 
 def has_a_dtype(config, expected):
     """Whether the hub holds the codes: integers of a width that is a dtype, or one of bitsandbytes'
-    tables, whose blocks end with the rows."""
+    tables, whose blocks end with the rows; groups that run along rows."""
     if config["quant_method"] == "bitsandbytes":
         return config["load_in_8bit"] or expected.shape[1] % 64 == 0
+    if config["quant_method"] == "hqq":
+        said = config["quant_config"]["weight_quant_params"]
+        return said["nbits"] in WIDTHS and said["axis"] == 1
     groups = config.get("config_groups")
     if groups is None:
         awq = "awq" in str(config.get("packing_format", config["quant_method"]))

@@ -123,6 +123,7 @@ def test_only_the_registry_knows_an_algorithm() -> None:
         "config/quant_config.py: RTN",  # the default
         "hf/foreign.py: RTN",  # what a config says of layers that another library quantized
         "hf/foreign.py: GPTQ",  # the same, where columns have groups of their own
+        "hf/foreign.py: HQQ",  # and where zero points are no codes
         "quantizing/driver.py: RTN",  # what a layer falls back to
         "quantizing/report.py: RTN",  # the default
     }

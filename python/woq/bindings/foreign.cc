@@ -85,6 +85,7 @@ void bind_foreign(py::module_& module) {
   module.def("read_bitsandbytes4", &bitsandbytes4, tensors, rows, cols, py::kw_only(),
              py::arg("nf4"), py::arg("block_size"), py::arg("nested_offset") = 0.0f);
   module.def("read_bitsandbytes8", &read<&io::read_bitsandbytes8>, tensors, rows, cols);
+  module.def("read_hqq", &read<&io::read_hqq, int, int64_t>, tensors, rows, cols, bits, group_size);
 }
 
 }  // namespace woq::python

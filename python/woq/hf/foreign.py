@@ -290,7 +290,7 @@ def _config_of(
         use_double_quant=scheme.scales == "double",
         compute_dtype=compute_dtype,
         quantize_lm_head=layers[heads[0]].scheme.dtype if heads else False,
-        algorithm="GPTQ" if act_order else "RTN",
+        algorithm="GPTQ" if act_order else "HQQ" if scheme.zeros == "float" else "RTN",
         algorithm_args={"desc_act": True} if act_order else {},
     )
 

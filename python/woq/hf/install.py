@@ -62,9 +62,9 @@ _REPLACED: list[tuple[MutableMapping[str, Any], str, Any, Any]] = []
 
 
 def install(*, compute_dtype: str = "fp32") -> Installed:
-    """Have transformers' `from_pretrained` run checkpoints of GPTQ, AWQ, AutoRound, bitsandbytes
-    and compressed-tensors packed, on woq's kernels: the code that loads them stays as it is, and
-    the other library need not be installed.
+    """Have transformers' `from_pretrained` run checkpoints of GPTQ, AWQ, AutoRound, bitsandbytes,
+    compressed-tensors and HQQ packed, on woq's kernels: the code that loads them stays as it is,
+    and the other library need not be installed.
 
     It holds for the whole process, until `woq.uninstall()`, or as `with woq.install():` to the end
     of the block. Blocks may be nested, and run in several threads: the last one that ends undoes

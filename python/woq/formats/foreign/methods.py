@@ -11,6 +11,7 @@ from .bitsandbytes import bitsandbytes
 from .compressed_tensors import compressed_tensors
 from .form import ForeignFormat
 from .gptq import auto_round, gptq
+from .hqq import hqq
 
 __all__ = ["FOREIGN_METHODS", "ForeignFormat", "foreign_format"]
 
@@ -36,4 +37,5 @@ FOREIGN_METHODS: Mapping[str, Callable[[Mapping[str, Any]], ForeignFormat]] = {
     "intel/auto-round": auto_round,
     "bitsandbytes": bitsandbytes,
     "compressed-tensors": compressed_tensors,
+    "hqq": hqq,
 }
