@@ -335,6 +335,12 @@ def rounding_step(
 ) -> None: ...
 def error_metrics(weight: Array, quantized: QuantizedMatrix) -> dict[str, float]: ...
 def cpu_info() -> dict[str, Any]: ...
+def allowed_threads(wanted: int) -> int:
+    """How many of `wanted` threads short work may use now: fewer beside other programs."""
+
+def set_calling_threads(threads: int) -> None:
+    """OpenMP's number of threads for the calling thread, torch's operations in it included."""
+
 def enter_forked_child() -> None:
     """Computes on this thread alone from now on, as after a fork: for a process that was forked
     before this module was loaded."""

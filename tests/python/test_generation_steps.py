@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from model_support import run_python
 from transformers import PreTrainedTokenizerFast
 
 from woq import InvalidArgument
+from woq.core import native
 from woq.generation import Completion, TextGenerator
 
 pytest_plugins = ["tiny_models"]
@@ -221,6 +224,130 @@ def test_cancelling_ends_after_the_current_token(generator: TextGenerator) -> No
     assert first.completion_tokens in (3, 4)
     assert (never_begun.text, never_begun.finish_reason) == ("", "cancelled")
     assert never_begun.prompt_tokens == first.prompt_tokens
+
+
+class Busy:
+    """The core's limit of a machine that is busy from the third question on until the eighth."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.asked: list[int] = []
+        monkeypatch.setattr(native, "allowed_threads", self)
+
+    def __call__(self, wanted: int) -> int:
+        self.asked.append(wanted)
+        return max(1, wanted // 2) if 3 <= len(self.asked) < 8 else wanted
+
+
+def torch_threads() -> int:
+    """As torch's report has it: the calling thread's number, which MKL, if any, agrees with."""
+    found = re.findall(
+        r"^\s*(?:at::get_num_threads|omp_get_max_threads|mkl_get_max_threads)\(\) : (\d+)$",
+        torch.__config__.parallel_info(),
+        flags=re.MULTILINE,
+    )
+    assert len(found) == 2 + torch.backends.mkl.is_available()
+    (number,) = set(found)
+    return int(number)
+
+
+class SeenThreads:
+    """A stopping criterion that stops nothing; torch's threads in the step that follows each."""
+
+    def __init__(self) -> None:
+        self.numbers: list[int] = []
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+        self.numbers.append(torch_threads())
+        return torch.zeros(len(input_ids), dtype=torch.bool)
+
+
+@pytest.fixture
+def four_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(4)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("four_threads")
+def test_torch_gets_no_more_threads_than_layers(
+    generator: TextGenerator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, busy, seen = one(generator), Busy(monkeypatch), SeenThreads()
+    answer = one(generator, eos_token_id=None, max_new_tokens=9, stopping_criteria=[seen])
+    assert answer.token_ids[: whole.completion_tokens] == whole.token_ids[:9]
+    # The first question is before the first step; all are about what the caller has.
+    assert busy.asked == [4] * 10
+    assert seen.numbers == [4, 2, 2, 2, 2, 2, 4, 4, 4]
+    assert torch_threads() == 4
+
+
+@pytest.mark.usefixtures("four_threads")
+def test_threads_are_given_back_however_it_ends(
+    generator: TextGenerator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(native, "allowed_threads", lambda wanted: 1)
+    assert one(generator).completion_tokens
+    assert torch_threads() == 4
+
+    cancel, seen = CancelAfter(3), SeenThreads()
+    (cancelled,) = generator.generate(
+        PROMPTS[:1], cancelled=cancel.event, stopping_criteria=[cancel, seen]
+    )
+    assert cancelled[0].finish_reason == "cancelled"
+    assert set(seen.numbers) == {1}
+    assert torch_threads() == 4
+
+    def fail(input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+        raise OSError("no more")
+
+    with pytest.raises(OSError, match="no more"):
+        one(generator, stopping_criteria=[fail])
+    assert torch_threads() == 4
+
+
+@pytest.mark.usefixtures("four_threads")
+def test_threads_that_are_set_meanwhile_stay(
+    generator: TextGenerator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(
+        native, "allowed_threads", lambda wanted: asked.append(wanted) or wanted // 2
+    )
+
+    def set_threads(input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+        if len(asked) == 3:
+            torch.set_num_threads(6)
+        return torch.zeros(len(input_ids), dtype=torch.bool)
+
+    one(generator, eos_token_id=None, max_new_tokens=5, stopping_criteria=[set_threads])
+    assert asked == [4, 4, 4, 6, 6, 6]
+    assert torch_threads() == 6
+
+
+@pytest.mark.usefixtures("four_threads")
+def test_a_thread_of_a_stream_has_its_own_number(
+    generator: TextGenerator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    busy, numbers = Busy(monkeypatch), []
+    for _ in generator.stream(PROMPTS[0], eos_token_id=None, max_new_tokens=9):
+        numbers.append(torch_threads())
+    assert busy.asked == [4] * 10, "a new thread has torch's number"
+    assert set(numbers) == {4}
+
+
+def test_threads_of_the_calling_thread_alone() -> None:
+    here = torch.get_num_threads()
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(torch.get_num_threads).result() == here
+        pool.submit(native.set_calling_threads, here + 3).result()
+        assert pool.submit(torch.get_num_threads).result() == here + 3
+        assert pool.submit(lambda: native.cpu_info()["usable_threads"]).result() == here + 3
+    assert torch.get_num_threads() == here
+    assert 1 <= native.allowed_threads(4) <= 4
+    for function in (native.allowed_threads, native.set_calling_threads):
+        with pytest.raises(InvalidArgument, match="at least 1 thread is needed, got 0"):
+            function(0)
 
 
 def test_async_forms_equal_the_others(generator: TextGenerator) -> None:

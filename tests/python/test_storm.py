@@ -177,6 +177,7 @@ USUAL: dict[str, Callable[[random.Random], Any]] = {
     "end": lambda rng: rng.randrange(-2, 60),
     # Not every number: one of 2^31 threads is refused by the system, and that takes its time.
     "num_threads": lambda rng: rng.randrange(-1, 5),
+    "threads": lambda rng: rng.randrange(-1, 5),
     "steps": lambda rng: rng.randrange(-1, 4),
     "n_grid": lambda rng: rng.randrange(-1, 4),
 }

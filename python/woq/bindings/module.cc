@@ -161,6 +161,20 @@ py::dict cpu_info() {
   return info;
 }
 
+// How many of `wanted` threads a brief team may have now, on a machine that other programs use as
+// well.
+int allowed_threads(int wanted) {
+  if (wanted < 1) fail("at least 1 thread is needed, got ", wanted);
+  return team_limit().allowed(wanted, TeamLimit::Clock::now());
+}
+
+// OpenMP's number for the calling thread: torch reads it in each of its operations, woq in each of
+// its own. torch.set_num_threads() would set what threads to come begin with, too.
+void set_calling_threads(int threads) {
+  if (threads < 1) fail("at least 1 thread is needed, got ", threads);
+  omp_set_num_threads(threads);
+}
+
 py::list targets() {
   py::list list;
   for (const TargetTraits& target : kTargets) {
@@ -250,6 +264,8 @@ PYBIND11_MODULE(_woq, module) {
   module.def("has_bf16_products", &has_bf16_products);
   module.attr("MAX_HEAD_DIM") = ops::kMaxHeadDim;
   module.def("cpu_info", &cpu_info);
+  module.def("allowed_threads", &allowed_threads, py::arg("wanted"));
+  module.def("set_calling_threads", &set_calling_threads, py::arg("threads"));
   module.def("enter_forked_child", [] { woq::detail::forked.store(true); });
   module.def("targets", &targets);
   module.def("build_info", &build_info);

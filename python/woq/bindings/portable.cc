@@ -109,6 +109,7 @@ struct OpenMp {
   int (*num_threads)();
   int (*thread_num)();
   int (*max_threads)();
+  void (*set_num_threads)(int);
   int (*num_procs)();
   int (*level)();
 };
@@ -141,6 +142,9 @@ WOQ_HIDDEN int omp_get_thread_num() {
 WOQ_HIDDEN int omp_get_max_threads() {
   return openmp.max_threads();
 }
+WOQ_HIDDEN void omp_set_num_threads(int threads) {
+  openmp.set_num_threads(threads);
+}
 WOQ_HIDDEN int omp_get_num_procs() {
   return openmp.num_procs();
 }
@@ -162,6 +166,7 @@ void find_openmp() {
   look_up(library, "omp_get_num_threads", openmp.num_threads);
   look_up(library, "omp_get_thread_num", openmp.thread_num);
   look_up(library, "omp_get_max_threads", openmp.max_threads);
+  look_up(library, "omp_set_num_threads", openmp.set_num_threads);
   look_up(library, "omp_get_num_procs", openmp.num_procs);
   look_up(library, "omp_get_level", openmp.level);
 }

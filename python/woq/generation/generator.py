@@ -32,6 +32,7 @@ from .options import (
     split_options,
     unset_config,
 )
+from .step_threads import StepThreads
 from .steps import Flag, LogprobRecorder, SeededDraw, StepWatch, decode_steps
 from .text import RowText, TextStopping, normalize_stops
 from .threads import run_in_thread, start_thread
@@ -331,9 +332,10 @@ class TextGenerator:
             before = call.before[index * len(call.before) // rows]  # beams and answers of a prompt
             return RowText(self.tokenizer, call.stops, call.end_ids, before)
 
-        watch = StepWatch(cancelled)
+        watch, threads = StepWatch(cancelled), StepThreads()
         objects = dict(call.options.objects)
-        criteria = StoppingCriteriaList([watch, *(objects.pop("stopping_criteria", None) or [])])
+        own = objects.pop("stopping_criteria", None) or []
+        criteria = StoppingCriteriaList([watch, threads, *own])
         # End tokens that are the model's own are transformers' business; without stop texts and
         # without a stream there is no text to watch.
         if call.stops or on_text is not None:
@@ -344,9 +346,10 @@ class TextGenerator:
             processors = objects.pop("logits_processor", None) or []
             objects["logits_processor"] = LogitsProcessorList([*processors, constraint])
         recorder = self._add_decode_steps(call, objects)
-        output = self._model_without_stops().generate(
-            **call.inputs, generation_config=call.config, stopping_criteria=criteria, **objects
-        )
+        with threads:
+            output = self._model_without_stops().generate(
+                **call.inputs, generation_config=call.config, stopping_criteria=criteria, **objects
+            )
         completions = []
         for index, ids in enumerate(output[:, call.start :].tolist()):
             row = make_row(index, len(output))
