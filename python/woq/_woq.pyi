@@ -403,6 +403,19 @@ def read_bitsandbytes4(
     nested_offset: float = 0.0,
 ) -> QuantizedMatrix: ...
 def read_bitsandbytes8(tensors: Mapping[str, Any], rows: int, cols: int) -> QuantizedMatrix: ...
+def read_fp4(
+    tensors: Mapping[str, Any],
+    rows: int,
+    cols: int,
+    *,
+    scales: str,
+    group_size: int,
+    multiplier: float = 1.0,
+    divisor: float = 1.0,
+) -> QuantizedMatrix:
+    """4-bit floats (weight, weight_scale): scales "e8m0" or "e4m3", all of them times multiplier,
+    then divided by divisor."""
+
 def read_hqq(
     tensors: Mapping[str, Any], rows: int, cols: int, bits: int, group_size: int
 ) -> QuantizedMatrix: ...

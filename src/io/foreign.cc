@@ -410,6 +410,33 @@ QuantizedMatrix read_compressed_int(const ForeignTensors& tensors, int64_t rows,
       rows, cols);
 }
 
+// -- 4-bit floats ------------------------------------------------------------
+
+QuantizedMatrix read_fp4(const ForeignTensors& tensors, int64_t rows, int64_t cols,
+                         const Fp4Options& options) {
+  if (traits_of(options.scales).form != ScaleForm::kFactored)
+    fail("scales of 4-bit floats are 'e8m0' or 'e4m3', got '", name_of(options.scales), "'");
+  if (cols % 2 != 0) fail("two codes share a byte, and rows have ", cols, " of them");
+  Layer layer(tensors, rows, cols);
+  const int64_t groups = groups_of(options.group_size, cols);
+  const TensorView* const weight = layer.integers("weight", TensorType::kUint8, {rows, cols / 2});
+  const TensorView* const scales =
+      layer.integers("weight_scale", TensorType::kUint8, {rows, groups});
+  layer.check();
+  QuantScheme scheme;
+  scheme.dtype = WeightDtype::kFp4E2m1;
+  scheme.group_size = options.group_size;
+  scheme.scales = options.scales;
+  QuantizedMatrix matrix = QuantizedMatrix::allocate(scheme, rows, cols);
+  // The hub's own order of codes.
+  std::memcpy(matrix.qweight.data(), weight->data, static_cast<size_t>(matrix.qweight.size()));
+  matrix.scales = ScaleTable::allocate(scheme, rows, groups);
+  matrix.scales.factor = options.factor;
+  std::memcpy(matrix.scales.values.data(), scales->data, static_cast<size_t>(rows * groups));
+  validate(matrix);
+  return matrix;
+}
+
 // -- bitsandbytes ------------------------------------------------------------
 
 QuantizedMatrix read_bitsandbytes4(const ForeignTensors& tensors, int64_t rows, int64_t cols,

@@ -165,6 +165,36 @@ def hqq_layer(rng, shape, *, group_size=32, bits=4):
     return tensors, weight.reshape(shape)
 
 
+E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6], np.float32)
+E2M1 = np.concatenate([E2M1, -E2M1])
+
+
+def fp4_layer(rng, shape, *, kind):
+    """kind: "nvfp4" and "mxfp4" of compressed-tensors, or "modelopt"."""
+    rows, cols = shape
+    codes = rng.integers(0, 16, shape).astype(np.uint8)
+    packed = codes[:, 0::2] | codes[:, 1::2] << 4  # the even column is the low nibble
+    group = 32 if kind == "mxfp4" else 16
+    if kind == "mxfp4":
+        stored = rng.integers(118, 124, (rows, cols // group)).astype(np.uint8)
+        scales = np.float32(2) ** (stored.astype(np.float32) - 127)
+        tensors = {"weight_packed": packed, "weight_scale": stored}
+    else:
+        stored = torch.from_numpy(rng.uniform(0.5, 400, (rows, cols // group)).astype(np.float32))
+        stored = stored.to(torch.float8_e4m3fn)
+        scales = stored.float().numpy()
+        if kind == "nvfp4":
+            factor = np.array([5000.0], np.float32)
+            scales = scales / factor
+            tensors = {"weight_packed": packed, "weight_global_scale": factor}
+        else:
+            factor = np.array(1 / 4000, np.float32)
+            scales = scales * factor
+            tensors = {"weight": packed, "weight_scale_2": factor, "input_scale": factor}
+        tensors["weight_scale"] = stored
+    return tensors, E2M1[codes] * scales.astype(np.float32).repeat(group, 1)
+
+
 GPTQ = {
     "quant_method": "gptq",
     "bits": 4,
@@ -200,6 +230,19 @@ COMPRESSED = {
         }
     },
 }
+NVFP4 = COMPRESSED | {
+    "format": "nvfp4-pack-quantized",
+    "config_groups": {
+        "group_0": {
+            "format": "nvfp4-pack-quantized",
+            "targets": ["Linear"],
+            "input_activations": {"num_bits": 4, "type": "float"},
+            "weights": {"num_bits": 4, "type": "float", "group_size": 16},
+        }
+    },
+}
+MXFP4 = COMPRESSED | {"format": "mxfp4-pack-quantized", "config_groups": {}}
+MODELOPT = {"quant_method": "modelopt", "quant_algo": "NVFP4", "exclude_modules": ["lm_head"]}
 HQQ = {
     "quant_method": "hqq",
     "quant_config": {"weight_quant_params": {"nbits": 4, "group_size": 32, "axis": 1}},
@@ -234,7 +277,7 @@ def write_checkpoint(
         parts, weight = pack(rng, shape)
         for key, value in parts.items():
             value = value if isinstance(value, torch.Tensor) else torch.from_numpy(value)
-            tensors[f"{name}.{key}"] = value.contiguous()
+            tensors[f"{name}.{key}"] = value.clone().contiguous()
         float_weight = torch.from_numpy(weight.T.copy() if transposed else weight)
         module.weight.data = float_weight.to(module.weight.dtype)
         packed.add(f"{name}.weight")

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from functools import partial
 
 import pytest
 import torch
@@ -15,8 +16,12 @@ from foreign_support import (
     COMPRESSED,
     GPTQ,
     HQQ,
+    MODELOPT,
+    MXFP4,
+    NVFP4,
     awq_layer,
     compressed_layer,
+    fp4_layer,
     gptq_layer,
     hqq_layer,
     pack_4bit,
@@ -64,6 +69,9 @@ METHODS = {
     "intel/auto-round": (gptq_layer, AUTO_ROUND | {"quant_method": "intel/auto-round"}),
     "compressed-tensors": (compressed_layer, COMPRESSED),
     "hqq": (hqq_layer, HQQ),
+    "modelopt": (partial(fp4_layer, kind="modelopt"), MODELOPT),
+    "nvfp4": (partial(fp4_layer, kind="nvfp4"), NVFP4),
+    "mxfp4": (partial(fp4_layer, kind="mxfp4"), MXFP4),
     "bitsandbytes-4": (pack_4bit, BITSANDBYTES),
     "bitsandbytes-8": (pack_8bit, BITSANDBYTES | {"load_in_4bit": False, "load_in_8bit": True}),
 }

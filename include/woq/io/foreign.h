@@ -64,6 +64,21 @@ QuantizedMatrix read_compressed_packed(const ForeignTensors& tensors, int64_t ro
 QuantizedMatrix read_compressed_int(const ForeignTensors& tensors, int64_t rows, int64_t cols,
                                     int64_t group_size);
 
+// What the scales of 4-bit floats are stored as: a power of 2 (OCP MXFP4), or an 8-bit float
+// (NVFP4), and what all of them are multiplied by and divided by.
+struct Fp4Options {
+  ScaleEncoding scales = ScaleEncoding::kE8M0;  // or kE4M3
+  int64_t group_size = 32;
+  ScaleFactor factor;
+};
+
+// compressed-tensors "nvfp4-pack-quantized" (the scales are divided by a number of the matrix) and
+// "mxfp4-pack-quantized", and NVFP4 of NVIDIA's ModelOpt (multiplied by one): weight uint8
+// [N, K / 2], e2m1 codes, that of the even column in the low nibble; weight_scale, the scales' bits
+// as uint8 [N, G].
+QuantizedMatrix read_fp4(const ForeignTensors& tensors, int64_t rows, int64_t cols,
+                         const Fp4Options& options);
+
 struct BitsandbytesOptions {
   bool nf4 = true;  // else fp4
   int64_t block_size = 64;

@@ -70,6 +70,12 @@ QuantizedMatrix bitsandbytes4(const py::dict& tensors, int64_t rows, int64_t col
                                                                 {nf4, block_size, nested_offset});
 }
 
+QuantizedMatrix fp4(const py::dict& tensors, int64_t rows, int64_t cols, std::string_view scales,
+                    int64_t group_size, float multiplier, float divisor) {
+  return read<&io::read_fp4, io::Fp4Options>(
+      tensors, rows, cols, {parse_scales(scales), group_size, {multiplier, divisor}});
+}
+
 }  // namespace
 
 void bind_foreign(py::module_& module) {
@@ -85,6 +91,8 @@ void bind_foreign(py::module_& module) {
   module.def("read_bitsandbytes4", &bitsandbytes4, tensors, rows, cols, py::kw_only(),
              py::arg("nf4"), py::arg("block_size"), py::arg("nested_offset") = 0.0f);
   module.def("read_bitsandbytes8", &read<&io::read_bitsandbytes8>, tensors, rows, cols);
+  module.def("read_fp4", &fp4, tensors, rows, cols, py::kw_only(), py::arg("scales"), group_size,
+             py::arg("multiplier") = 1.0f, py::arg("divisor") = 1.0f);
   module.def("read_hqq", &read<&io::read_hqq, int, int64_t>, tensors, rows, cols, bits, group_size);
 }
 

@@ -47,8 +47,12 @@ logger = logging.getLogger("woq")
 
 METHOD = "woq_foreign"
 
-# Settings beside config.json, as AutoGPTQ and AutoAWQ wrote them.
-_OLD_FILES = {"quantize_config.json": "gptq", "quant_config.json": "awq"}
+# Settings beside config.json, as AutoGPTQ, AutoAWQ and ModelOpt write them.
+_FILES = {
+    "quantize_config.json": "gptq",
+    "quant_config.json": "awq",
+    "hf_quant_config.json": "modelopt",
+}
 
 
 def stored_settings(path: Any, keywords: Mapping[str, Any]) -> dict[str, Any]:
@@ -64,7 +68,7 @@ def stored_settings(path: Any, keywords: Mapping[str, Any]) -> dict[str, Any]:
     values, _ = PreTrainedConfig.get_config_dict(path, **file_arguments(keywords))
     if values.get("quantization_config"):
         return dict(values["quantization_config"])
-    for name, method in _OLD_FILES.items():
+    for name, method in _FILES.items():
         file = Path(path) / name
         if file.is_file():
             try:

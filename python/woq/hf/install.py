@@ -27,8 +27,8 @@ logger = logging.getLogger("woq")
 
 # transformers has two methods for this one.
 _KEYS = {"bitsandbytes": ("bitsandbytes_4bit", "bitsandbytes_8bit")}
-# A spelling of old checkpoints that transformers does not know: it gets what the other one has.
-_SPELLINGS = {"intel/auto-round": "auto-round"}
+# What transformers need not know: a spelling of old checkpoints, and a method that it doesn't load.
+_ADDED = ("intel/auto-round", "modelopt")
 
 
 class Installed:
@@ -63,8 +63,8 @@ _REPLACED: list[tuple[MutableMapping[str, Any], str, Any, Any]] = []
 
 def install(*, compute_dtype: str = "fp32") -> Installed:
     """Have transformers' `from_pretrained` run checkpoints of GPTQ, AWQ, AutoRound, bitsandbytes,
-    compressed-tensors and HQQ packed, on woq's kernels: the code that loads them stays as it is,
-    and the other library need not be installed.
+    compressed-tensors, HQQ and ModelOpt packed, on woq's kernels: the code that loads them stays as
+    it is, and the other library need not be installed.
 
     It holds for the whole process, until `woq.uninstall()`, or as `with woq.install():` to the end
     of the block. Blocks may be nested, and run in several threads: the last one that ends undoes
@@ -98,9 +98,9 @@ def uninstall() -> None:
 def _replace() -> None:
     configs = getattr(auto, "AUTO_QUANTIZATION_CONFIG_MAPPING", {})
     quantizers = getattr(auto, "AUTO_QUANTIZER_MAPPING", {})
-    methods = [name for name in FOREIGN_METHODS if name not in _SPELLINGS]
-    keys = [key for name in methods for key in _KEYS.get(name, (name,))]
-    missing = [key for key in keys if key not in configs or key not in quantizers]
+    keys = [key for name in FOREIGN_METHODS for key in _KEYS.get(name, (name,))]
+    known = configs.keys() & quantizers.keys()
+    missing = [key for key in keys if key not in known and key not in _ADDED]
     if missing:
         import transformers
 
@@ -110,10 +110,7 @@ def _replace() -> None:
             "woq.AutoModelForCausalLM, or use a version from 5.0 to 5.24"
         )
     for key in keys:
-        _put(configs, key, _stored_config(configs[key]))
-        _put(quantizers, key, _quantizer)
-    for key, other in _SPELLINGS.items():
-        _put(configs, key, configs[other])
+        _put(configs, key, _stored_config(configs.get(key, ForeignConfig)))
         _put(quantizers, key, _quantizer)
 
 

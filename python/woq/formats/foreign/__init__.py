@@ -7,5 +7,6 @@ pattern of the settings has to be matched. The settings say what shapes cannot.
 
 - methods: the one list of methods, and the format of a checkpoint
 - form: what a format is, and what shapes say
-- gptq (AutoRound, too), awq, bitsandbytes, compressed_tensors, hqq: the formats
+- gptq (AutoRound, too), awq, bitsandbytes, compressed_tensors, hqq, modelopt: the formats
+- fp4: 4-bit floats, which two of them have
 """

@@ -12,6 +12,7 @@ from .compressed_tensors import compressed_tensors
 from .form import ForeignFormat
 from .gptq import auto_round, gptq
 from .hqq import hqq
+from .modelopt import modelopt
 
 __all__ = ["FOREIGN_METHODS", "ForeignFormat", "foreign_format"]
 
@@ -38,4 +39,5 @@ FOREIGN_METHODS: Mapping[str, Callable[[Mapping[str, Any]], ForeignFormat]] = {
     "bitsandbytes": bitsandbytes,
     "compressed-tensors": compressed_tensors,
     "hqq": hqq,
+    "modelopt": modelopt,
 }
