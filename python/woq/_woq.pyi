@@ -419,6 +419,20 @@ def read_fp4(
 def read_hqq(
     tensors: Mapping[str, Any], rows: int, cols: int, bits: int, group_size: int
 ) -> QuantizedMatrix: ...
+def is_gguf_matrix(type: str) -> bool:
+    """Whether `read_gguf_matrix` reads that type of GGUF tensors."""
+
+def read_gguf_matrix(
+    type: str,
+    data: Array,
+    rows: int,
+    cols: int,
+    row_order: Sequence[int] | None = None,
+    num_threads: int = 0,
+) -> QuantizedMatrix:
+    """The matrix of a quantized GGUF tensor, `data` its bytes, with ggml's values bit for bit. Row
+    n is row row_order[n] of the file. Raises InvalidArgument; Unsupported for IQ1 to IQ3."""
+
 def read_imatrix(
     data: bytes, path: str
 ) -> tuple[dict[str, tuple[NDArray[np.float32], NDArray[np.int64]]], list[str], int]:

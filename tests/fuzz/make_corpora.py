@@ -262,8 +262,36 @@ def gguf_files() -> dict[str, bytes]:
     }
 
 
+# Types as gguf_matrix_fuzz.cc takes them, indices into kGgufTypes, and the bytes of their blocks.
+GGUF_MATRICES = {
+    "q4_0": (2, 18), "q4_1": (3, 20), "q5_0": (4, 22), "q5_1": (5, 24), "q8_0": (6, 34),
+    "q2_k": (8, 84), "q3_k": (9, 110), "q4_k": (10, 144), "q5_k": (11, 176), "q6_k": (12, 210),
+    "iq4_nl": (18, 18), "iq4_xs": (21, 136), "tq1_0": (28, 54), "tq2_0": (29, 66),
+    "mxfp4": (30, 17), "nvfp4": (31, 36), "q1_0": (32, 18), "q2_0": (33, 18), "iq2_xxs": (14, 66),
+}  # fmt: skip
+
+
+def gguf_matrix_files() -> dict[str, bytes]:
+    def matrix(kind: str, rows: int, blocks: int, flags: int = 0, cut: int = 0) -> bytes:
+        number, size = GGUF_MATRICES[kind]
+        # Bytes below 0x40: wherever a scale of 16 bits lies, it is a small finite number.
+        data = bytes(i * 37 % 64 for i in range(rows * blocks * size))
+        return bytes([number, rows, blocks, flags]) + data[: len(data) - cut]
+
+    return {
+        **{kind: matrix(kind, 2, 1) for kind in GGUF_MATRICES},
+        "reversed": matrix("q4_0", 3, 2, 1),
+        "no_whole_blocks": matrix("q4_0", 1, 2, 2),
+        "cut": matrix("q6_k", 2, 1, cut=1),
+        "no_rows": matrix("q4_0", 0, 1),
+        "no_columns": matrix("q4_0", 1, 0),
+        "not_finite": bytes([2, 1, 1, 0]) + b"\x00\x7c" + bytes(16),
+    }
+
+
 TARGETS = {
     "gguf": gguf_files,
+    "gguf_matrix": gguf_matrix_files,
     "imatrix": imatrix_files,
     "json": json_files,
     "safetensors": safetensors_files,

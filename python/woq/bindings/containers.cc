@@ -11,8 +11,10 @@
 #include <variant>
 #include <vector>
 
+#include "arrays.h"
 #include "woq/core/check.h"
 #include "woq/io/gguf.h"
+#include "woq/io/gguf_matrix.h"
 #include "woq/io/safetensors.h"
 
 namespace woq::python {
@@ -95,6 +97,25 @@ py::dict gguf_metadata(const io::GgufModel& model) {
   return result;
 }
 
+const io::GgufType& parse_gguf_type(std::string_view name) {
+  for (const io::GgufType& type : io::kGgufTypes) {
+    if (name == type.name) return type;
+  }
+  fail("unknown type of GGUF tensors '", name, "'");
+}
+
+QuantizedMatrix gguf_matrix(std::string_view type, const py::object& data, int64_t rows,
+                            int64_t cols, const py::object& row_order, int num_threads) {
+  const ArrayRef ref = array_ref(data, "the tensor's bytes");
+  if (ref.type != ElementType::kUint8 || !ref.contiguous())
+    fail("the tensor's bytes must be a contiguous uint8 array, got ", name_of(ref.type));
+  std::vector<int64_t> order;
+  if (!row_order.is_none()) order = py::cast<std::vector<int64_t>>(row_order);
+  const std::string_view bytes(static_cast<const char*>(ref.data), static_cast<size_t>(ref.size()));
+  const py::gil_scoped_release unlocked;
+  return io::read_gguf_matrix(parse_gguf_type(type), bytes, rows, cols, order, num_threads);
+}
+
 }  // namespace
 
 void bind_containers(py::module_& module) {
@@ -108,6 +129,12 @@ void bind_containers(py::module_& module) {
       .def(py::init(&io::open_gguf), py::arg("path"), unlocked)
       .def_property_readonly("tensors", &gguf_tensors)
       .def_property_readonly("metadata", &gguf_metadata);
+  module.def("read_gguf_matrix", &gguf_matrix, py::arg("type"), py::arg("data"), py::arg("rows"),
+             py::arg("cols"), py::arg("row_order") = py::none(), py::arg("num_threads") = 0);
+  module.def(
+      "is_gguf_matrix",
+      [](std::string_view type) { return io::is_gguf_matrix(parse_gguf_type(type)); },
+      py::arg("type"));
 }
 
 }  // namespace woq::python
