@@ -433,6 +433,25 @@ def read_gguf_matrix(
     """The matrix of a quantized GGUF tensor, `data` its bytes, with ggml's values bit for bit. Row
     n is row row_order[n] of the file. Raises InvalidArgument; Unsupported for IQ1 to IQ3."""
 
+# The inverse. `scales` is float32, float16 or bfloat16, whose bits come as uint16. Raise Unsupported
+# for what the format has no place for, scales that are not exact in their type among it.
+
+def write_gptq(
+    matrix: QuantizedMatrix, *, v2: bool, scales: str, round_scales: bool = False
+) -> dict[str, NDArray[Any]]: ...
+def write_awq(
+    matrix: QuantizedMatrix, *, scales: str, round_scales: bool = False
+) -> dict[str, NDArray[Any]]: ...
+def write_compressed_packed(
+    matrix: QuantizedMatrix, *, scales: str, round_scales: bool = False
+) -> dict[str, NDArray[Any]]: ...
+def write_compressed_int(
+    matrix: QuantizedMatrix, *, scales: str, round_scales: bool = False
+) -> dict[str, NDArray[Any]]: ...
+def write_bitsandbytes4(matrix: QuantizedMatrix) -> dict[str, NDArray[Any]]: ...
+def has_act_order(matrix: QuantizedMatrix) -> bool:
+    """Whether columns belong to other groups than their places say."""
+
 def read_imatrix(
     data: bytes, path: str
 ) -> tuple[dict[str, tuple[NDArray[np.float32], NDArray[np.int64]]], list[str], int]:

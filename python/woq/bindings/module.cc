@@ -11,6 +11,7 @@
 #include "arrays.h"
 #include "containers.h"
 #include "foreign.h"
+#include "foreign_writers.h"
 #include "getter.h"
 #include "imatrix.h"
 #include "portable.h"
@@ -224,6 +225,7 @@ PYBIND11_MODULE(_woq, module) {
   bind_rounding(module);
   bind_containers(module);
   bind_foreign(module);
+  bind_foreign_writers(module);
   bind_imatrix(module);
 
   py::class_<WeightOnlyLinear>(module, "Linear")
