@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     )
     from woq.generation.pipeline import pipeline
     from woq.hf.auto_model import AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM
+    from woq.hf.export import ExportReport, export
     from woq.hf.install import install, uninstall
     from woq.hf.saving import save_pretrained
     from woq.modules.embedding import WeightOnlyEmbedding
@@ -73,6 +74,7 @@ _LAZY = {
     "AutoModel": "woq.hf.auto_model",
     "AutoModelForCausalLM": "woq.hf.auto_model",
     "AutoModelForSeq2SeqLM": "woq.hf.auto_model",
+    "ExportReport": "woq.hf.export",
     "Evaluation": "woq.reports.evaluation",
     "LayerPlan": "woq.quantizing.planning",
     "QuantizationReport": "woq.quantizing.report",
@@ -86,6 +88,7 @@ _LAZY = {
     "WeightOnlyQuantConfig": "woq.config.quant_config",
     "collect_imatrix": "woq.quantizing.imatrix",
     "evaluate": "woq.reports.evaluation",
+    "export": "woq.hf.export",
     "install": "woq.hf.install",
     "pipeline": "woq.generation.pipeline",
     "plan_layer_config": "woq.quantizing.planning",
@@ -102,6 +105,7 @@ __all__ = [
     "AutoRoundConfig",
     "AwqConfig",
     "Evaluation",
+    "ExportReport",
     "GPTQConfig",
     "HqqConfig",
     "ImportanceMatrix",
@@ -122,6 +126,7 @@ __all__ = [
     "cpu_info",
     "error_metrics",
     "evaluate",
+    "export",
     "get_cmake_dir",
     "get_include",
     "install",

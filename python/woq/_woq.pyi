@@ -433,8 +433,8 @@ def read_gguf_matrix(
     """The matrix of a quantized GGUF tensor, `data` its bytes, with ggml's values bit for bit. Row
     n is row row_order[n] of the file. Raises InvalidArgument; Unsupported for IQ1 to IQ3."""
 
-# The inverse. `scales` is float32, float16 or bfloat16, whose bits come as uint16. Raise Unsupported
-# for what the format has no place for, scales that are not exact in their type among it.
+# The inverse. `scales` is float32, float16 or bfloat16, whose bits come as uint16. Unsupported is
+# raised for what the format has no place for, scales that are not exact in their type among it.
 
 def write_gptq(
     matrix: QuantizedMatrix, *, v2: bool, scales: str, round_scales: bool = False

@@ -62,8 +62,10 @@ void check_integers(const QuantizedMatrix& matrix, const char* format,
   }
   const ZeroKind zeros = matrix.scheme.zeros;
   if (zeros != ZeroKind::kNone && zeros != ZeroKind::kInt) {
-    fail<Unsupported>("its zero points are of the kind '", name_of(zeros), "', and those of ",
-                      format, " are codes: quantize with another algorithm than HQQ");
+    fail<Unsupported>("beside its scales it has numbers of the kind '", name_of(zeros), "' (",
+                      zeros == ZeroKind::kFloat ? "HQQ's zero points" : "GGUF's minima",
+                      "), and the zero points of ", format,
+                      " are codes: quantize the float model, with another algorithm than HQQ");
   }
 }
 

@@ -28,7 +28,7 @@ from ..formats.safetensors import Entry, write_safetensors
 from ..modules.deferred_state import Stored, deferred_state
 from .conversions import spare_quantized_layers
 
-__all__ = ["save_pretrained"]
+__all__ = ["describe_save", "save_pretrained", "stored_state", "write_configs", "write_weights"]
 
 _WEIGHTS = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
@@ -63,13 +63,13 @@ def save_pretrained(
         with replace_files_in(target, _configuration_last, _is_weights) as scratch:
             entries = _entries(model)
             digest = _set_digest(model, entries)
-            _write_configs(model, scratch)
+            write_configs(model, scratch)
             metadata = {
                 "format": "pt",
                 **metadata_of_digest(digest),
                 **metadata_of_tensors(entries),
             }
-            _write_weights(entries, metadata, scratch, limit)
+            write_weights(entries, metadata, scratch, limit)
     except PartlyReplaced as error:
         raise OSError(
             error.errno, f"{error.strerror} while files of {target} were renamed: save it again"
@@ -87,7 +87,8 @@ def save_pretrained(
         raise
 
 
-def _write_configs(model: Any, folder: Path) -> None:
+def write_configs(model: Any, folder: Path) -> None:
+    """config.json, the generation config, and the model's own code where it has some."""
     model.config.dtype = str(model.dtype).rpartition(".")[2]
     model.config.architectures = [type(model).__name__]
     if transformers_private.has_own_code(model):
@@ -119,9 +120,10 @@ def _set_digest(model: Any, entries: dict[str, Entry]) -> str | None:
     return config.digest
 
 
-def _write_weights(
+def write_weights(
     entries: dict[str, Entry], metadata: dict[str, str], folder: Path, limit: int
 ) -> None:
+    """One file, or several of at most `limit` bytes and their index."""
     shards: list[dict[str, Entry]] = [{}]
     size = 0
     for name, entry in entries.items():
@@ -151,6 +153,17 @@ def _entries(model: Any) -> dict[str, Entry]:
     Sorted by name: a loaded model has another order than the one that was saved, and is to be
     written as the same bytes.
     """
+    unpack = _Unpacker()
+    entries = {}
+    for name, (tensor, source) in sorted(stored_state(model).items()):
+        make = _constant(tensor) if source is None else unpack.maker(*source)
+        entries[name] = Entry(tuple(tensor.shape), tensor.dtype, make)
+    return entries
+
+
+def stored_state(model: Any) -> dict[str, tuple[torch.Tensor, tuple[Stored, str] | None]]:
+    """The tensors of the checkpoint by their stored names. One of a quantized layer is a stand-in,
+    beside the layer and the name that the tensor has there."""
     from transformers.core_model_loading import revert_weight_conversion
     from transformers.modeling_utils import remove_tied_weights_from_state_dict
 
@@ -164,13 +177,7 @@ def _entries(model: Any) -> dict[str, Entry]:
     if not packed <= {id(tensor) for tensor in state.values()}:
         # The stand-ins have no values: what was made from them must not be written.
         raise RuntimeError("transformers made other tensors from those of quantized layers")
-    unpack = _Unpacker()
-    entries = {}
-    for name, tensor in sorted(state.items()):
-        source = deferred.get(id(tensor))
-        make = _constant(tensor) if source is None else unpack.maker(*source)
-        entries[name] = Entry(tuple(tensor.shape), tensor.dtype, make)
-    return entries
+    return {name: (tensor, deferred.get(id(tensor))) for name, tensor in state.items()}
 
 
 class _Unpacker:
