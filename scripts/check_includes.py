@@ -54,7 +54,7 @@ HEAVY_IMPORTS = {
 PYTHON_ROOMS = {
     "core": ("light", ""),
     "config": ("light", ""),
-    "formats": ("heavy", "__init__ files gguf imatrix_files pages"),
+    "formats": ("heavy", "__init__ files gguf imatrix_files names pages"),
     "modules": ("heavy", "__init__"),
     "observe": ("heavy", "__init__"),
     "algorithms": ("light", "finished scaled tuned_rounding"),

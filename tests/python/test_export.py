@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import woq
 from woq import InvalidArgument, Unsupported, WeightOnlyQuantConfig
-from woq.formats.export.methods import EXPORT_FORMATS
+from woq.formats.export.names import EXPORT_FORMATS
 
 INTEGERS = {"weight_dtype": "int4", "scale_dtype": "fp16"}
 NF4 = {"weight_dtype": "nf4", "group_size": 64}
@@ -249,6 +249,12 @@ def test_refused_before_anything_is_written(case, tmp_path):
     report = woq.export(model, tmp_path / "out", format=form, dry_run=True)
     assert not report.possible
     assert "cannot hold this model" in str(report)
+
+
+def test_a_quantized_embedding_is_refused(tmp_path):
+    model = quantized(**INTEGERS, quantize_embedding=True)
+    with pytest.raises(Unsupported, match=r"embed_tokens is quantized.*quantize_embedding=False"):
+        woq.export(model, tmp_path / "out", format="gptq")
 
 
 def test_act_scales_are_refused(tmp_path):

@@ -17,7 +17,18 @@ from ._options import near
 __all__ = ["COMMANDS", "app"]
 
 # In the order of the help; each is `command` in the module of its name.
-COMMANDS = ("quantize", "generate", "chat", "eval", "inspect", "bench", "info", "completion")
+COMMANDS = (
+    "quantize",
+    "export",
+    "convert",
+    "generate",
+    "chat",
+    "eval",
+    "inspect",
+    "bench",
+    "info",
+    "completion",
+)
 
 INTERRUPTED = 130
 

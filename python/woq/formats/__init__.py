@@ -5,6 +5,7 @@
 - safetensors: writes safetensors files one tensor at a time
 - checkpoint: what the files of a checkpoint say of themselves, and whether they belong together
 - foreign: checkpoints that other libraries quantized
+- export: checkpoints for other libraries
 - gguf: whether a GGUF model is whole
 - imatrix_files: llama.cpp's importance matrices, both kinds
 - files: files and folders that appear whole or not at all

@@ -23,9 +23,10 @@ from ..core import transformers_private
 from ..core.native import InvalidArgument, QuantizedMatrix, Unsupported, has_act_order
 from ..core.units import parse_bytes
 from ..formats.export.form import ExportedLayer, ExportedModel, ExportFormat
-from ..formats.export.methods import EXPORT_FORMATS
+from ..formats.export.names import EXPORT_FORMATS, export_format
 from ..formats.files import replace_folder
 from ..formats.safetensors import Entry
+from ..modules.embedding import quantized_embeddings
 from ..modules.layer import WeightOnlyLinear
 from ..modules.targets import is_linear, output_embeddings, quantized_layers
 from .conversions import spare_quantized_layers
@@ -136,15 +137,14 @@ def export(
         OSError: writing failed; the folder is as it was.
     """
     target = Path(folder)
-    make = EXPORT_FORMATS.get(format)
-    if make is None:
+    if format not in EXPORT_FORMATS:
         raise InvalidArgument(f"unknown format {format!r}; known: {', '.join(EXPORT_FORMATS)}")
     limit = parse_bytes(max_shard_size, "max_shard_size")
     if not dry_run:
         check_target(target, overwrite=overwrite)
     if isinstance(model, str | os.PathLike):
         model, tokenizer = _loaded(model, tokenizer)
-    plan = _Plan(model, make, round_scales=round_scales)
+    plan = _Plan(model, export_format(format), round_scales=round_scales)
     if dry_run:
         return plan.report
     plan.check()
@@ -304,6 +304,12 @@ def _exportable(model: Any) -> dict[str, WeightOnlyLinear]:
     modules = quantized_layers(model)
     if not modules:
         raise InvalidArgument("nothing in the model is quantized: woq.quantize it first")
+    embeddings = quantized_embeddings(model)
+    if embeddings:
+        raise Unsupported(
+            f"{next(iter(embeddings))} is quantized, and the formats of other libraries keep "
+            "embeddings in floating point: quantize with quantize_embedding=False"
+        )
     transposed = [name for name, module in modules.items() if module.transposed]
     if transposed:
         raise Unsupported(

@@ -3,7 +3,7 @@
 have no place for, and where the result loads. The bytes are made by the core
 (woq/io/foreign_writers.h); no file is written here.
 
-- methods: the one list of formats
+- names: the one list of formats
 - form: a model to be exported, and what a format does with it
 - gptq, awq, compressed_tensors, bitsandbytes: the formats
 """
