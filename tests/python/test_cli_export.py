@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +107,25 @@ def test_mistakes(quantized: Path, tmp_path: Path) -> None:
     result = run("export", quantized.parent / "float", tmp_path / "out")
     assert result.exit_code == 1
     assert "nothing in the model is quantized" in result.stderr
+
+
+def test_the_page_is_run(quantized: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The blocks of docs/formats.md that write."""
+    page = (Path(__file__).parents[2] / "docs" / "formats.md").read_text()
+    section = page.partition("## Write and convert")[2].partition("\n## ")[0]
+    (shell,) = re.findall(r"^```bash\n(.*?)^```$", section, flags=re.DOTALL | re.MULTILINE)
+    (python,) = re.findall(r"^```python\n(.*?)^```$", section, flags=re.DOTALL | re.MULTILINE)
+    monkeypatch.chdir(tmp_path)
+    succeed("export", quantized, "somebodys-gptq", "--format", "gptq")
+    for line in shell.splitlines():
+        words = shlex.split(line, comments=True)
+        assert words.pop(0) == "woq"
+        hub_id = "HuggingFaceTB/SmolLM2-135M-Instruct"
+        succeed(*(str(quantized.parent / "float") if word == hub_id else word for word in words))
+    names: dict[str, Any] = {}
+    exec(python, names)
+    assert names["report"].possible
+    assert (tmp_path / "smollm2-vllm" / "config.json").is_file()
 
 
 @pytest.mark.parametrize("command", ["export", "convert"])

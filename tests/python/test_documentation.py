@@ -210,7 +210,7 @@ def test_command_line_blocks(tiny_model_folder: Path, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     text = (ROOT / "docs" / "quantization.md").read_text()
     (tmp_path / "corpus.txt").write_text(text.encode("ascii", "ignore").decode())
-    assert len(CLI) == 7
+    assert len(CLI) == 8
     printed = run_shell("\n".join(CLI), tiny_model_folder, tmp_path)
     for expected in ("gemm_f32_t4_", "calibrated (14 x GPTQ)", "KL divergence", "read bandwidth"):
         assert expected in printed
@@ -314,7 +314,7 @@ def test_blocks_of_pages(page: str, tiny_model_folder: Path, tmp_path: Path) -> 
 def test_every_page_with_python_blocks_is_run() -> None:
     own = {STARTED, *(f"{language}/{STARTED}" for language in TRANSLATIONS), *PAGES}
     own |= {"cli.md", "generation.md", "migrating.md", "quantization.md"}
-    own |= {"formats.md"}  # test_foreign_formats.py, which has such a checkpoint
+    own |= {"formats.md"}  # test_foreign_formats.py and test_cli_export.py, which have checkpoints
     docs = ROOT / "docs"
     found = {path.relative_to(docs).as_posix() for path in docs.rglob("*.md")
              if blocks("python", path.read_text())}  # fmt: skip
