@@ -28,11 +28,12 @@ from foreign_support import (
     pack_8bit,
     write_checkpoint,
 )
-from model_support import llama, logits
+from model_support import letters_checkpoint, llama, logits
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForCausalLM,
     AutoRoundConfig,
+    AutoTokenizer,
     AwqConfig,
     BitsAndBytesConfig,
     GPTQConfig,
@@ -255,7 +256,65 @@ def test_float_models_are_left_alone(tmp_path):
     model.save_pretrained(tmp_path)
     with woq.install():
         assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(tmp_path)), logits(model))
-        with pytest.raises(woq.Unsupported, match="this one is not: to quantize it, pass woq's"):
-            AutoModelForCausalLM.from_pretrained(
-                tmp_path, quantization_config=BitsAndBytesConfig(load_in_4bit=True)
-            )
+
+
+@pytest.mark.parametrize(
+    ("given", "own"),
+    [
+        (
+            BitsAndBytesConfig(load_in_4bit=True),  # fp4 is its default
+            {"weight_dtype": "fp4_e2m1_bnb", "group_size": 64},
+        ),
+        (
+            BitsAndBytesConfig(
+                load_in_4bit=True,
+                bnb_4bit_quant_type="nf4",
+                bnb_4bit_use_double_quant=True,
+                llm_int8_skip_modules=["o_proj"],
+            ),
+            {
+                "weight_dtype": "nf4",
+                "group_size": 64,
+                "use_double_quant": True,
+                "modules_to_not_convert": ["o_proj"],
+            },
+        ),
+        (BitsAndBytesConfig(load_in_8bit=True), {"weight_dtype": "int8", "group_size": -1}),
+    ],
+)
+def test_bitsandbytes_config_quantizes_a_float_model(tmp_path, given, own):
+    model = llama()
+    model.save_pretrained(tmp_path)
+    with woq.install():
+        loaded = AutoModelForCausalLM.from_pretrained(tmp_path, quantization_config=given)
+    expected = woq.quantize(model, woq.WeightOnlyQuantConfig(**own))
+    assert torch.equal(logits(loaded), logits(expected))
+    loaded.save_pretrained(tmp_path / "saved")
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "saved")
+    assert torch.equal(logits(again), logits(loaded))
+
+
+def test_gptq_config_quantizes_a_float_model(tmp_path):
+    folder = letters_checkpoint(tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    texts = ["the quick brown fox jumps over the lazy dog. " * 4, "a b c d e f g h. " * 8] * 4
+    same = {"bits": 4, "dataset": texts, "group_size": 32, "damp_percent": 0.05}
+    given = GPTQConfig(**same, tokenizer=tokenizer, model_seqlen=64, desc_act=False)
+    with woq.install():
+        loaded = AutoModelForCausalLM.from_pretrained(folder, quantization_config=given)
+    assert loaded.config.quantization_config.algorithm == "GPTQ"
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    config = woq.GPTQConfig(**same, tokenizer=tokenizer, seqlen=64)
+    assert torch.equal(letters(loaded), letters(woq.quantize(model, config)))
+
+
+def letters(model):
+    with torch.no_grad():
+        return model(torch.arange(2, 18)[None]).logits
+
+
+@pytest.mark.parametrize("given", [AwqConfig(bits=4), AutoRoundConfig()], ids=["awq", "auto-round"])
+def test_other_configs_do_not_quantize(tmp_path, given):
+    llama().save_pretrained(tmp_path)
+    with woq.install(), pytest.raises(woq.Unsupported, match="does not quantize by a A"):
+        AutoModelForCausalLM.from_pretrained(tmp_path, quantization_config=given)

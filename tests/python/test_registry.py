@@ -121,6 +121,7 @@ def test_only_the_registry_knows_an_algorithm() -> None:
     }
     assert found == {
         "config/quant_config.py: RTN",  # the default
+        "quantizing/quantize.py: RTN",  # embeddings, which are looked up and not calibrated
         "hf/foreign.py: RTN",  # what a config says of layers that another library quantized
         "hf/foreign.py: GPTQ",  # the same, where columns have groups of their own
         "hf/foreign.py: HQQ",  # and where zero points are no codes

@@ -9,6 +9,7 @@
 - foreign_layers: layers of checkpoints that other libraries quantized
 - foreign: loads such a checkpoint, and runs it packed
 - install: has transformers itself load such checkpoints so
+- others_configs: transformers' configs of other methods, as woq's own
 - errors: one error for those of several layers
 - attach: tells a model that it is quantized
 - answers: what a quantized model says of its size

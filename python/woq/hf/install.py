@@ -16,10 +16,13 @@ from types import TracebackType
 from typing import Any
 
 from transformers.quantizers import auto
+from transformers.quantizers.base import HfQuantizer
 
 from ..core import native
 from ..formats.foreign.methods import FOREIGN_METHODS
 from .foreign import ForeignConfig, ForeignQuantizer, note_idle
+from .others_configs import own_config
+from .quantizer import WoqHfQuantizer
 
 __all__ = ["Installed", "install", "uninstall"]
 
@@ -69,7 +72,8 @@ def install(*, compute_dtype: str = "fp32") -> Installed:
     It holds for the whole process, until `woq.uninstall()`, or as `with woq.install():` to the end
     of the block. Blocks may be nested, and run in several threads: the last one that ends undoes
     it. Models that are loaded stay what they are. A config of the checkpoint's own method may be
-    passed; what it chooses of a GPU's kernels is logged and has no effect.
+    passed; what it chooses of a GPU's kernels is logged and has no effect. transformers'
+    GPTQConfig and BitsAndBytesConfig also quantize a float model, as woq does and saves it.
 
     Args:
         compute_dtype: what the kernels compute with; of several calls, the last one decides.
@@ -160,16 +164,10 @@ def _compute_dtype() -> str:
         return _OPEN[-1].compute_dtype if _OPEN else "fp32"
 
 
-def _quantizer(config: Any, *, pre_quantized: bool = True, **kwargs: Any) -> ForeignQuantizer:
+def _quantizer(config: Any, *, pre_quantized: bool = True, **kwargs: Any) -> HfQuantizer:
     """What transformers calls for a config of one of the methods."""
     if not pre_quantized:
-        name = type(config).__name__
-        raise native.Unsupported(
-            f"woq.install() reads checkpoints that are quantized, and this one is not: to quantize "
-            f"it, pass woq's own config (woq.GPTQConfig, woq.AwqConfig, "
-            f"woq.WeightOnlyQuantConfig('nf4'), ...) in place of {name}, or call woq.uninstall() "
-            f"to leave it to the library that {name} is of"
-        )
+        return WoqHfQuantizer(own_config(config, _compute_dtype()), pre_quantized=False, **kwargs)
     # An AutoRoundConfig, which transformers makes itself where the user passes one: of the settings
     # of AutoRound, GPTQ and AWQ, without losing any.
     quantizer = ForeignQuantizer(ForeignConfig(config.to_dict(), _compute_dtype()), **kwargs)
