@@ -94,7 +94,9 @@ def test_gguf_is_needed_for_gguf_files(tmp_path: Path, monkeypatch: pytest.Monke
     (tmp_path / "model.gguf").touch()
     monkeypatch.setitem(sys.modules, "gguf", None)
     for load in (
-        lambda: woq.AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file="model.gguf"),
+        lambda: woq.AutoModelForCausalLM.from_pretrained(
+            tmp_path, gguf_file="model.gguf", load_in_4bit=True
+        ),
         lambda: woq.pipeline("text-generation", tmp_path / "model.gguf"),
     ):
         with pytest.raises(ModuleNotFoundError, match=r"a GGUF file needs gguf.*'woq\[gguf\]'"):

@@ -7,7 +7,7 @@ import logging
 from typing import Any
 
 from ..config.quant_config import dtype_name
-from ..core.native import InvalidArgument, Unsupported
+from ..core.native import Unsupported
 from ..hf import auto_model
 from ._itrex_configs import RtnConfig
 
@@ -36,8 +36,8 @@ class _ItrexArguments(auto_model._AutoModel):
             quantization_config: a configuration of this package or of woq, or its class.
             load_in_4bit, load_in_8bit: nf4 or int8 in groups of 32, computed with in `torch_dtype`
                 (fp32 without one), unless `quantization_config` says more.
-            model_file: a GGUF file of the folder or hub repository. transformers reads it, into
-                floating point; `quantization_config` quantizes it again.
+            model_file: a GGUF file of the folder or hub repository. It runs packed, its weights as
+                they are; `quantization_config` quantizes it again.
             model_type: what ITREX needs to run a GGUF file; the file itself says it.
             kwargs: as transformers' own class takes them. use_llm_runtime and use_neural_speed are
                 logged and ignored.
@@ -50,21 +50,6 @@ class _ItrexArguments(auto_model._AutoModel):
             raise Unsupported(
                 "use_embedding_runtime: woq has no runtime for ONNX graphs; load the model's "
                 "safetensors checkpoint without it"
-            )
-        if model_file is not None:
-            if kwargs.get("gguf_file") not in (None, model_file):
-                raise InvalidArgument(
-                    f"model_file={model_file!r} and gguf_file={kwargs['gguf_file']!r} contradict "
-                    "each other; they are two names of one argument"
-                )
-            kwargs["gguf_file"] = model_file
-        if kwargs.get("gguf_file") is not None and not (
-            quantization_config or load_in_4bit or load_in_8bit
-        ):
-            logger.warning(
-                "%s is loaded in floating point; pass quantization_config or load_in_4bit=True to "
-                "have it quantized",
-                kwargs["gguf_file"],
             )
         if model_type is not None:
             logger.info("model_type=%r is not needed: the model's files say it", model_type)
@@ -81,6 +66,7 @@ class _ItrexArguments(auto_model._AutoModel):
             quantization_config=quantization_config,
             load_in_4bit=load_in_4bit,
             load_in_8bit=load_in_8bit,
+            model_file=model_file,
             **kwargs,
         )
 

@@ -25,6 +25,7 @@ __all__ = [
     "keys_not_saved",
     "keywords_of_pipeline",
     "mark_config_quantized",
+    "model_class",
     "on_keys_compared",
     "planned_dtypes",
     "sample",
@@ -110,6 +111,16 @@ def on_keys_compared(model: Any, told: Callable[[set[str], set[str]], None]) -> 
 
     model._adjust_missing_and_unexpected_keys = adjust_and_tell
     return True
+
+
+def model_class(auto_class: Any, config: Any) -> Any | None:
+    """The class of which `auto_class` makes a model of `config`; None: it knows none. An auto class
+    loads nothing without a path."""
+    mapping = getattr(auto_class, "_model_mapping", None)
+    if mapping is None:
+        return auto_class
+    found = mapping.get(type(config), None)
+    return found[0] if isinstance(found, tuple) else found
 
 
 def planned_dtypes(model: Any, dtype: Any) -> Mapping[str, Any]:

@@ -7,6 +7,7 @@
 - foreign: checkpoints that other libraries quantized
 - export: checkpoints for other libraries
 - gguf: whether a GGUF model is whole
+- gguf_models: what a GGUF file says of its model: config and names of tensors
 - imatrix_files: llama.cpp's importance matrices, both kinds
 - files: files and folders that appear whole or not at all
 - pages: gives the memory of a checkpoint's mapped files back while it is read

@@ -8,6 +8,7 @@
 - stored_layers: layers of checkpoints that woq saved
 - foreign_layers: layers of checkpoints that other libraries quantized
 - foreign: loads such a checkpoint, and runs it packed
+- gguf: runs a GGUF file packed
 - install: has transformers itself load such checkpoints so
 - others_configs: transformers' configs of other methods, as woq's own
 - errors: one error for those of several layers

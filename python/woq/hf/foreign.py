@@ -38,6 +38,7 @@ __all__ = [
     "METHOD",
     "ForeignConfig",
     "ForeignQuantizer",
+    "config_of",
     "load_foreign",
     "note_idle",
     "stored_settings",
@@ -222,7 +223,7 @@ class ForeignQuantizer(HfQuantizer):
             logger.info("%s: %d layers: %s", self.form.name, count, rule)
         layers = {n: m for n, m in model.named_modules() if isinstance(m, WeightOnlyLinear)}
         _make_alike(model, layers)
-        attach_quantizer(model, _config_of(model, layers, self.compute_dtype), WoqHfQuantizer)
+        attach_quantizer(model, config_of(model, layers, self.compute_dtype), WoqHfQuantizer)
         if logger.isEnabledFor(logging.INFO):
             log_kernels(model)
         return model
@@ -277,7 +278,7 @@ def _make_alike(model: Any, layers: dict[str, WeightOnlyLinear]) -> None:
         replace_module(model, name, layers[name])
 
 
-def _config_of(
+def config_of(
     model: Any, layers: Mapping[str, WeightOnlyLinear], compute_dtype: str
 ) -> WeightOnlyQuantConfig:
     """The settings that describe a model with these layers best; `attach_quantizer` adds rules for

@@ -25,6 +25,7 @@ from ..formats.gguf import check_gguf
 from ..observe.samples import read_ahead
 from ..quantizing.quantize import quantize_loaded
 from .foreign import load_foreign, note_idle, stored_settings
+from .gguf import load_packed_gguf
 from .quantizer import register
 
 __all__ = ["check_source", "load_model"]
@@ -64,7 +65,9 @@ def load_model(
     """
     register()
     keywords = dict(keywords or {})
-    if keywords.get("gguf_file") is not None:
+    is_gguf = keywords.get("gguf_file") is not None
+    runs_packed = is_gguf and quantization_config is None
+    if is_gguf and not runs_packed:
         require("gguf", "reading a GGUF file")
     float_first = float_first or keywords.get("gguf_file") is not None
     afterwards = float_first and isinstance(quantization_config, WeightOnlyQuantConfig)
@@ -88,6 +91,11 @@ def load_model(
     check_source(path, keywords)
     method = form = None
     try:
+        if runs_packed:
+            loaded = load_packed_gguf(auto_class, path, arguments, keywords)
+            if loaded is not None:
+                return loaded
+            require("gguf", "reading a GGUF file")
         settings = stored_settings(path, keywords)
         method = settings.get("quant_method")
         form = foreign_format(settings)

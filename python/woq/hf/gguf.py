@@ -1,0 +1,263 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs a GGUF file packed: its matrices go into the layout of woq's kernels as they are.
+
+transformers builds the model and fills it with the file's few float tensors; it looks at no GGUF.
+Matrices are read one at a time, from the mapped file, so that no more than one is in memory twice.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import AutoConfig
+from transformers.quantizers import auto
+from transformers.quantizers.base import HfQuantizer
+from transformers.utils.hub import cached_file
+from transformers.utils.quantization_config import QuantizationConfigMixin
+
+from ..core import native, transformers_private
+from ..formats.gguf_models import GgufPlan, Place, plan_of
+from ..formats.pages import HeapTrimmer
+from ..modules.embedding import WeightOnlyEmbedding, scale_of
+from ..modules.layer import WeightOnlyLinear
+from ..modules.targets import output_embeddings
+from ..quantizing.quantize import log_kernels, replace_module
+from .attach import attach_quantizer, check_device_map, declare_untied
+from .errors import joined
+from .foreign import config_of
+from .location import file_arguments
+from .quantizer import WoqHfQuantizer
+
+__all__ = ["load_packed_gguf"]
+
+logger = logging.getLogger("woq")
+
+_METHOD = "woq_gguf"
+
+# How numpy reads the types of tensors that are floats.
+_FLOATS = {"F32": "<f4", "F16": "<f2", "BF16": "<i2"}
+
+
+def load_packed_gguf(
+    auto_class: Any, path: Any, arguments: tuple[Any, ...], keywords: Mapping[str, Any]
+) -> Any:
+    """The model of `path` and `keywords["gguf_file"]`, packed; None, and a line in the log that
+    says why, for a file that woq's own reader does not run.
+
+    Raises:
+        InvalidArgument: the file is damaged, or does not fit the model that it describes.
+    """
+    keywords = dict(keywords)
+    name = keywords.pop("gguf_file")
+    files = {key: value for key, value in file_arguments(keywords).items() if key != _TRUST}
+    file = cached_file(path, name, **files)
+    for key in files:
+        keywords.pop(key, None)
+    model = native.GgufModel(str(file))
+    config = keywords.pop("config", None)
+    try:
+        source = _Source(str(file), model, plan_of(model))
+        source.check_types()
+        if config is None:
+            config = AutoConfig.for_model(source.plan.model_type, **source.plan.config)
+        kind = transformers_private.model_class(auto_class, config)
+        if kind is None:
+            raise native.Unsupported(f"{auto_class.__name__} has no class for {type(config)}")
+    except native.Unsupported as error:
+        logger.warning("%s is dequantized by transformers and not run packed: %s", file, error)
+        return None
+    loaded = kind.from_pretrained(
+        None,
+        *arguments,
+        config=config,
+        state_dict=source.floats(),
+        quantization_config=_GgufConfig(source),
+        **keywords,
+    )
+    whole = loaded[0] if isinstance(loaded, tuple) else loaded
+    whole.config.name_or_path = str(path)
+    return loaded
+
+
+_TRUST = "trust_remote_code"
+
+
+class _Source:
+    """An opened file, and what to make of it."""
+
+    def __init__(self, path: str, model: native.GgufModel, plan: GgufPlan) -> None:
+        self.path, self.plan = path, plan
+        self._tensors = model.tensors
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Source:
+        return self  # transformers copies configs; the file is read, and never changed
+
+    def check_types(self) -> None:
+        """Raise Unsupported, naming the type, for one that is neither float nor runs packed; or
+        where all are floats."""
+        if not self.packed():
+            raise native.Unsupported("none of its tensors is quantized")
+        for name, (kind, shape, _) in self._tensors.items():
+            if kind in _FLOATS:
+                continue
+            if len(shape) != 2 or self.plan.places[name].plus_one or not _is_matrix(kind):
+                raise native.Unsupported(f"{name} is a tensor of type {kind}, {list(shape)}")
+
+    def packed(self) -> dict[str, str]:
+        """{module: the file's name of its weight} of the modules that are packed."""
+        return {
+            place.name.rpartition(".")[0]: name
+            for name, place in self.plan.places.items()
+            if self._tensors[name][0] not in _FLOATS
+        }
+
+    def matrix(self, name: str) -> native.QuantizedMatrix:
+        kind, (rows, cols), data = self._tensors[name]
+        order = self.plan.places[name].row_order(rows)
+        return native.read_gguf_matrix(kind, data, rows, cols, order, torch.get_num_threads())
+
+    def floats(self) -> dict[str, torch.Tensor]:
+        """The float tensors by the names of the model's parameters."""
+        return {
+            place.name: self._float(name, place)
+            for name, place in self.plan.places.items()
+            if self._tensors[name][0] in _FLOATS
+        }
+
+    def _float(self, name: str, place: Place) -> torch.Tensor:
+        kind, shape, data = self._tensors[name]
+        # A copy: numpy's view of the file cannot be written to, and a parameter can.
+        values = torch.from_numpy(np.frombuffer(data, _FLOATS[kind]).reshape(shape).copy())
+        if kind == "BF16":
+            values = values.view(torch.bfloat16)
+        order = place.row_order(shape[0])
+        if order is not None:
+            values = values[order]
+        return values - 1 if place.plus_one else values
+
+
+def _is_matrix(kind: str) -> bool:
+    return not kind.startswith("unknown") and native.is_gguf_matrix(kind)
+
+
+class _GgufConfig(QuantizationConfigMixin):  # type: ignore[misc]
+    """Tells the quantizer below what to read."""
+
+    def __init__(self, source: _Source) -> None:
+        self.quant_method = _METHOD
+        self.source = source
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"quant_method": _METHOD, "file": self.source.path}
+
+
+class _Awaited(nn.Module):
+    """Where a packed layer will be: the loader brings it no tensor but the bias, if it has one."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        bias = getattr(module, "bias", None)
+        self.register_buffer("bias", None if bias is None else torch.empty_like(bias))
+
+
+class _GgufQuantizer(HfQuantizer):
+    """Keeps places for the file's matrices, and fills them afterwards."""
+
+    requires_calibration = False
+
+    def __init__(self, quantization_config: Any, **kwargs: Any) -> None:
+        super().__init__(quantization_config, **kwargs)
+        self._source: _Source = quantization_config.source
+        # {module: (the float one on the meta device, the file's name of its weight)}
+        self._places: dict[str, tuple[nn.Module, str]] = {}
+
+    def validate_environment(self, *args: Any, device_map: Any = None, **kwargs: Any) -> None:
+        check_device_map(device_map)
+
+    def update_device_map(self, device_map: Any) -> Any:
+        return device_map if isinstance(device_map, dict) else {"": "cpu"}
+
+    def _process_model_before_weight_loading(self, model: Any, **kwargs: Any) -> Any:
+        modules = dict(model.named_modules())
+        packed = self._source.packed()
+        if self._source.plan.config["tie_word_embeddings"]:
+            embedding = "model.embed_tokens"
+            packed |= {name: packed[embedding] for name in output_embeddings(model)
+                       if embedding in packed}  # fmt: skip
+        for stored, name in packed.items():
+            # A model without a head has its modules under shorter names, and no place for one.
+            short = stored.removeprefix(f"{model.base_model_prefix}.")
+            at = next((each for each in (stored, short) if each in modules), None)
+            if at is not None:
+                self._places[at] = (modules[at], name)
+                replace_module(model, at, _Awaited(modules[at]))
+        declare_untied(model, self._places)
+        transformers_private.on_keys_compared(model, self._check_keys)
+        return model
+
+    def _check_keys(self, missing: set[str], unexpected: set[str]) -> None:
+        """Both would make it another model. (A head has no place in a model without one.)"""
+        wrong = sorted(missing)
+        if wrong:
+            raise native.InvalidArgument(
+                f"{self._source.path} lacks tensors of the model: {', '.join(wrong[:5])}"
+            )
+
+    def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:
+        heap, errors = HeapTrimmer(), []
+        read: dict[str, WeightOnlyLinear] = {}  # by the file's names: a tied weight is read once
+        # The head first: it is the one that an embedding shares its weight with.
+        places = sorted(self._places.items(), key=lambda at: isinstance(at[1][0], nn.Embedding))
+        for at, (module, name) in places:
+            try:
+                bias = model.get_submodule(at).bias
+                layer = read.get(name) or self._layer(at, module, name, bias)
+                if isinstance(module, nn.Embedding):
+                    layer.tied = name in read
+                    whole: nn.Module = WeightOnlyEmbedding(layer, module, scale_of(module))
+                else:
+                    read[name] = whole = layer
+            except (native.InvalidArgument, native.Unsupported) as error:
+                errors.append(type(error)(f"{at}, {name} of {self._source.path}: {error}"))
+                continue
+            transformers_private.keep_values(whole)
+            replace_module(model, at, whole)
+            heap.count(layer.nbytes)
+        if errors:
+            raise joined(errors, "cannot be read")
+        heap.trim()
+        self._places = {}
+        layers = {n: m for n, m in model.named_modules() if isinstance(m, WeightOnlyLinear)}
+        attach_quantizer(model, config_of(model, layers, "fp32"), WoqHfQuantizer)
+        if logger.isEnabledFor(logging.INFO):
+            log_kernels(model)
+        return model
+
+    def _layer(
+        self, at: str, module: Any, name: str, bias: torch.Tensor | None
+    ) -> WeightOnlyLinear:
+        matrix = self._source.matrix(name)
+        if (matrix.rows, matrix.cols) != tuple(module.weight.shape):
+            raise native.InvalidArgument(
+                f"it is {matrix.rows} x {matrix.cols}, and the model has "
+                f"{list(module.weight.shape)}"
+            )
+        return WeightOnlyLinear.from_quantized(matrix, bias, name=at, dtype=module.weight.dtype)
+
+    def is_serializable(self, *args: Any, **kwargs: Any) -> bool:
+        return True
+
+    @property
+    def is_trainable(self) -> bool:
+        return True
+
+
+# Importing this module is registering, as for `quantizer`.
+if _METHOD not in auto.AUTO_QUANTIZATION_CONFIG_MAPPING:
+    auto.register_quantization_config(_METHOD)(_GgufConfig)
+    auto.register_quantizer(_METHOD)(_GgufQuantizer)
