@@ -145,7 +145,7 @@ def test_wrong_command_lines_end_with_2(checkpoint: Path, tmp_path: Path) -> Non
     assert "NAME=VALUE" in refuse(2, "quantize", checkpoint, out, "--option", "percdamp")
     assert "looks at no data" in refuse(2, "quantize", checkpoint, out, "--dataset", "self")
     assert "no file" in refuse(2, "quantize", checkpoint, out, "--imatrix", "nowhere.gguf")
-    line = refuse(2, "quantize", checkpoint, out, "--layer", "down_proj", "bits=3")
+    line = refuse(2, "quantize", checkpoint, out, "--layer", "down_proj", "bits=9")
     assert "down_proj" in line
     assert "Missing argument 'FOLDER'" in refuse(2, "quantize", checkpoint)
     assert "--text" in refuse(2, "eval", checkpoint)
