@@ -18,6 +18,7 @@ cmake -S . -B build/aarch64 -G Ninja -DWOQ_WERROR=ON -DWOQ_BUILD_TESTS=OFF \
   -DCMAKE_CXX_COMPILER=aarch64-linux-gnu-g++ >/dev/null
 cmake --build build/aarch64 -j "$JOBS"
 
+# Exports are read by the formats' owners where WOQ_ORACLE_PYTHON names a Python that has them.
 say "slow Python tests"
 "$VENV/bin/python" -m pytest -m slow tests/python
 "$VENV/bin/python" -m pytest tests/python/test_storm.py

@@ -125,6 +125,51 @@ def test_kills_of_the_command_line(kills: int, tmp_path: Path, draw: random.Rand
     print(f"woq quantize: {kills} kills, {dict(found)}")
 
 
+def exported(new: bool) -> Any:
+    """A model that formats of other libraries can hold; two of them differ in their values only."""
+    torch.manual_seed(int(new))
+    model = llama(intermediate_size=128, initializer_range=0.2)
+    return woq.quantize(model, WeightOnlyQuantConfig("int4", scale_dtype="fp16"))
+
+
+@pytest.mark.parametrize("kills", KILLS)
+@pytest.mark.parametrize("source", ["model", "folder"])
+def test_kills_while_exporting(
+    source: str, kills: int, tmp_path: Path, draw: random.Random
+) -> None:
+    """`woq.export` of a model in memory, and (what `woq convert` does) of another library's
+    checkpoint: the folder is always a whole one, the old or the new."""
+    pair: list[Any] = [exported(False), exported(True)]
+    right = {"old": logits(pair[0]), "new": logits(pair[1])}
+    if source == "folder":
+        for number, name in enumerate(right):
+            woq.export(pair[number], tmp_path / name, format="compressed-tensors")
+        pair = [tmp_path / name for name in right]
+    folder = tmp_path / "model"
+
+    def write(number: int) -> None:
+        woq.export(pair[number], folder, format="gptq", overwrite=True, max_shard_size="60KB")
+
+    def found_there() -> str:
+        values = logits(woq.AutoModelForCausalLM.from_pretrained(folder))
+        return next((name for name, each in right.items() if torch.equal(values, each)), "another")
+
+    write(0)
+    names = {path.name for path in tmp_path.iterdir()}
+    files = {path.name for path in folder.iterdir()}
+    found: collections.Counter[str] = collections.Counter()
+    for _, killed in kill_at_random(lambda: write(1), kills, draw):
+        result = found_there()
+        assert result in ("old", "new"), f"{result} after {found}"
+        assert killed or result == "new"
+        assert {path.name for path in folder.iterdir()} == files
+        found[result] += 1
+        write(0)
+        assert found_there() == "old"
+        assert {path.name for path in tmp_path.iterdir()} == names
+    print(f"export of a {source}: {kills} kills, {dict(found)}")
+
+
 class Operations:
     """Counts what writes to the disk, and has the operation of number `last` fail."""
 
