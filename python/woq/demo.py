@@ -143,14 +143,15 @@ def _quantized_layers(model: Any) -> list[Any]:
 
 def _load_float(gguf: Path) -> tuple[Any, Any]:
     import torch
-    from transformers import AutoTokenizer
+    from transformers import AutoModelForCausalLM, AutoTokenizer
 
     source: dict[str, Any] = {
         "pretrained_model_name_or_path": str(gguf.parent),
         "gguf_file": gguf.name,
     }
     tokenizer = AutoTokenizer.from_pretrained(**source)
-    return woq.AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32).eval(), tokenizer
+    # transformers' class: woq's would run the file packed.
+    return AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32).eval(), tokenizer
 
 
 def _summary(model: Any) -> dict[str, Any]:

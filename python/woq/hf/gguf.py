@@ -103,7 +103,7 @@ class _Source:
         if not self.packed():
             raise native.Unsupported("none of its tensors is quantized")
         for name, (kind, shape, _) in self._tensors.items():
-            if kind in _FLOATS:
+            if kind in _FLOATS or name not in self.plan.places:
                 continue
             if len(shape) != 2 or self.plan.places[name].plus_one or not _is_matrix(kind):
                 raise native.Unsupported(f"{name} is a tensor of type {kind}, {list(shape)}")
