@@ -289,7 +289,67 @@ def gguf_matrix_files() -> dict[str, bytes]:
     }
 
 
+# Formats as foreign_fuzz.cc takes them, indices into its kFormats.
+GPTQ, AWQ, COMPRESSED_PACKED, COMPRESSED_INT, FP4, BNB4, BNB8, HQQ = range(8)
+E8M0, E4M3 = 5, 6  # indices into kScaleEncodings
+OPTIONAL, OPTION = 1, 2
+
+
+def foreign_files() -> dict[str, bytes]:
+    def layer(
+        form: int, rows: int, cols: int, sizes: list[int], *, bits: int = 4, group_size: int = 16,
+        flags: int = 0, shifts: int = 0, own: int = 0,
+    ) -> bytes:  # fmt: skip
+        """A layer whose tensors have so many bytes; 0: the tensor is missing."""
+        header = bytes([form, bits, group_size + 1, rows, cols, flags, shifts, own])
+        # Bytes below 0x40: wherever a scale lies, it is a finite number.
+        tensors = [stored(bytes(i * 37 % 64 for i in range(size))) for size in sizes]
+        return header + b"".join(t if len(t) > 1 else MISSING for t in tensors)
+
+    g_idx = stored(struct.pack("<32i", *(k % 2 for k in range(32))))
+    gptq = [8 * 4 * 4, 2 * 4, 2 * 8 * 2]  # [8, 32] in 4 bits, 2 groups
+    whole = layer(GPTQ, 8, 32, [4 * 8 * 4, 2 * 4, 2 * 8 * 2])
+    return {
+        "gptq": whole,
+        "gptq_sym_act_order": layer(GPTQ, 8, 32, gptq, flags=OPTIONAL | OPTION) + g_idx,
+        "gptq_3_bits": layer(GPTQ, 32, 32, [3 * 32 * 4, 2 * 3 * 4, 2 * 32 * 2], bits=3, own=1),
+        "gptq_planes": layer(GPTQ, 32, 32, [5 * 32 * 4, 2 * 5 * 4, 128], bits=5, own=129),
+        "gptq_borrowed": layer(GPTQ, 8, 32, gptq, own=2),
+        "gptq_borrowed_3_bits": layer(GPTQ, 32, 32, [3 * 32 * 4], bits=3, own=2),
+        "gptq_no_bits": layer(GPTQ, 8, 32, gptq, bits=0),
+        "gptq_cut": layer(GPTQ, 8, 32, [4 * 8 * 4, 2 * 4, 0]),
+        "gptq_tail": layer(GPTQ, 3, 21, [3 * 3 * 4, 2 * 4, 2 * 3 * 2]),
+        "awq": layer(AWQ, 8, 32, [32 * 4, 2 * 8 * 2, 2 * 4], flags=OPTIONAL),
+        "awq_symmetric": layer(AWQ, 8, 32, [32 * 4, 2 * 8 * 2]),
+        "awq_rows": layer(AWQ, 7, 32, [0]),
+        "compressed": layer(COMPRESSED_PACKED, 4, 32, [4 * 4 * 4, 4 * 2 * 2]),
+        "compressed_asym": layer(COMPRESSED_PACKED, 4, 32, [64, 16, 8], flags=OPTIONAL) + g_idx,
+        "compressed_old": layer(COMPRESSED_PACKED, 4, 32, [64, 16, 8], flags=OPTIONAL | OPTION),
+        "compressed_7_bits": layer(COMPRESSED_PACKED, 2, 20, [2 * 5 * 4, 2 * 2 * 2], bits=7),
+        "int8": layer(COMPRESSED_INT, 4, 20, [80, 4 * 2 * 4, 8], flags=OPTIONAL),
+        "int8_one_scale": layer(COMPRESSED_INT, 4, 20, [80, 4], group_size=-1, flags=OPTION),
+        "mxfp4": layer(FP4, 4, 32, [64, 8], own=E8M0),
+        "nvfp4": layer(FP4, 4, 32, [64, 8], own=E4M3),
+        "nvfp4_by_zero": layer(FP4, 4, 32, [64, 8], own=E4M3, flags=OPTION),
+        "fp4_odd": layer(FP4, 4, 31, [60, 8], own=E8M0),
+        "nf4": layer(BNB4, 4, 32, [64, 32], flags=OPTION),
+        "nf4_nested": layer(BNB4, 4, 32, [64, 8, 4, 1024], flags=OPTIONAL | OPTION, own=8),
+        "fp4_bnb": layer(BNB4, 4, 32, [64, 32]),
+        "nf4_straddles": layer(BNB4, 4, 24, [48, 24]),
+        "nf4_odd_blocks": layer(BNB4, 3, 63, [94, 12], group_size=63),
+        "bnb8": layer(BNB8, 4, 20, [80, 16]),
+        "hqq_2_bits": layer(HQQ, 4, 32, [2 * 16, 16, 16], bits=2),
+        "hqq_3_bits": layer(HQQ, 4, 32, [16 * 4, 16, 16], bits=3),
+        "hqq": layer(HQQ, 4, 32, [4 * 16, 16, 16]),
+        "hqq_8_bits": layer(HQQ, 4, 32, [128, 16, 16], bits=8),
+        "hqq_no_groups": layer(HQQ, 4, 32, [0], group_size=0),
+        "rows_huge": layer(GPTQ, 255, 32, gptq, shifts=0x06),
+        "cols_huge": layer(BNB4, 255, 255, [64], shifts=0x66),
+    }
+
+
 TARGETS = {
+    "foreign": foreign_files,
     "gguf": gguf_files,
     "gguf_matrix": gguf_matrix_files,
     "imatrix": imatrix_files,
