@@ -5,6 +5,7 @@ that the formats' engines want; what a format has no place for is refused before
 from __future__ import annotations
 
 import json
+import weakref
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import woq
 from woq import InvalidArgument, Unsupported, WeightOnlyQuantConfig
+from woq.formats.export.gptq import GptqExport
 from woq.formats.export.names import EXPORT_FORMATS
 
 INTEGERS = {"weight_dtype": "int4", "scale_dtype": "fp16"}
@@ -251,9 +253,25 @@ def test_refused_before_anything_is_written(case, tmp_path):
     assert "cannot hold this model" in str(report)
 
 
+def test_one_layer_is_unpacked_at_a_time(tmp_path, monkeypatch):
+    """Also where a file has the types of many layers in turn."""
+    real, alive, most = GptqExport.tensors, [], []
+
+    def tensors(self, layer, matrix):
+        most.append(sum(each() is not None for each in alive))
+        made = real(self, layer, matrix)
+        alive.extend(weakref.ref(tensor) for tensor in made.values())
+        return made
+
+    monkeypatch.setattr(GptqExport, "tensors", tensors)
+    woq.export(quantized(**INTEGERS), tmp_path / "out", format="gptq")
+    assert len(most) >= 2 * 14
+    assert max(most) <= 1  # the tensor that the file has just got
+
+
 def test_a_quantized_embedding_is_refused(tmp_path):
     model = quantized(**INTEGERS, quantize_embedding=True)
-    with pytest.raises(Unsupported, match=r"embed_tokens is quantized.*quantize_embedding=False"):
+    with pytest.raises(Unsupported, match=r"embed_tokens is quantized .*quantize_embedding=False"):
         woq.export(model, tmp_path / "out", format="gptq")
 
 

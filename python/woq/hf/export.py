@@ -31,6 +31,7 @@ from ..modules.layer import WeightOnlyLinear
 from ..modules.targets import is_linear, output_embeddings, quantized_layers
 from .conversions import spare_quantized_layers
 from .errors import joined
+from .location import locate
 from .saving import stored_state, write_configs, write_weights
 
 __all__ = ["ExportReport", "LayerReport", "check_target", "export"]
@@ -182,10 +183,12 @@ def _loaded(path: str | os.PathLike[str], tokenizer: Any) -> tuple[Any, Any]:
 
     from .auto_model import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(path, dtype="auto")
+    name, gguf = locate(path)
+    file: dict[str, Any] = dict(gguf)
+    model = AutoModelForCausalLM.from_pretrained(name, dtype="auto", **file)
     if tokenizer is None:
         try:
-            tokenizer = AutoTokenizer.from_pretrained(path)
+            tokenizer = AutoTokenizer.from_pretrained(name, **file)
         except (OSError, ValueError, KeyError, ImportError):
             return model, None  # the report says that there is none
     return model, tokenizer
@@ -213,6 +216,7 @@ class _Plan:
         dtype = str(model.dtype).removeprefix("torch.")
         facts = ExportedModel(tuple(layers.values()), tuple(floats), dtype, round_scales)
         self._format = make(facts)
+        self._maker = _Maker(self._format)
         self._entries: dict[str, Entry] = {}
         self._errors: list[Exception] = []
         rows = [self._plan_layer(module, layer) for module, layer in layers.items()]
@@ -263,9 +267,8 @@ class _Plan:
         except (InvalidArgument, Unsupported) as error:
             refused = str(error)
             self._errors.append(type(error)(f"{layer.name}: {error}"))
-        maker = _Maker(self._format, layer, module)
         for name, tensor in tensors.items():
-            entry = Entry(tuple(tensor.shape), tensor.dtype, maker.of(name))
+            entry = Entry(tuple(tensor.shape), tensor.dtype, self._maker.of(layer, module, name))
             self._entries[f"{layer.name}.{name}"] = entry
         return LayerReport(
             layer.name,
@@ -280,17 +283,23 @@ class _Plan:
 
 
 class _Maker:
-    """Makes the tensors of a layer when the first is written, and lets go of them with the last."""
+    """Makes the tensors of layers when they are written, and keeps those of the last layer only. A
+    file has its wide types first, so that a layer comes up once for each of its types."""
 
-    def __init__(self, form: ExportFormat, layer: ExportedLayer, module: WeightOnlyLinear) -> None:
-        self._form, self._layer, self._module = form, layer, module
+    def __init__(self, form: ExportFormat) -> None:
+        self._form = form
+        self._layer: ExportedLayer | None = None
         self._tensors: dict[str, torch.Tensor] = {}
 
-    def of(self, name: str) -> Callable[[], torch.Tensor]:
+    def of(
+        self, layer: ExportedLayer, module: WeightOnlyLinear, name: str
+    ) -> Callable[[], torch.Tensor]:
         def make() -> torch.Tensor:
-            if name not in self._tensors:
-                self._tensors = self._form.tensors(self._layer, self._module.quantized())
-            return self._tensors.pop(name)
+            if self._layer is not layer:
+                self._tensors = {}
+                self._tensors = self._form.tensors(layer, module.quantized())
+                self._layer = layer
+            return self._tensors[name]
 
         return make
 
@@ -307,8 +316,9 @@ def _exportable(model: Any) -> dict[str, WeightOnlyLinear]:
     embeddings = quantized_embeddings(model)
     if embeddings:
         raise Unsupported(
-            f"{next(iter(embeddings))} is quantized, and the formats of other libraries keep "
-            "embeddings in floating point: quantize with quantize_embedding=False"
+            f"{next(iter(embeddings))} is quantized (as in most GGUF files), and the formats of "
+            "other libraries keep embeddings in floating point: quantize the float model with "
+            "quantize_embedding=False"
         )
     transposed = [name for name, module in modules.items() if module.transposed]
     if transposed:
