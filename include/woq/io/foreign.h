@@ -95,10 +95,10 @@ QuantizedMatrix read_bitsandbytes4(const ForeignTensors& tensors, int64_t rows, 
 QuantizedMatrix read_bitsandbytes8(const ForeignTensors& tensors, int64_t rows, int64_t cols);
 
 // HQQ along rows ("axis 1"): the G = N * K / group_size groups of codes, one after the other, are
-// lines [G, group_size] that are cut into as many parts as an element of W_q holds codes; an element
-// has one code of each part, that of the first part in the highest bits. 5 to 8 bits: uint8, one
-// part; 4 and 2: uint8, 2 and 4; 3: int32, 10, whose two highest bits are unused and whose last part
-// may be short. scale and zero [G, 1] are numbers: W = scale * (code - zero).
+// lines [G, group_size] that are cut into as many parts as an element of W_q holds codes; an
+// element has one code of each part, that of the first part in the highest bits. 5 to 8 bits:
+// uint8, one part; 4 and 2: uint8, 2 and 4; 3: int32, 10, whose two highest bits are unused and
+// whose last part may be short. scale and zero [G, 1] are numbers: W = scale * (code - zero).
 QuantizedMatrix read_hqq(const ForeignTensors& tensors, int64_t rows, int64_t cols, int bits,
                          int64_t group_size);
 

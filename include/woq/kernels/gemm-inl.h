@@ -368,8 +368,8 @@ struct GroupNumbers {
   F32 scale[kTiles], zero[kTiles], minimum[kTiles];
 };
 
-// c = c + (sum of the block - zero * sum of its activations) * scale
-//       + minimum * sum of its activations, for every row and tile.
+// c = c + (sum of the block - zero * a) * scale + minimum * a, with a the sum of the block's
+// activations, for every row and tile.
 template <class Policy, ZeroKind kZeros, int kRows, int kTiles, int kChains, class C>
 WOQ_INLINE void finish_outputs(
     const PreparedActivations& a, int64_t i,

@@ -33,8 +33,8 @@
 // The difference, the product and the sum in w are each rounded to fp32, and for bf16 the result to
 // bfloat16 as well. The products are accumulated in fp32, in an order that oneDNN chooses. These
 // kernels keep scratch memory for each thread, which the first call allocates. What is compared
-// with kDequantizedRows is the number of rows of C, not of the portion, so that the number of threads
-// does not change which weights are multiplied.
+// with kDequantizedRows is the number of rows of C, not of the portion, so that the number of
+// threads does not change which weights are multiplied.
 #pragma once
 
 #include <algorithm>
