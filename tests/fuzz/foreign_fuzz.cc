@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
-// Any bytes as the tensors of a layer that another library quantized: an error, or a matrix that may
-// be used: it dequantizes to finite numbers, the same after it was packed and unpacked.
+// Any bytes as the tensors of a layer that another library quantized: an error, or a matrix that
+// may be used: it dequantizes to finite numbers, the same after it was packed and unpacked.
 //
 // An input is a header of 8 bytes: the format, an index into kFormats; bits; group_size + 1; rows;
-// cols; flags (1: the optional tensors are there, 2: the option of the format); shifts (low and high
-// half: rows and cols times 16^shift, for sizes that overflow); a byte of the formats' own. Then for
-// every tensor of the format, in its order, a byte: 0, and then the bytes that a well-formed tensor
-// has; 1: the tensor is missing; else another one in its place: type, rank, extents, number of
-// bytes, bytes. What the input is too short for is 0.
+// cols; flags (1: the optional tensors are there, 2: the option of the format); shifts (low and
+// high half: rows and cols times 16^shift, for sizes that overflow); a byte of the formats' own.
+// Then for every tensor of the format, in its order, a byte: 0, and then the bytes that a
+// well-formed tensor has; 1: the tensor is missing; else another one in its place: type, rank,
+// extents, number of bytes, bytes. What the input is too short for is 0.
 #include <algorithm>
 #include <cmath>
 #include <cstddef>
