@@ -251,6 +251,13 @@ def test_itrex_spelling_and_requantization(tmp_path: Path) -> None:
     assert packed.model.layers[0].mlp.up_proj.scheme.dtype == "int8"
     again = load(tmp_path / "x.gguf", quantization_config=woq.WeightOnlyQuantConfig("nf4"))
     assert again.model.layers[0].mlp.up_proj.scheme.dtype == "nf4"
+    fast = load(
+        tmp_path / "x.gguf", quantization_config=woq.WeightOnlyQuantConfig(compute_dtype="int8")
+    )
+    assert fast.lm_head.computes_in == "int8"
+    assert fast.lm_head.quantized().tensors()["qweight"].tobytes() == (
+        packed.lm_head.quantized().tensors()["qweight"].tobytes()
+    )
     half = load(tmp_path / "x.gguf", dtype=torch.bfloat16)
     assert half.model.embed_tokens(torch.tensor([1])).dtype == torch.bfloat16
     with pytest.raises(woq.Unsupported, match="CPU"):
@@ -263,6 +270,10 @@ def test_what_is_not_known_goes_the_old_way(tmp_path: Path, caplog) -> None:
         model = load(tmp_path / "x.gguf")
     assert "not run packed: it sets rope.scaling.attn_factor" in caplog.text
     assert type(model.lm_head) is nn.Linear
+    # A config has its whole meaning there, as for any float model.
+    config = woq.WeightOnlyQuantConfig(compute_dtype="int8")
+    model = load(tmp_path / "x.gguf", quantization_config=config)
+    assert model.model.layers[0].mlp.up_proj.scheme.dtype == config.weight_dtype
 
 
 def test_files_that_do_not_fit_are_refused(tmp_path: Path) -> None:

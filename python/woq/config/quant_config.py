@@ -109,6 +109,10 @@ class _TransformersConfig:
     # The arguments that the caller has named, as against those that have their defaults.
     _given: frozenset[str] = frozenset()
 
+    def names_only(self, argument: str) -> bool:
+        """Whether the caller has named this argument and no other."""
+        return self._given == {argument}
+
     def get_loading_attributes(self) -> dict[str, Any]:
         """Fields that a call which loads a saved checkpoint may choose anew, where it names them:
         the dtype of products. All others are those of the stored tensors, or of quantizing."""

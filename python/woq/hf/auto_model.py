@@ -49,8 +49,8 @@ class _AutoModel:
             load_in_8bit: int8 in groups of 32.
             model_file: ITREX's name of `gguf_file`.
             kwargs: as transformers' own class takes them. A `gguf_file` runs packed, its weights as
-                they are; with a quantization config it is loaded in floating point first, then
-                quantized layer by layer.
+                they are; with a quantization config that names more than a compute dtype it is
+                loaded in floating point first, then quantized layer by layer.
 
         Raises:
             InvalidArgument: the arguments contradict each other, a weight has NaN or Inf, or a

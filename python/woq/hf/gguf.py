@@ -44,7 +44,11 @@ _FLOATS = {"F32": "<f4", "F16": "<f2", "BF16": "<i2"}
 
 
 def load_packed_gguf(
-    auto_class: Any, path: Any, arguments: tuple[Any, ...], keywords: Mapping[str, Any]
+    auto_class: Any,
+    path: Any,
+    arguments: tuple[Any, ...],
+    keywords: Mapping[str, Any],
+    compute_dtype: str = "fp32",
 ) -> Any:
     """The model of `path` and `keywords["gguf_file"]`, packed; None, and a line in the log that
     says why, for a file that woq's own reader does not run.
@@ -76,7 +80,7 @@ def load_packed_gguf(
         *arguments,
         config=config,
         state_dict=source.floats(),
-        quantization_config=_GgufConfig(source),
+        quantization_config=_GgufConfig(source, compute_dtype),
         **keywords,
     )
     whole = loaded[0] if isinstance(loaded, tuple) else loaded
@@ -148,9 +152,9 @@ def _is_matrix(kind: str) -> bool:
 class _GgufConfig(QuantizationConfigMixin):  # type: ignore[misc]
     """Tells the quantizer below what to read."""
 
-    def __init__(self, source: _Source) -> None:
+    def __init__(self, source: _Source, compute_dtype: str) -> None:
         self.quant_method = _METHOD
-        self.source = source
+        self.source, self.compute_dtype = source, compute_dtype
 
     def to_dict(self) -> dict[str, Any]:
         return {"quant_method": _METHOD, "file": self.source.path}
@@ -173,6 +177,7 @@ class _GgufQuantizer(HfQuantizer):
     def __init__(self, quantization_config: Any, **kwargs: Any) -> None:
         super().__init__(quantization_config, **kwargs)
         self._source: _Source = quantization_config.source
+        self._compute_dtype: str = quantization_config.compute_dtype
         # {module: (the float one on the meta device, the file's name of its weight)}
         self._places: dict[str, tuple[nn.Module, str]] = {}
 
@@ -233,7 +238,7 @@ class _GgufQuantizer(HfQuantizer):
         heap.trim()
         self._places = {}
         layers = {n: m for n, m in model.named_modules() if isinstance(m, WeightOnlyLinear)}
-        attach_quantizer(model, config_of(model, layers, "fp32"), WoqHfQuantizer)
+        attach_quantizer(model, config_of(model, layers, self._compute_dtype), WoqHfQuantizer)
         if logger.isEnabledFor(logging.INFO):
             log_kernels(model)
         return model
@@ -247,7 +252,13 @@ class _GgufQuantizer(HfQuantizer):
                 f"it is {matrix.rows} x {matrix.cols}, and the model has "
                 f"{list(module.weight.shape)}"
             )
-        return WeightOnlyLinear.from_quantized(matrix, bias, name=at, dtype=module.weight.dtype)
+        return WeightOnlyLinear.from_quantized(
+            matrix,
+            bias,
+            compute_dtype=self._compute_dtype,
+            name=at,
+            dtype=module.weight.dtype,
+        )
 
     def is_serializable(self, *args: Any, **kwargs: Any) -> bool:
         return True

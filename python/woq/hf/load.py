@@ -66,8 +66,8 @@ def load_model(
     register()
     keywords = dict(keywords or {})
     is_gguf = keywords.get("gguf_file") is not None
-    runs_packed = is_gguf and quantization_config is None
-    if is_gguf and not runs_packed:
+    packed_in = _computes_packed_in(quantization_config) if is_gguf else None
+    if is_gguf and packed_in is None:
         require("gguf", "reading a GGUF file")
     float_first = float_first or keywords.get("gguf_file") is not None
     afterwards = float_first and isinstance(quantization_config, WeightOnlyQuantConfig)
@@ -91,8 +91,8 @@ def load_model(
     check_source(path, keywords)
     method = form = None
     try:
-        if runs_packed:
-            loaded = load_packed_gguf(auto_class, path, arguments, keywords)
+        if packed_in is not None:
+            loaded = load_packed_gguf(auto_class, path, arguments, keywords, packed_in)
             if loaded is not None:
                 return loaded
             require("gguf", "reading a GGUF file")
@@ -149,6 +149,16 @@ def check_source(path: Any, keywords: Mapping[str, Any]) -> None:
         if os.path.isfile(file):
             check_gguf(file)
             return
+
+
+def _computes_packed_in(given: Any) -> str | None:
+    """What a GGUF file that runs packed is to compute in; None: `given` asks for other weights. A
+    config in which the caller has named the compute dtype alone does not."""
+    if given is None:
+        return "fp32"
+    if isinstance(given, WeightOnlyQuantConfig) and given.names_only("compute_dtype"):
+        return given.compute_dtype
+    return None
 
 
 def _compute_dtype(path: Any, name: str, given: Any) -> str:
