@@ -433,6 +433,10 @@ def read_gguf_matrix(
     """The matrix of a quantized GGUF tensor, `data` its bytes, with ggml's values bit for bit. Row
     n is row row_order[n] of the file. Raises InvalidArgument; Unsupported for IQ1 to IQ3."""
 
+def write_gguf_matrix(matrix: QuantizedMatrix, type: str) -> NDArray[np.uint8]:
+    """The rows of a GGUF tensor of type Q4_0, Q4_1, Q8_0 or IQ4_NL, [N, bytes of a row]. Raises
+    Unsupported for a matrix that the type does not hold exactly."""
+
 # The inverse. `scales` is float32, float16 or bfloat16, whose bits come as uint16. Unsupported is
 # raised for what the format has no place for, scales that are not exact in their type among it.
 

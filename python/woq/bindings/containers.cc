@@ -15,6 +15,7 @@
 #include "woq/core/check.h"
 #include "woq/io/gguf.h"
 #include "woq/io/gguf_matrix.h"
+#include "woq/io/gguf_matrix_writer.h"
 #include "woq/io/safetensors.h"
 
 namespace woq::python {
@@ -116,6 +117,20 @@ QuantizedMatrix gguf_matrix(std::string_view type, const py::object& data, int64
   return io::read_gguf_matrix(parse_gguf_type(type), bytes, rows, cols, order, num_threads);
 }
 
+// The bytes of the rows, uint8 [N, bytes of a row].
+py::array write_gguf_matrix(const QuantizedMatrix& matrix, std::string_view type) {
+  Buffer bytes;
+  {
+    const py::gil_scoped_release unlocked;
+    bytes = io::write_gguf_matrix(matrix, parse_gguf_type(type));
+  }
+  const py::ssize_t row_bytes = bytes.size() / matrix.rows;
+  auto* const held = new Buffer(std::move(bytes));
+  const py::capsule owner(held, [](void* buffer) { delete static_cast<Buffer*>(buffer); });
+  return py::array(py::dtype("uint8"), {static_cast<py::ssize_t>(matrix.rows), row_bytes},
+                   held->data(), owner);
+}
+
 }  // namespace
 
 void bind_containers(py::module_& module) {
@@ -131,6 +146,7 @@ void bind_containers(py::module_& module) {
       .def_property_readonly("metadata", &gguf_metadata);
   module.def("read_gguf_matrix", &gguf_matrix, py::arg("type"), py::arg("data"), py::arg("rows"),
              py::arg("cols"), py::arg("row_order") = py::none(), py::arg("num_threads") = 0);
+  module.def("write_gguf_matrix", &write_gguf_matrix, py::arg("matrix"), py::arg("type"));
   module.def(
       "is_gguf_matrix",
       [](std::string_view type) { return io::is_gguf_matrix(parse_gguf_type(type)); },
