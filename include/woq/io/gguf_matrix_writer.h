@@ -12,8 +12,8 @@
 
 namespace woq::io {
 
-// The rows of a tensor of type Q4_0, Q4_1, Q8_0 or IQ4_NL, one after the other. Groups may be of any
-// multiple of 32; every block of 32 repeats its group's scale.
+// The rows of a tensor of type Q4_0, Q4_1, Q8_0 or IQ4_NL, one after the other. Groups may be of
+// any multiple of 32; every block of 32 repeats its group's scale.
 //
 //   Q4_0    symmetric integers of 4 bits
 //   Q4_1    integers of 4 bits with minima, or with zero points z and a scale s for which -z s is
