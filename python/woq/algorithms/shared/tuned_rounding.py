@@ -93,8 +93,10 @@ class Rounding:
         self.asym = scheme.asym
         self._weight = weight.contiguous()
         scales = torch.from_numpy(start.scales())  # [N, G]
-        # Codebooks store 0 for a group of zeros; a weight over 0 would be NaN.
-        self._scales = torch.where(scales == 0, torch.ones_like(scales), scales)
+        # Codebooks store 0 for a group of zeros, for not all of them have the value 0. A weight over
+        # 0 would be NaN: such groups are tuned with the smallest number of fp16.
+        self._empty = scales == 0
+        self._scales = torch.where(self._empty, 2.0**-24, scales)
         dtype_traits = native.dtype_traits(scheme.dtype)
         self._top = dtype_traits.max_code
         self._zeros: torch.Tensor | None = None
@@ -168,4 +170,5 @@ class Rounding:
             *self.arguments(stored, zero), num_threads=torch.get_num_threads()
         )
         zero_points = zero if self.asym else None
+        scale = torch.where(self._empty, 0.0, scale)
         return native.QuantizedMatrix.from_codes(codes, scale, zero_points, self.scheme)
