@@ -212,7 +212,7 @@ def tensors(model):
 
 @pytest.mark.parametrize(("dtype", "asym"), SCHEMES)
 def test_no_steps_are_rtn(dtype, asym):
-    bits = 8 if dtype == "int8" else 4
+    bits = QuantScheme(dtype).bits
     torch.manual_seed(1)
     tuned = woq.quantize(llama(), calibrated(bits=bits, weight_dtype=dtype, sym=not asym, iters=0))
     torch.manual_seed(1)
