@@ -202,11 +202,16 @@ class _GgufQuantizer(HfQuantizer):
                 self._places[at] = (modules[at], name)
                 replace_module(model, at, _Awaited(modules[at]))
         declare_untied(model, self._places)
-        transformers_private.on_keys_compared(model, self._check_keys)
+        if not transformers_private.on_keys_compared(model, self._check_keys):
+            raise native.Unsupported(
+                "this version of transformers does not tell which of the model's tensors a file "
+                "lacks; woq knows 5.0 to 5.24"
+            )
         return model
 
     def _check_keys(self, missing: set[str], unexpected: set[str]) -> None:
-        """Both would make it another model. (A head has no place in a model without one.)"""
+        """What is missing would be random. What is unexpected can only be the head, in a model
+        without one: the plan knows the place of every tensor."""
         wrong = sorted(missing)
         if wrong:
             raise native.InvalidArgument(
