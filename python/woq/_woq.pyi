@@ -385,7 +385,7 @@ def read_gptq(
     points were understood. zeros: "v1", "v2" or "v1_borrowed"; planes: gptq_p's words."""
 
 def read_awq(
-    tensors: Mapping[str, Any], rows: int, cols: int, group_size: int
+    tensors: Mapping[str, Any], rows: int, cols: int, group_size: int, bits: int = 4
 ) -> QuantizedMatrix: ...
 def read_compressed_packed(
     tensors: Mapping[str, Any], rows: int, cols: int, bits: int, group_size: int

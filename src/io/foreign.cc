@@ -274,19 +274,20 @@ QuantizedMatrix read_gptq(const ForeignTensors& tensors, int64_t rows, int64_t c
 
 namespace {
 
-// Nibble i of a word is number kAwqOrder[i] of its eight.
+// Code i of eight is that of row kAwqOrder[i] of its eight.
 constexpr int kAwqOrder[] = {0, 2, 4, 6, 1, 3, 5, 7};
 
-// Codes [lines, rows] of words [lines, rows / 8]; code (line, n) goes to element
+// Codes [lines, rows], each line a stream of bits; code (line, n) goes to element
 // line * line_step + n * step of out.
-void unpack_awq(const TensorView& words, int64_t begin, int64_t end, int64_t rows, uint8_t* out,
-                int64_t line_step, int64_t step) {
+void unpack_awq(const TensorView& words, int64_t begin, int64_t end, int64_t rows, int bits,
+                uint8_t* out, int64_t line_step, int64_t step) {
+  std::vector<uint8_t> codes(static_cast<size_t>(rows));
   for (int64_t line = begin; line < end; ++line) {
-    for (int64_t n = 0; n < rows; n += 8) {
-      const uint32_t word = detail::load_word(words.data, line * (rows / 8) + n / 8);
-      for (int i = 0; i < 8; ++i)
-        out[line * line_step + (n + kAwqOrder[i]) * step] =
-            static_cast<uint8_t>(word >> (4 * i) & 15);
+    unpack_words(words.data, line * packed_words(rows, bits), 1, rows, bits, WordLayout::kStream,
+                 codes.data());
+    for (int64_t n = 0; n < rows; ++n) {
+      const int64_t row = n / 8 * 8 + kAwqOrder[n % 8];
+      out[line * line_step + row * step] = codes[static_cast<size_t>(n)];
     }
   }
 }
@@ -294,30 +295,31 @@ void unpack_awq(const TensorView& words, int64_t begin, int64_t end, int64_t row
 }  // namespace
 
 QuantizedMatrix read_awq(const ForeignTensors& tensors, int64_t rows, int64_t cols,
-                         int64_t group_size) {
-  if (rows % 8 != 0) fail("AWQ packs 8 rows into a word, and ", rows, " is no multiple of 8");
+                         int64_t group_size, int bits) {
+  check_bits(bits);
+  if (rows % 8 != 0) fail("AWQ packs 8 rows at a time, and ", rows, " is no multiple of 8");
   Layer layer(tensors, rows, cols);
-  const int64_t groups = groups_of(group_size, cols);
-  const TensorView* const qweight = layer.integers("qweight", TensorType::kInt32, {cols, rows / 8});
+  const int64_t groups = groups_of(group_size, cols), words = packed_words(rows, bits);
+  const TensorView* const qweight = layer.integers("qweight", TensorType::kInt32, {cols, words});
   const TensorView* const scales = layer.floats("scales", {groups, rows});
   const TensorView* const qzeros =
-      layer.has("qzeros") ? layer.integers("qzeros", TensorType::kInt32, {groups, rows / 8})
-                          : nullptr;
+      layer.has("qzeros") ? layer.integers("qzeros", TensorType::kInt32, {groups, words}) : nullptr;
   layer.check();
   Buffer codes = code_matrix(rows, cols);
   parallel_for(cols, code_threads(rows, cols), [&](int64_t begin, int64_t end) {
-    unpack_awq(*qweight, begin, end, rows, codes.data(), 1, cols);
+    unpack_awq(*qweight, begin, end, rows, bits, codes.data(), 1, cols);
   });
   std::vector<uint8_t> zeros(qzeros == nullptr ? 0 : static_cast<size_t>(rows * groups));
-  if (qzeros != nullptr) unpack_awq(*qzeros, 0, groups, rows, zeros.data(), 1, groups);
-  // Eights everywhere are a symmetric matrix, which kernels multiply faster with.
-  if (std::all_of(zeros.begin(), zeros.end(), [](uint8_t zero) { return zero == 8; }))
+  if (qzeros != nullptr) unpack_awq(*qzeros, 0, groups, rows, bits, zeros.data(), 1, groups);
+  // The centre everywhere is a symmetric matrix, which kernels multiply faster with.
+  const int center = 1 << (bits - 1);
+  if (std::all_of(zeros.begin(), zeros.end(), [&](uint8_t zero) { return zero == center; }))
     zeros.clear();
   const std::vector<float> zero_values = as_floats(zeros);
   return from_codes(
       codes.data(), transposed(floats_of(*scales), rows, groups).data(),
       zeros.empty() ? nullptr : zero_values.data(),
-      integer_scheme(4, group_size, zeros.empty() ? ZeroKind::kNone : ZeroKind::kInt, *scales),
+      integer_scheme(bits, group_size, zeros.empty() ? ZeroKind::kNone : ZeroKind::kInt, *scales),
       rows, cols);
 }
 

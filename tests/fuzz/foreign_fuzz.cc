@@ -103,10 +103,10 @@ QuantizedMatrix gptq(Layer* l) {
 }
 
 QuantizedMatrix awq(Layer* l) {
-  l->add("qweight", TensorType::kInt32, {l->cols, l->rows / 8});
+  l->add("qweight", TensorType::kInt32, {l->cols, l->words(l->rows)});
   l->add("scales", TensorType::kFp16, {l->groups, l->rows});
-  if (l->more) l->add("qzeros", TensorType::kInt32, {l->groups, l->rows / 8});
-  return woq::io::read_awq(l->tensors, l->rows, l->cols, l->group_size);
+  if (l->more) l->add("qzeros", TensorType::kInt32, {l->groups, l->words(l->rows)});
+  return woq::io::read_awq(l->tensors, l->rows, l->cols, l->group_size, l->bits);
 }
 
 QuantizedMatrix compressed_packed(Layer* l) {

@@ -58,8 +58,7 @@ def has_a_dtype(config, expected):
         return said["nbits"] in WIDTHS and said["axis"] == 1
     groups = config.get("config_groups")
     if groups is None:
-        awq = "awq" in str(config.get("packing_format", config["quant_method"]))
-        return config["bits"] == 4 if awq else config["bits"] in WIDTHS
+        return config["bits"] in WIDTHS
     weights = [group["weights"] for group in groups.values()]
     return all(w["type"] == "float" or w["num_bits"] in WIDTHS for w in weights)
 

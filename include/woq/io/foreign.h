@@ -46,11 +46,12 @@ struct GptqOptions {
 QuantizedMatrix read_gptq(const ForeignTensors& tensors, int64_t rows, int64_t cols,
                           const GptqOptions& options, std::string* rule = nullptr);
 
-// AWQ (AutoAWQ, "gemm"), 4 bits: qweight int32 [K, N / 8], whose nibble i is row
-// {0, 2, 4, 6, 1, 3, 5, 7}[i] of its eight; qzeros int32 [G, N / 8] likewise; scales [G, N].
-// Without qzeros the zero points are 8.
+// AWQ (AutoAWQ, "gemm"): qweight int32 [K, ceil(N * bits / 32)], each line a stream of bits whose
+// code i is that of row {0, 2, 4, 6, 1, 3, 5, 7}[i] of its eight; qzeros int32 [G, ...] likewise;
+// scales [G, N]. Without qzeros the zero points are 2^(bits - 1). AutoAWQ has 4 bits only;
+// AutoRound packs others so, too.
 QuantizedMatrix read_awq(const ForeignTensors& tensors, int64_t rows, int64_t cols,
-                         int64_t group_size);
+                         int64_t group_size, int bits = 4);
 
 // compressed-tensors "pack-quantized": weight_packed int32 [N, ceil(K * bits / 32)] holds the codes
 // plus 2^(bits - 1); weight_scale [N, G]; optionally weight_zero_point, packed along N as int32

@@ -83,7 +83,8 @@ void bind_foreign(py::module_& module) {
              group_size = py::arg("group_size"), bits = py::arg("bits");
   module.def("read_gptq", &gptq, tensors, rows, cols, py::kw_only(), bits, group_size,
              py::arg("sym"), py::arg("zeros"), py::arg("planes") = false);
-  module.def("read_awq", &read<&io::read_awq, int64_t>, tensors, rows, cols, group_size);
+  module.def("read_awq", &read<&io::read_awq, int64_t, int>, tensors, rows, cols, group_size,
+             py::arg("bits") = 4);
   module.def("read_compressed_packed", &read<&io::read_compressed_packed, int, int64_t>, tensors,
              rows, cols, bits, group_size);
   module.def("read_compressed_int", &read<&io::read_compressed_int, int64_t>, tensors, rows, cols,

@@ -66,7 +66,7 @@ def auto_round(settings: Mapping[str, Any]) -> ForeignFormat:
     name = f"AutoRound ({packing})"
     form = packing.rpartition(":")[2]
     if form in ("auto_awq", "awq"):
-        form_of_awq = awq({**settings, "version": "gemm"})
+        form_of_awq = awq({**settings, "version": "gemm"}, (4, 5, 6, 7))
         return dataclasses.replace(form_of_awq, name=name)
     if form in ("auto_gptq", "gptq"):
         reader = _gptq_reader(settings, zeros="v1")
