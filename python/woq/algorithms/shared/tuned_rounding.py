@@ -93,8 +93,8 @@ class Rounding:
         self.asym = scheme.asym
         self._weight = weight.contiguous()
         scales = torch.from_numpy(start.scales())  # [N, G]
-        # Codebooks store 0 for a group of zeros, for not all of them have the value 0. A weight over
-        # 0 would be NaN: such groups are tuned with the smallest number of fp16.
+        # Codebooks store 0 for a group of zeros: not all of them have the value 0. A weight over 0
+        # would be NaN, so such groups are tuned with the smallest number of fp16.
         self._empty = scales == 0
         self._scales = torch.where(self._empty, 2.0**-24, scales)
         dtype_traits = native.dtype_traits(scheme.dtype)
