@@ -213,6 +213,16 @@ def test_a_damaged_checkpoint_is_one_line(checkpoint: Path, tmp_path: Path) -> N
     assert "cannot load the model of" in refuse(1, "inspect", model)
 
 
+def test_a_folder_without_a_tokenizer(checkpoint: Path, tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    model.mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (model / name).write_bytes((checkpoint / name).read_bytes())
+    line = refuse(1, "chat", model)
+    assert f"{model} holds no tokenizer" in line
+    assert f"tokenizer.save_pretrained('{model}')" in line
+
+
 def test_debug_shows_the_traceback(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail() -> Any:
         raise RuntimeError("two\nlines")

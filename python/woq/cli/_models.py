@@ -284,7 +284,13 @@ def _show_bars(output: Output) -> None:
 
 
 def _not_loaded(source: Source, what: str, error: Exception) -> str:
-    if Path(source.name).is_dir():
+    folder = Path(source.name)
+    if folder.is_dir():
+        if what == "tokenizer" and not any(folder.glob("tokenizer*")):
+            return (
+                f"{source.name} holds no tokenizer: put it there, in Python by "
+                f"tokenizer.save_pretrained({source.name!r})"
+            )
         return f"cannot load the {what} of {source.name}: {one_line(error)}"
     first = one_line(str(error).strip().split("\n")[0])
     return f"no such folder or file: {source.name}; nor could the hub's {what} be had: {first}"
