@@ -362,12 +362,12 @@ def test_contradicting_arguments(arguments, tmp_path):
 
 @pytest.mark.parametrize("arguments", [{}, {"load_in_4bit": True}], ids=["as it is", "4 bits"])
 def test_a_checkpoint_of_another_library(arguments, saved):
-    """One clear error, and the same as the command line's."""
+    """That woq does not read: one clear error, and the same as the command line's."""
     folder = saved(llama())
     config = json.loads((folder / "config.json").read_text())
-    config["quantization_config"] = {"quant_method": "hqq", "bits": 4, "group_size": 32}
+    config["quantization_config"] = {"quant_method": "quanto", "weights": "int4"}
     (folder / "config.json").write_text(json.dumps(config))
-    match = r"is quantized already \(hqq\): start from the model in floating point"
+    match = r"is quantized already \(quanto\): start from the model in floating point"
     with pytest.raises(InvalidArgument, match=match):
         woq.AutoModelForCausalLM.from_pretrained(folder, **arguments)
 
