@@ -105,4 +105,4 @@ def _show_version(ctx: click.Context, parameter: click.Parameter, value: bool) -
     help="Show the version and exit.",
 )
 def app() -> None:
-    """Quantize language models to 4 or 8 bits, and run them on this machine's CPU."""
+    """Quantize language models to 2 to 8 bits, and run them on this machine's CPU."""
