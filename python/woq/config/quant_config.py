@@ -474,6 +474,9 @@ class WeightOnlyQuantConfig(_TransformersConfig):
         values = {name: copy.deepcopy(getattr(self, name)) for name in _stored_fields()}
         # Pairs: writers of JSON sort the keys of objects, and the order of rules counts.
         values["layer_config"] = [[pattern, rule] for pattern, rule in self.layer_config.items()]
+        # Younger than the format: checkpoints without it have the same settings and digests as ever.
+        if self.quantize_embedding is False:
+            del values["quantize_embedding"]
         return values
 
     def to_diff_dict(self) -> dict[str, Any]:
