@@ -39,7 +39,6 @@ def test_defaults():
         "layer_config": [],
         "modules_to_not_convert": None,
         "quantize_lm_head": False,
-        "quantize_embedding": False,
     }
 
 

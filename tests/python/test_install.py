@@ -41,13 +41,15 @@ from transformers import (
 from transformers.quantizers import auto
 
 import woq
+from woq.hf.quantizer import register
 
 TABLES = (auto.AUTO_QUANTIZATION_CONFIG_MAPPING, auto.AUTO_QUANTIZER_MAPPING)
 
 
 @pytest.fixture(autouse=True)
 def nothing_is_left():
-    woq.uninstall()  # imports what registers woq's own method
+    register()  # woq's own method, which loading would add
+    woq.uninstall()
     before = [dict(table) for table in TABLES]
     yield
     woq.uninstall()

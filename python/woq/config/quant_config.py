@@ -474,7 +474,7 @@ class WeightOnlyQuantConfig(_TransformersConfig):
         values = {name: copy.deepcopy(getattr(self, name)) for name in _stored_fields()}
         # Pairs: writers of JSON sort the keys of objects, and the order of rules counts.
         values["layer_config"] = [[pattern, rule] for pattern, rule in self.layer_config.items()]
-        # Younger than the format: checkpoints without it have the same settings and digests as ever.
+        # Younger than the format: checkpoints without it keep their settings and digests.
         if self.quantize_embedding is False:
             del values["quantize_embedding"]
         return values
