@@ -41,6 +41,7 @@ from transformers import (
 from transformers.quantizers import auto
 
 import woq
+import woq.hf.load  # registers woq's readers with transformers, as the first loading would
 from woq.hf.quantizer import register
 
 TABLES = (auto.AUTO_QUANTIZATION_CONFIG_MAPPING, auto.AUTO_QUANTIZER_MAPPING)
@@ -48,7 +49,7 @@ TABLES = (auto.AUTO_QUANTIZATION_CONFIG_MAPPING, auto.AUTO_QUANTIZER_MAPPING)
 
 @pytest.fixture(autouse=True)
 def nothing_is_left():
-    register()  # woq's own method, which loading would add
+    register()
     woq.uninstall()
     before = [dict(table) for table in TABLES]
     yield
