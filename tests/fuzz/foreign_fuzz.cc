@@ -9,48 +9,23 @@
 // well-formed tensor has; 1: the tensor is missing; else another one in its place: type, rank,
 // extents, number of bytes, bytes. What the input is too short for is 0.
 #include <algorithm>
-#include <cmath>
 #include <cstddef>
 #include <cstdint>
-#include <cstdlib>
-#include <cstring>
 #include <iterator>
 #include <list>
 #include <utility>
 #include <vector>
 
+#include "fuzz_matrix.h"
 #include "woq/core/check.h"
 #include "woq/io/foreign.h"
-#include "woq/pack/pack.h"
-#include "woq/quant/dequantize.h"
 
 namespace {
 
 using woq::QuantizedMatrix;
 using woq::TensorType;
 using woq::TensorView;
-
-void require(bool condition) {
-  if (!condition) std::abort();  // what libFuzzer reports, with the input
-}
-
-class Input {
- public:
-  Input(const uint8_t* data, size_t size) : data_(data), end_(data + size) {}
-
-  uint8_t byte() { return data_ < end_ ? *data_++ : uint8_t{0}; }
-
-  // An array of its own, so that the sanitizer sees what is read beyond it.
-  std::vector<uint8_t> bytes(int64_t count) {
-    std::vector<uint8_t> bytes(static_cast<size_t>(count));
-    for (uint8_t& each : bytes) each = byte();
-    return bytes;
-  }
-
- private:
-  const uint8_t* data_;
-  const uint8_t* end_;
-};
+using woq::fuzz::Input;
 
 // More than the layers of one byte of rows and columns have in a tensor.
 constexpr int64_t kMaxBytes = 1 << 18;
@@ -177,12 +152,6 @@ int64_t scaled(uint8_t extent, int shift, int most) {
   return static_cast<int64_t>(uint64_t{extent} << (4 * std::min(shift, most)));
 }
 
-std::vector<float> dequantized(const QuantizedMatrix& matrix) {
-  std::vector<float> out(static_cast<size_t>(matrix.rows * matrix.cols));
-  woq::dequantize(matrix, out.data(), 1);
-  return out;
-}
-
 }  // namespace
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
@@ -208,9 +177,6 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   } catch (const woq::Unsupported&) {
     return 0;
   }
-  const std::vector<float> weight = dequantized(matrix);
-  for (const float w : weight) require(std::isfinite(w));
-  const std::vector<float> again = dequantized(woq::unpack(woq::pack(matrix, 1), 1));
-  require(std::memcmp(weight.data(), again.data(), weight.size() * sizeof(float)) == 0);
+  woq::fuzz::require_usable(matrix);
   return 0;
 }

@@ -4,18 +4,16 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
-#include <cstdlib>
 #include <string_view>
 #include <vector>
 
+#include "fuzz_support.h"
 #include "woq/core/check.h"
 #include "woq/io/gguf.h"
 
 namespace {
 
-void require(bool condition) {
-  if (!condition) std::abort();  // what libFuzzer reports, with the input
-}
+using woq::fuzz::require;
 
 }  // namespace
 

@@ -4,18 +4,16 @@
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
-#include <cstdlib>
 #include <string>
 #include <string_view>
 
+#include "fuzz_support.h"
 #include "woq/core/check.h"
 #include "woq/io/imatrix.h"
 
 namespace {
 
-void require(bool condition) {
-  if (!condition) std::abort();  // what libFuzzer reports, with the input
-}
+using woq::fuzz::require;
 
 void check(const woq::io::Imatrix& imatrix) {
   require(!imatrix.entries.empty() && imatrix.chunk_size > 0);

@@ -3,17 +3,15 @@
 // types and shapes say.
 #include <cstddef>
 #include <cstdint>
-#include <cstdlib>
 #include <string_view>
 
+#include "fuzz_support.h"
 #include "woq/core/check.h"
 #include "woq/io/safetensors.h"
 
 namespace {
 
-void require(bool condition) {
-  if (!condition) std::abort();  // what libFuzzer reports, with the input
-}
+using woq::fuzz::require;
 
 }  // namespace
 

@@ -12,7 +12,6 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
-#include <cstdlib>
 #include <cstring>
 #include <iterator>
 #include <list>
@@ -20,6 +19,7 @@
 #include <string>
 #include <vector>
 
+#include "fuzz_support.h"
 #include "woq/core/check.h"
 #include "woq/io/stored_matrix.h"
 #include "woq/pack/pack.h"
@@ -29,28 +29,8 @@ namespace {
 
 using woq::QuantizedMatrix;
 using woq::TensorView;
-
-void require(bool condition) {
-  if (!condition) std::abort();  // what libFuzzer reports, with the input
-}
-
-class Input {
- public:
-  Input(const uint8_t* data, size_t size) : data_(data), end_(data + size) {}
-
-  uint8_t byte() { return data_ < end_ ? *data_++ : uint8_t{0}; }
-
-  // An array of its own, so that the sanitizer sees what is read beyond it.
-  std::vector<uint8_t> bytes(int64_t count) {
-    std::vector<uint8_t> bytes(static_cast<size_t>(count));
-    for (uint8_t& each : bytes) each = byte();
-    return bytes;
-  }
-
- private:
-  const uint8_t* data_;
-  const uint8_t* end_;
-};
+using woq::fuzz::Input;
+using woq::fuzz::require;
 
 // More than the matrices of one byte of rows and columns have in a tensor.
 constexpr int64_t kMaxBytes = 1 << 18;
