@@ -308,9 +308,15 @@ OwnedTensors write_bitsandbytes4(const QuantizedMatrix& matrix) {
                       "(fp4_e2m1_bnb): write integers as gptq, awq or compressed-tensors");
   }
   const int64_t length = matrix.group_length(), count = matrix.rows * matrix.groups();
-  if (matrix.cols % length != 0 || length % 2 != 0) {
+  if (matrix.cols % length != 0) {
     fail<Unsupported>("groups of ", length, " do not divide its rows of ", matrix.cols,
-                      " into even blocks, and bitsandbytes' blocks go on into the next row");
+                      ", and bitsandbytes' blocks go on into the next row");
+  }
+  // A row that is one group may be of any length; a block is a group_size.
+  if (length < kMinGroupSize || length % kGroupSizeStep != 0) {
+    fail<Unsupported>("its groups have ", length, " columns, and bitsandbytes' blocks at least ",
+                      kMinGroupSize, ", a multiple of ", kGroupSizeStep,
+                      ": quantize with group_size=64");
   }
   OwnedTensors tensors;
   OwnedTensor weight = make_tensor(TensorType::kUint8, {matrix.qweight.size(), 1});

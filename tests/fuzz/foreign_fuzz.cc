@@ -27,8 +27,8 @@ using woq::TensorType;
 using woq::TensorView;
 using woq::fuzz::Input;
 
-// More than the layers of one byte of rows and columns have in a tensor.
-constexpr int64_t kMaxBytes = 1 << 18;
+// More than a matrix that is computed with has in a tensor.
+constexpr int64_t kMaxBytes = 4 * woq::fuzz::kMostElements + 4;
 
 // A layer as an input describes it.
 struct Layer {

@@ -2,6 +2,7 @@
 // What the fuzzers share: a check that libFuzzer sees, and an input that is read byte by byte.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <cstdlib>
@@ -23,7 +24,9 @@ class Input {
   // An array of its own, so that the sanitizer sees what is read beyond it.
   std::vector<uint8_t> bytes(int64_t count) {
     std::vector<uint8_t> bytes(static_cast<size_t>(count));
-    for (uint8_t& each : bytes) each = byte();
+    const auto have = static_cast<ptrdiff_t>(std::min<int64_t>(count, end_ - data_));
+    std::copy(data_, data_ + have, bytes.begin());
+    data_ += have;
     return bytes;
   }
 

@@ -348,6 +348,52 @@ def foreign_files() -> dict[str, bytes]:
     }
 
 
+# Formats as writers_fuzz.cc takes them, indices into its kFormats.
+V1, V2, AWQ_WRITTEN, PACKED, INT, BITSANDBYTES, Q4_0, Q4_1, Q8_0, IQ4_NL = range(10)
+AS_FP16, AS_BF16 = 1 << 4, 2 << 4
+INT3, IQ4_NL_DTYPE = 7, 11
+GROUPS_ARE_BYTES, ROUND = 4, 8
+
+
+def writers_files() -> dict[str, bytes]:
+    def written(
+        form: int, dtype: int, rows: int, cols: int, sizes: list[int], *, zeros: int = 0,
+        scales: int = FP16, group_size: int = 16, flags: int = 0,
+    ) -> bytes:  # fmt: skip
+        """A matrix, whose tensors have so many bytes. Those of scales are below 0x40: small finite
+        numbers."""
+        header = bytes([dtype, zeros, scales, group_size + 1, rows, cols, flags, form])
+        return header + b"".join(bytes(i * 37 % 64 for i in range(size)) for size in sizes)
+
+    four = [8 * 16, 8 * 2 * 2]  # [8, 32] in 4 bits, 2 groups
+    return {
+        "gptq": written(V1 | AS_FP16, INT4_CLIP, 8, 32, four),
+        "gptq_asym": written(V1 | AS_FP16, INT4_CLIP, 8, 32, [*four, 16], zeros=1),
+        "gptq_v2": written(V2 | AS_FP16, INT4_CLIP, 8, 32, [*four, 16], zeros=1),
+        "gptq_act_order": written(
+            V1 | AS_FP16, INT4_CLIP, 8, 32, [*four, 32], flags=1 | GROUPS_ARE_BYTES
+        ),
+        "gptq_3_bits": written(V1 | AS_FP16, INT3, 32, 32, [32 * 12, 128]),
+        "gptq_8_bits": written(V2, INT8, 4, 32, [128, 16], zeros=1),
+        "gptq_rounded": written(
+            V1 | AS_FP16, INT4_CLIP, 8, 32, [128, 64], scales=FP32, flags=ROUND
+        ),
+        "awq": written(AWQ_WRITTEN | AS_FP16, INT4_CLIP, 8, 32, [*four, 16], zeros=1),
+        "awq_fullrange": written(AWQ_WRITTEN | AS_FP16, INT4_FULLRANGE, 8, 32, four),
+        "compressed": written(PACKED | AS_BF16, INT4_CLIP, 8, 32, four, scales=BF16),
+        "compressed_asym": written(PACKED | AS_FP16, INT4_CLIP, 8, 32, [*four, 16], zeros=1),
+        "compressed_int": written(INT, INT8, 4, 20, [80, 8], group_size=-1),
+        "nf4": written(BITSANDBYTES, NF4, 4, 32, [64, 32], scales=FP32),
+        "nf4_double": written(BITSANDBYTES, NF4, 4, 32, [64, 8, 4, 4], scales=DOUBLE),
+        "nf4_short_row": written(BITSANDBYTES, NF4, 4, 12, [24, 16], scales=FP32, group_size=-1),
+        "q4_0": written(Q4_0, INT4_CLIP, 2, 32, [32, 4], group_size=32),
+        "q4_1": written(Q4_1, INT4_CLIP, 2, 32, [32, 4, 2], zeros=1, group_size=32),
+        "q8_0": written(Q8_0, INT8, 2, 32, [64, 4], group_size=32),
+        "iq4_nl": written(IQ4_NL, IQ4_NL_DTYPE, 2, 32, [32, 4], group_size=32),
+        "act_scales": written(V1, INT4_CLIP, 8, 32, [*four, 32 * 4], flags=2),
+    }
+
+
 TARGETS = {
     "foreign": foreign_files,
     "gguf": gguf_files,
@@ -356,6 +402,7 @@ TARGETS = {
     "json": json_files,
     "safetensors": safetensors_files,
     "stored_matrix": stored_matrix_files,
+    "writers": writers_files,
 }
 
 

@@ -19,11 +19,9 @@
 #include <string>
 #include <vector>
 
-#include "fuzz_support.h"
+#include "fuzz_matrix.h"
 #include "woq/core/check.h"
 #include "woq/io/stored_matrix.h"
-#include "woq/pack/pack.h"
-#include "woq/quant/dequantize.h"
 
 namespace {
 
@@ -32,8 +30,8 @@ using woq::TensorView;
 using woq::fuzz::Input;
 using woq::fuzz::require;
 
-// More than the matrices of one byte of rows and columns have in a tensor.
-constexpr int64_t kMaxBytes = 1 << 18;
+// More than a matrix that is computed with has in a tensor.
+constexpr int64_t kMaxBytes = 4 * woq::fuzz::kMostElements + 4;
 
 struct Tensors {
   std::list<std::vector<uint8_t>> storage;
@@ -75,10 +73,9 @@ bool same(const QuantizedMatrix& a, const QuantizedMatrix& b) {
 
 void check(QuantizedMatrix& matrix) {
   woq::validate(matrix);
-  std::vector<float> weight(static_cast<size_t>(matrix.rows * matrix.cols));
-  woq::dequantize(matrix, weight.data(), 1);
-  const QuantizedMatrix unpacked = woq::unpack(woq::pack(matrix, 1), 1);
-  require(same(unpacked, matrix));
+  if (!woq::fuzz::is_small(matrix)) return;
+  woq::fuzz::dequantized(matrix);
+  require(same(woq::fuzz::packed_and_unpacked(matrix), matrix));
   std::map<std::string, TensorView> views;
   for (const woq::io::StoredTensor& tensor : woq::io::stored_tensors(matrix)) {
     const int64_t bytes = woq::element_count(tensor.spec.shape) * woq::size_of(tensor.spec.type);

@@ -237,6 +237,8 @@ def test_what_has_no_place_is_refused_by_name(request):
         native.write_bitsandbytes4(matrix)
     with pytest.raises(woq.Unsupported, match="groups of 32 do not divide its rows of 72"):
         native.write_bitsandbytes4(codebook(cols=72))
+    with pytest.raises(woq.Unsupported, match=r"groups have 12 columns.*blocks at least 16"):
+        native.write_bitsandbytes4(codebook(cols=12, group_size=-1))
     scheme = native.QuantScheme("int4_clip", 16, "float")
     real = native.QuantizedMatrix.from_codes(
         matrix.codes(), matrix.scales(), matrix.zero_points().astype(np.float32) / 2, scheme
