@@ -313,6 +313,23 @@ def test_batches():
     assert all(batch.keys() == {"input_ids"} for batch in batches)
 
 
+def test_examples_are_samples_as_they_are(caplog):
+    pieces = [torch.arange(n) for n in (43, 7, 43, 300, 1)]
+    dataset = Examples([{"input_ids": p, "attention_mask": torch.ones(len(p))} for p in pieces])
+    with caplog.at_level(logging.WARNING, "woq"):
+        found = calibration_batches(llama(vocab_size=512), dataset, None, OPTIONS)
+    # Those of one length together; 300 tokens are more than the model's 256 positions.
+    assert [batch["input_ids"].shape for batch in found] == [(2, 43), (1, 7), (1, 256), (1, 44), (1, 1)]
+    assert found[1]["input_ids"].tolist() == [list(range(7))]
+    assert found[3]["input_ids"].tolist() == [list(range(256, 300))]
+    assert not caplog.messages
+    halved = calibration_batches(t5(), Examples(pieces[:3] + pieces[4:]), None, OPTIONS)
+    assert [batch["decoder_input_ids"].shape for batch in halved] == [(2, 22), (1, 4)]
+    for empty in ([], [[]], [[5]]):
+        with pytest.raises(InvalidArgument, match="hold fewer than two tokens"):
+            calibration_batches(llama(), Examples(empty), None, OPTIONS)
+
+
 def test_encoder_decoder_batches():
     model = t5()
     (batch,) = calibration_batches(model, TOKENS, None, {**OPTIONS, "nsamples": 2})

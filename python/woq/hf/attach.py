@@ -20,7 +20,7 @@ from ..modules.embedding_target import asked_for
 from ..modules.targets import output_embeddings, quantized_layers, scheme_for, select
 from .answers import answer_for
 
-__all__ = ["attach_quantizer", "check_device_map", "declare_untied", "keep_on_cpu"]
+__all__ = ["attach_quantizer", "check_device_map", "declare_untied", "is_cpu", "keep_on_cpu"]
 
 
 def attach_quantizer(
@@ -158,14 +158,14 @@ def check_device_map(device_map: Any) -> None:
     """Raise Unsupported where the user asks for another device than the CPU."""
     places = device_map.values() if isinstance(device_map, dict) else [device_map]
     for place in places:
-        if place is not None and not _is_cpu(place):
+        if place is not None and not is_cpu(place):
             raise native.Unsupported(
                 f"device_map={device_map!r}: woq's kernels run on the CPU; leave device_map "
                 "out or pass device_map='cpu'"
             )
 
 
-def _is_cpu(place: Any) -> bool:
+def is_cpu(place: Any) -> bool:
     if isinstance(place, torch.device):
         return place.type == "cpu"
     return place in ("cpu", "auto", "balanced", "balanced_low_0", "sequential")

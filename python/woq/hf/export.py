@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from ..core.native import InvalidArgument, QuantizedMatrix, Unsupported, has_act
 from ..core.units import parse_bytes
 from ..formats.export.form import ExportedLayer, ExportedModel, ExportFormat
 from ..formats.export.names import EXPORT_FORMATS, export_format
-from ..formats.files import replace_folder
+from ..formats.files import replace_files_in, replace_folder
 from ..formats.safetensors import Entry
 from ..modules.embedding import quantized_embeddings
 from ..modules.layer import WeightOnlyLinear
@@ -32,9 +32,9 @@ from ..modules.targets import is_linear, output_embeddings, quantized_layers
 from .conversions import spare_quantized_layers
 from .errors import joined
 from .location import locate
-from .saving import stored_state, write_configs, write_weights
+from .saving import configuration_last, is_weights, stored_state, write_configs, write_weights
 
-__all__ = ["ExportReport", "LayerReport", "check_target", "export"]
+__all__ = ["ExportReport", "LayerReport", "check_target", "export", "export_into"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,6 +163,41 @@ def export(
     return dataclasses.replace(plan.report, folder=str(target), notes=notes)
 
 
+def export_into(
+    model: Any,
+    folder: str | os.PathLike[str],
+    *,
+    format: str,
+    settings: Mapping[str, Any],
+    files: Callable[[Mapping[str, Any]], Mapping[str, str]],
+    metadata: Mapping[str, str] | None = None,
+    max_shard_size: int | str = "5GB",
+) -> ExportReport:
+    """As `export`, for the libraries whose formats these are: the checkpoint replaces the one that
+    is in `folder`, whose other files stay. Scales are rounded to what the format keeps.
+
+    Args:
+        settings: what the library writes in `quantization_config` besides.
+        files: from `quantization_config`, the names and texts of files that it writes besides.
+        metadata: of the safetensors files.
+
+    Raises:
+        Unsupported: the format has no place for something; all of it is named.
+        OSError: writing failed; what was in the folder is unchanged.
+    """
+    target, limit = Path(folder), parse_bytes(max_shard_size, "max_shard_size")
+    if target.exists() and not target.is_dir():
+        raise InvalidArgument(f"{target} exists and is no folder")
+    plan = _Plan(model, export_format(format), round_scales=True)
+    plan.check()
+    target.mkdir(parents=True, exist_ok=True)
+    with replace_files_in(target, configuration_last, is_weights) as scratch:
+        written = plan.write(scratch, limit, settings, {**(metadata or {}), "format": "pt"})
+        for name, text in files(written).items():
+            (scratch / name).write_text(text, "utf-8")
+    return dataclasses.replace(plan.report, folder=str(target))
+
+
 def check_target(target: Path, *, overwrite: bool) -> None:
     """Raise InvalidArgument unless a model may be written to `target`."""
     if not target.exists() and not target.is_symlink():
@@ -236,13 +271,23 @@ class _Plan:
         if self._errors:
             raise joined(self._errors, f"cannot be written as {self._format.name}")
 
-    def write(self, folder: Path, limit: int) -> None:
+    def write(
+        self,
+        folder: Path,
+        limit: int,
+        settings: Mapping[str, Any] | None = None,
+        metadata: Mapping[str, str] | None = None,
+    ) -> dict[str, Any]:
+        """Returns the `quantization_config`: the format's own, and before it `settings`."""
         write_configs(self._model, folder)
         path = folder / "config.json"
         config = json.loads(path.read_text("utf-8"))
-        config["quantization_config"] = self._format.settings()
+        written = {**(settings or {}), **self._format.settings()}
+        config["quantization_config"] = written
         path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", "utf-8")
-        write_weights(dict(sorted(self._entries.items())), {"format": "pt"}, folder, limit)
+        entries = dict(sorted(self._entries.items()))
+        write_weights(entries, dict(metadata or {"format": "pt"}), folder, limit)
+        return written
 
     def _stored_names(self) -> dict[WeightOnlyLinear, str]:
         """The names of the layers in a checkpoint, which may be others than in the model."""

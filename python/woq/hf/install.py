@@ -10,21 +10,20 @@ load as always.
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Mapping, MutableMapping
-from types import TracebackType
 from typing import Any
 
 from transformers.quantizers import auto
 from transformers.quantizers.base import HfQuantizer
 
 from ..core import native
+from ..core.installed import Installation, Installed
 from ..formats.foreign.methods import FOREIGN_METHODS
 from .foreign import ForeignConfig, ForeignQuantizer, note_idle
 from .others_configs import own_config
 from .quantizer import WoqHfQuantizer
 
-__all__ = ["Installed", "install", "uninstall"]
+__all__ = ["install", "uninstall"]
 
 logger = logging.getLogger("woq")
 
@@ -34,32 +33,6 @@ _KEYS = {"bitsandbytes": ("bitsandbytes_4bit", "bitsandbytes_8bit")}
 _ADDED = ("intel/auto-round", "modelopt")
 
 
-class Installed:
-    """One call of `install`, to be used in `with`: the end of the block undoes it."""
-
-    def __init__(self, compute_dtype: str) -> None:
-        self.compute_dtype = compute_dtype
-        self.entered = False
-
-    def __enter__(self) -> Installed:
-        self.entered = True
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        with _LOCK:
-            if self in _OPEN:
-                _OPEN.remove(self)
-            if not _OPEN:
-                _put_back()
-
-
-_LOCK = threading.Lock()
-_OPEN: list[Installed] = []
 # Table and key -> what stood there, None for nothing, and what stands there now.
 _REPLACED: list[tuple[MutableMapping[str, Any], str, Any, Any]] = []
 
@@ -83,20 +56,12 @@ def install(*, compute_dtype: str = "fp32") -> Installed:
         Unsupported: this version of transformers has no such tables, or misses a method.
     """
     native.check_compute_dtype(compute_dtype)
-    call = Installed(compute_dtype)
-    with _LOCK:
-        if not _OPEN:
-            _replace()
-        _OPEN.append(call)
-    return call
+    return _INSTALLATION.open(compute_dtype=compute_dtype)
 
 
 def uninstall() -> None:
     """Undo every `install` but those of `with` blocks that still run."""
-    with _LOCK:
-        _OPEN[:] = [call for call in _OPEN if call.entered]
-        if not _OPEN:
-            _put_back()
+    _INSTALLATION.close_all()
 
 
 def _replace() -> None:
@@ -160,8 +125,7 @@ def _stored_config(original: type) -> type:
 
 
 def _compute_dtype() -> str:
-    with _LOCK:
-        return _OPEN[-1].compute_dtype if _OPEN else "fp32"
+    return str(_INSTALLATION.setting("compute_dtype", "fp32"))
 
 
 def _quantizer(config: Any, *, pre_quantized: bool = True, **kwargs: Any) -> HfQuantizer:
@@ -173,3 +137,6 @@ def _quantizer(config: Any, *, pre_quantized: bool = True, **kwargs: Any) -> HfQ
     quantizer = ForeignQuantizer(ForeignConfig(config.to_dict(), _compute_dtype()), **kwargs)
     note_idle(quantizer.form.name, config.get_loading_attributes())
     return quantizer
+
+
+_INSTALLATION = Installation(_replace, _put_back)

@@ -28,7 +28,8 @@ from ..formats.safetensors import Entry, write_safetensors
 from ..modules.deferred_state import Stored, deferred_state
 from .conversions import spare_quantized_layers
 
-__all__ = ["describe_save", "save_pretrained", "stored_state", "write_configs", "write_weights"]
+__all__ = ["configuration_last", "describe_save", "is_weights", "save_pretrained", "stored_state",
+           "write_configs", "write_weights"]  # fmt: skip
 
 _WEIGHTS = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
@@ -60,7 +61,7 @@ def save_pretrained(
     created = not target.exists()
     try:
         target.mkdir(parents=True, exist_ok=True)
-        with replace_files_in(target, _configuration_last, _is_weights) as scratch:
+        with replace_files_in(target, configuration_last, is_weights) as scratch:
             entries = _entries(model)
             digest = _set_digest(model, entries)
             write_configs(model, scratch)
@@ -202,11 +203,12 @@ def _constant(tensor: torch.Tensor) -> Callable[[], torch.Tensor]:
     return lambda: tensor
 
 
-def _configuration_last(name: str) -> tuple[bool, bool, str]:
+def configuration_last(name: str) -> tuple[bool, bool, str]:
+    """Sorts the files of a checkpoint: what makes the others valid comes last."""
     return name == "config.json", name.endswith(".json"), name
 
 
-def _is_weights(name: str) -> bool:
+def is_weights(name: str) -> bool:
     """Whether it is a file of weights as save_pretrained calls them."""
     return name in (_WEIGHTS, _INDEX) or re.fullmatch(_SHARD, name) is not None
 

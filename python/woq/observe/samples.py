@@ -2,12 +2,14 @@
 """Calibration data: from whatever the user has to batches of token ids for a model's forward pass.
 
 Everything becomes one stream of tokens, without special tokens, which is cut into samples of
-`seqlen`; of these `nsamples` are drawn by `seed`.
+`seqlen`; of these `nsamples` are drawn by `seed`. `Examples` are samples as they are instead.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import logging
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -16,9 +18,10 @@ from torch import nn
 
 from ..core.native import InvalidArgument
 from ..modules.targets import input_embedding
-from .corpus import load_tokenizer, read_tokens
+from .corpus import describe, load_tokenizer, read_tokens, token_pieces
 
 __all__ = [
+    "Examples",
     "calibration_batches",
     "check_counts",
     "read_ahead",
@@ -36,6 +39,18 @@ _GREEDY = 3
 BATCH_TOKENS = 2048
 
 
+@dataclasses.dataclass(frozen=True)
+class Examples:
+    """Calibration data of which each piece is a sample, and all are used: AutoGPTQ's `examples`.
+    A piece with more tokens than the model has positions becomes several.
+
+    Args:
+        pieces: what `token_pieces` takes.
+    """
+
+    pieces: Any
+
+
 def read_ahead(dataset: Any, tokenizer: Any, beside: Any, options: Mapping[str, Any]) -> Any:
     """`dataset` as token ids, as far as `calibration_batches` will read them, from which it makes
     the same batches; so that mistakes in the data show before a model is loaded. None and "self"
@@ -46,6 +61,8 @@ def read_ahead(dataset: Any, tokenizer: Any, beside: Any, options: Mapping[str, 
     """
     if _is_model_itself(dataset):
         return dataset
+    if isinstance(dataset, Examples):
+        return Examples(_read_examples(dataset, lambda: load_tokenizer(tokenizer, beside)))
     nsamples, seqlen = int(options["nsamples"]), int(options["seqlen"])
     return read_tokens(dataset, lambda: load_tokenizer(tokenizer, beside), nsamples, seqlen)
 
@@ -71,6 +88,10 @@ def calibration_batches(
         InvalidArgument: no tokens, or tokens outside the vocabulary.
         Unsupported: the data set's library is not installed, or no tokenizer can be found.
     """
+    beside = getattr(getattr(model, "config", None), "name_or_path", "")
+    if isinstance(dataset, Examples):
+        pieces = _read_examples(dataset, lambda: load_tokenizer(tokenizer, beside))
+        return [_arguments(model, ids) for ids in _of_one_length(model, pieces)]
     nsamples, seqlen = int(options["nsamples"]), _longest(model, int(options["seqlen"]))
     seed = int(options["seed"])
     if _is_model_itself(dataset):
@@ -81,7 +102,6 @@ def calibration_batches(
             )
         ids = sample_from_model(model, nsamples, seqlen, seed)
     else:
-        beside = getattr(getattr(model, "config", None), "name_or_path", "")
         ids = token_samples(
             dataset, lambda: load_tokenizer(tokenizer, beside), nsamples, seqlen, seed
         )
@@ -90,6 +110,35 @@ def calibration_batches(
     if size is None:
         size = max(1, BATCH_TOKENS // ids.shape[1])
     return [_arguments(model, ids[i : i + size]) for i in range(0, len(ids), size)]
+
+
+def _read_examples(examples: Examples, tokenizer: Callable[[], Any]) -> list[torch.Tensor]:
+    pieces = list(token_pieces(examples.pieces, tokenizer))
+    if sum(map(len, pieces)) < 2:
+        raise InvalidArgument(
+            f"the calibration examples hold fewer than two tokens ({describe(examples.pieces)})"
+        )
+    return pieces
+
+
+def _of_one_length(model: nn.Module, pieces: list[torch.Tensor]) -> list[torch.Tensor]:
+    """Samples of one length together, at most `BATCH_TOKENS` tokens: there is no padding, which
+    would be calibrated on like any other token."""
+    for piece in pieces:
+        _check_vocabulary(model, piece)
+    # An encoder-decoder model halves each sample.
+    least = 2 if _is_encoder_decoder(model) else 1
+    limit = _longest(model, max(map(len, pieces)))
+    by_length: dict[int, list[torch.Tensor]] = defaultdict(list)
+    for piece in pieces:
+        for part in piece.split(limit):
+            if len(part) >= least:
+                by_length[len(part)].append(part)
+    return [
+        ids
+        for length, parts in by_length.items()
+        for ids in torch.stack(parts).split(max(1, BATCH_TOKENS // length))
+    ]
 
 
 def check_counts(owner: str, options: Mapping[str, Any]) -> None:

@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the model classes of AutoGPTQ and AutoAWQ have in common: they hold a transformers model."""
+
+from __future__ import annotations
+
+from os import PathLike
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from ..core.installed import Installation
+from ..core.native import InvalidArgument
+from ..hf.foreign import stored_settings
+from ..hf.load import load_model
+from ..hf.location import file_arguments
+from ._arguments import on_cpu
+
+__all__ = ["WrappedModel", "load_float", "load_packed"]
+
+
+class WrappedModel(nn.Module):
+    """`model` is the transformers model; what is not found here is looked for there.
+
+    Attributes:
+        model: the transformers model.
+        config: its config.
+    """
+
+    # Of the library that the class stands in for: what it is called, and its `install()`.
+    _owner: ClassVar[str]
+    _installation: ClassVar[Installation]
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+        self.config = model.config
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name == "model":
+                raise
+            return getattr(self.model, name)
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device("cpu")
+
+    def to(self, device: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """The model stays on the CPU."""
+        self.check_device("device", device)
+        return self
+
+    def cuda(self, device: Any = None) -> Any:
+        return self.to("cuda")
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.model(*args, **kwargs)
+
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        """transformers' `generate`, without gradients."""
+        with torch.inference_mode():
+            return self.model.generate(*args, **kwargs)
+
+    def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> Any:
+        return self.model.prepare_inputs_for_generation(*args, **kwargs)
+
+    @classmethod
+    def check_device(cls, name: str, place: Any) -> None:
+        allowed = bool(cls._installation.setting("on_cpu", False))
+        on_cpu(cls._owner, name, place, allowed=allowed)
+
+
+def load_float(owner: str, path: str | PathLike[str], keywords: dict[str, Any]) -> Any:
+    """The model that is to be quantized, in floating point.
+
+    Raises:
+        InvalidArgument: it is quantized.
+    """
+    settings = stored_settings(path, keywords)
+    if settings:
+        raise InvalidArgument(
+            f"{path} is quantized already ({settings.get('quant_method')}): load it with "
+            f"{owner}.from_quantized, or start from the model in floating point"
+        )
+    return load_model(AutoModelForCausalLM, path, (), keywords).eval()
+
+
+def load_packed(
+    path: str | PathLike[str],
+    keywords: dict[str, Any],
+    settings: dict[str, Any],
+    weights: str | None,
+) -> Any:
+    """The model of a checkpoint that is quantized.
+
+    Args:
+        settings: its `quantization_config`, wherever it was found.
+        weights: the safetensors file; None: model.safetensors, or its shards.
+    """
+    config = AutoConfig.from_pretrained(path, **file_arguments(keywords))
+    config.quantization_config = settings
+    if weights is not None:
+        config.transformers_weights = weights
+    return load_model(AutoModelForCausalLM, path, (), {**keywords, "config": config}).eval()
+
+
+def named_file(path: str | PathLike[str], names: list[str], where: dict[str, Any]) -> str | None:
+    """The first of `names` that the folder or repository has."""
+    folder = Path(path)
+    if folder.is_dir():
+        return next((name for name in names if (folder / name).is_file()), None)
+    from transformers.utils import cached_file
+
+    for name in names:
+        try:
+            found = cached_file(path, name, _raise_exceptions_for_missing_entries=False, **where)
+        except OSError:
+            return None  # what loads the model says it better
+        if found is not None:
+            return name
+    return None
