@@ -19,6 +19,7 @@ pytest.importorskip("transformers")
 
 from woq import InvalidArgument, Unsupported
 from woq.observe.samples import (
+    Examples,
     calibration_batches,
     read_ahead,
     sample_from_model,
@@ -319,7 +320,13 @@ def test_examples_are_samples_as_they_are(caplog):
     with caplog.at_level(logging.WARNING, "woq"):
         found = calibration_batches(llama(vocab_size=512), dataset, None, OPTIONS)
     # Those of one length together; 300 tokens are more than the model's 256 positions.
-    assert [batch["input_ids"].shape for batch in found] == [(2, 43), (1, 7), (1, 256), (1, 44), (1, 1)]
+    assert [batch["input_ids"].shape for batch in found] == [
+        (2, 43),
+        (1, 7),
+        (1, 256),
+        (1, 44),
+        (1, 1),
+    ]
     assert found[1]["input_ids"].tolist() == [list(range(7))]
     assert found[3]["input_ids"].tolist() == [list(range(256, 300))]
     assert not caplog.messages
