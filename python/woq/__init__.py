@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from woq.hf.export import ExportReport, export
     from woq.hf.install import install, uninstall
     from woq.hf.saving import save_pretrained
+    from woq.hf.tokenizers import AutoTokenizer
     from woq.modules.embedding import WeightOnlyEmbedding
     from woq.modules.layer import WeightOnlyLinear
     from woq.quantizing.imatrix import ImportanceMatrix, collect_imatrix
@@ -74,6 +75,7 @@ _LAZY = {
     "AutoModel": "woq.hf.auto_model",
     "AutoModelForCausalLM": "woq.hf.auto_model",
     "AutoModelForSeq2SeqLM": "woq.hf.auto_model",
+    "AutoTokenizer": "woq.hf.tokenizers",
     "ExportReport": "woq.hf.export",
     "Evaluation": "woq.reports.evaluation",
     "LayerPlan": "woq.quantizing.planning",
@@ -103,6 +105,7 @@ __all__ = [
     "AutoModelForCausalLM",
     "AutoModelForSeq2SeqLM",
     "AutoRoundConfig",
+    "AutoTokenizer",
     "AwqConfig",
     "Evaluation",
     "ExportReport",

@@ -62,8 +62,6 @@ def test_every_public_name_says_what_it_needs(absent: list[str]) -> None:
         (["eval", "tiny", "--text", "tiny/config.json"], "transformers", "transformers"),
         (["inspect", "tiny"], "transformers", "transformers"),
         (["bench"], "torch", "transformers"),
-        (["quantize", "model.gguf", "out"], "gguf", "gguf"),
-        (["generate", "model.gguf", "a"], "gguf", "gguf"),
     ],
 )
 def test_every_command_says_what_it_needs(
@@ -90,17 +88,15 @@ def test_every_command_says_what_it_needs(
     assert not (tmp_path / "out").exists()
 
 
-def test_gguf_is_needed_for_gguf_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gguf_is_needed_to_quantize_a_gguf_file_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "model.gguf").touch()
     monkeypatch.setitem(sys.modules, "gguf", None)
-    for load in (
-        lambda: woq.AutoModelForCausalLM.from_pretrained(
+    with pytest.raises(ModuleNotFoundError, match=r"a GGUF file needs gguf.*'woq\[gguf\]'"):
+        woq.AutoModelForCausalLM.from_pretrained(
             tmp_path, gguf_file="model.gguf", load_in_4bit=True
-        ),
-        lambda: woq.pipeline("text-generation", tmp_path / "model.gguf"),
-    ):
-        with pytest.raises(ModuleNotFoundError, match=r"a GGUF file needs gguf.*'woq\[gguf\]'"):
-            load()
+        )
 
 
 def test_an_old_transformers_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

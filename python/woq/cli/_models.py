@@ -182,16 +182,13 @@ def load_tokenizer(source: Source) -> Any:
     Raises:
         Failure: there is none.
     """
-    from transformers import AutoTokenizer
+    from ..core.native import InvalidArgument
+    from ..hf import tokenizers
 
-    from ..core.extras import require
-    from ..hf.load import check_source
-
-    if source.is_gguf:
-        require("gguf", "reading a GGUF file")
-    check_source(source.name, source.keywords)
     try:
-        return AutoTokenizer.from_pretrained(source.name, **source.keywords)
+        return tokenizers.load_tokenizer(source.name, source.keywords)
+    except InvalidArgument:
+        raise
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise Failure(_not_loaded(source, "tokenizer", error)) from error
 

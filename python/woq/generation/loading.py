@@ -8,10 +8,8 @@ from collections.abc import Mapping
 from os import PathLike
 from typing import Any
 
-from ..core.extras import require
 from ..core.native import InvalidArgument
-from ..hf.load import check_source
-from ..hf.location import file_arguments, locate
+from ..hf.location import file_arguments, gguf_argument, locate
 from .generator import TextGenerator
 from .options import check_options
 from .tasks import Task, check_model, task_defaults
@@ -39,8 +37,9 @@ def load_generator(
     check_device("device", device)
     check_device("device_map", device_map)
     check_options(options)  # before minutes of loading
+    model_kwargs = gguf_argument(model_kwargs or {})
     if isinstance(model, str | PathLike):
-        _check_kind(task, model, model_kwargs or {})
+        _check_kind(task, model, model_kwargs)
     model, tokenizer = load_model(
         task.auto_class,
         model,
@@ -48,7 +47,7 @@ def load_generator(
         quantization_config=quantization_config,
         load_in_4bit=load_in_4bit,
         load_in_8bit=load_in_8bit,
-        model_kwargs=model_kwargs or {},
+        model_kwargs=model_kwargs,
     )
     check_model(task, getattr(model, "config", None), type(model).__name__)
     prefix, defaults = task_defaults(task, model)
@@ -98,7 +97,7 @@ def load_model(
         InvalidArgument: contradicting ways to quantize, or arguments for loading together with a
             loaded model, or a loaded model without a tokenizer.
     """
-    loading = dict(model_kwargs)
+    loading = gguf_argument(model_kwargs)
     loading.update(
         (name, value)
         for name, value in (
@@ -125,8 +124,6 @@ def load_model(
     if load_in_4bit and load_in_8bit:
         raise InvalidArgument("load_in_4bit and load_in_8bit exclude each other: give one of them")
 
-    import transformers
-
     import woq
 
     if isinstance(model, str | PathLike):
@@ -138,10 +135,7 @@ def load_model(
         if tokenizer is not None:
             name, gguf_file = locate(tokenizer)
             files.update(gguf_file)
-        if files.get("gguf_file") is not None:
-            require("gguf", "reading a GGUF file")
-        check_source(name, files)
-        tokenizer = _load_tokenizer(transformers.AutoTokenizer, name, files)
+        tokenizer = _load_tokenizer(name, files)
     if isinstance(model, str | PathLike):
         try:
             model = getattr(woq, auto_class).from_pretrained(model, **loading)
@@ -161,10 +155,14 @@ def _files(arguments: Mapping[str, Any]) -> dict[str, Any]:
     return files | {"gguf_file": arguments["gguf_file"]} if "gguf_file" in arguments else files
 
 
-def _load_tokenizer(loader: Any, name: Any, files: Mapping[str, Any]) -> Any:
+def _load_tokenizer(name: Any, files: Mapping[str, Any]) -> Any:
+    from ..hf.tokenizers import load_tokenizer
+
     try:
-        return loader.from_pretrained(name, **files)
+        return load_tokenizer(name, files)
     except (OSError, ValueError, ImportError) as error:
+        if isinstance(error, InvalidArgument) or "woq[" in str(error):
+            raise  # it says what to do
         raise InvalidArgument(
             f"no tokenizer could be loaded from {str(name)!r} ({error}): check the name, or pass "
             "tokenizer="

@@ -21,8 +21,8 @@ from .tasks import find_task
 __all__ = ["TextPipeline", "pipeline"]
 
 # Arguments of from_pretrained that transformers' pipeline() takes by name, too.
-_LOADING = ("cache_dir", "dtype", "gguf_file", "revision", "subfolder", "token", "torch_dtype",
-            "trust_remote_code")  # fmt: skip
+_LOADING = ("cache_dir", "dtype", "gguf_file", "model_file", "revision", "subfolder", "token",
+            "torch_dtype", "trust_remote_code")  # fmt: skip
 
 
 def pipeline(
@@ -53,8 +53,8 @@ def pipeline(
             `woq.AutoModelForCausalLM.from_pretrained` does. Without them a checkpoint is taken as
             it is, also one that woq saved.
         device, device_map: accepted for old code; anything but the CPU is refused.
-        model_kwargs: further arguments of from_pretrained. dtype, revision, gguf_file,
-            trust_remote_code and their like may also be given by name.
+        model_kwargs: further arguments of from_pretrained. dtype, revision, gguf_file (or
+            model_file), trust_remote_code and their like may also be given by name.
         batch_size: how many texts of a list go through the model together.
         src_lang, tgt_lang: languages, for tokenizers with language codes (NLLB, mBART, M2M100).
         kwargs: options of every call, see `woq.generation.TextGenerator`.

@@ -15,6 +15,7 @@ import transformers
 from ..config.quant_config import WeightOnlyQuantConfig
 from ..core.native import InvalidArgument
 from .load import load_model
+from .location import gguf_argument
 
 __all__ = ["AutoModel", "AutoModelForCausalLM", "AutoModelForSeq2SeqLM"]
 
@@ -38,7 +39,6 @@ class _AutoModel:
         quantization_config: Any = None,
         load_in_4bit: bool = False,
         load_in_8bit: bool = False,
-        model_file: str | None = None,
         **kwargs: Any,
     ) -> Any:
         """Load a model, quantized if asked, on the CPU.
@@ -47,10 +47,10 @@ class _AutoModel:
             quantization_config: a `WeightOnlyQuantConfig` (or its class, or a dict of its fields).
             load_in_4bit: nf4 in groups of 32, unless `quantization_config` says which 4-bit dtype.
             load_in_8bit: int8 in groups of 32.
-            model_file: ITREX's name of `gguf_file`.
-            kwargs: as transformers' own class takes them. A `gguf_file` runs packed, its weights as
-                they are; with a quantization config that names more than a compute dtype it is
-                loaded in floating point first, then quantized layer by layer.
+            kwargs: as transformers' own class takes them. A `gguf_file` (ITREX's name of it is
+                `model_file`) runs packed, its weights as they are; with a quantization config that
+                names more than a compute dtype it is loaded in floating point first, then
+                quantized layer by layer.
 
         Raises:
             InvalidArgument: the arguments contradict each other, a weight has NaN or Inf, or a
@@ -58,13 +58,7 @@ class _AutoModel:
             Unsupported: `device_map` asks for another device than the CPU.
         """
         config = _config(quantization_config, load_in_4bit, load_in_8bit)
-        if model_file is not None:
-            if kwargs.get("gguf_file") not in (None, model_file):
-                raise InvalidArgument(
-                    f"model_file={model_file!r} and gguf_file={kwargs['gguf_file']!r} contradict "
-                    "each other; they are two names of one argument"
-                )
-            kwargs["gguf_file"] = model_file
+        kwargs = gguf_argument(kwargs)
         for name in _ITREX_ARGUMENTS:
             if kwargs.pop(name, None):
                 logger.warning("%s=True is ignored: woq runs transformers' model code", name)

@@ -214,16 +214,15 @@ def check_target(target: Path, *, overwrite: bool) -> None:
 
 def _loaded(path: str | os.PathLike[str], tokenizer: Any) -> tuple[Any, Any]:
     """The model of a checkpoint, and the tokenizer beside it where none is given."""
-    from transformers import AutoTokenizer
-
     from .auto_model import AutoModelForCausalLM
+    from .tokenizers import load_tokenizer
 
     name, gguf = locate(path)
     file: dict[str, Any] = dict(gguf)
     model = AutoModelForCausalLM.from_pretrained(name, dtype="auto", **file)
     if tokenizer is None:
         try:
-            tokenizer = AutoTokenizer.from_pretrained(name, **file)
+            tokenizer = load_tokenizer(name, file)
         except (OSError, ValueError, KeyError, ImportError):
             return model, None  # the report says that there is none
     return model, tokenizer

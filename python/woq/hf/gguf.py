@@ -84,7 +84,7 @@ def load_packed_gguf(
         **keywords,
     )
     whole = loaded[0] if isinstance(loaded, tuple) else loaded
-    whole.config.name_or_path = str(path)
+    whole.name_or_path = whole.config.name_or_path = str(path)
     return loaded
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from ..core.native import InvalidArgument
 
-__all__ = ["FILE_ARGUMENTS", "file_arguments", "locate"]
+__all__ = ["FILE_ARGUMENTS", "file_arguments", "gguf_argument", "locate"]
 
 # Arguments of from_pretrained that say where a repository's files are: as good for its config and
 # its tokenizer as for its model.
@@ -29,6 +29,24 @@ FILE_ARGUMENTS = (
 def file_arguments(keywords: Mapping[str, Any]) -> dict[str, Any]:
     """Those of them that `keywords` have."""
     return {name: keywords[name] for name in FILE_ARGUMENTS if name in keywords}
+
+
+def gguf_argument(keywords: Mapping[str, Any]) -> dict[str, Any]:
+    """The keywords with `model_file`, ITREX's name of `gguf_file`, under that name.
+
+    Raises:
+        InvalidArgument: both are there, and differ.
+    """
+    rest = dict(keywords)
+    model_file = rest.pop("model_file", None)
+    if model_file is not None:
+        if rest.get("gguf_file") not in (None, model_file):
+            raise InvalidArgument(
+                f"model_file={model_file!r} and gguf_file={rest['gguf_file']!r} contradict each "
+                "other; they are two names of one argument"
+            )
+        rest["gguf_file"] = model_file
+    return rest
 
 
 def locate(name: str | PathLike[str]) -> tuple[str, dict[str, str]]:

@@ -64,7 +64,8 @@ def write_report(
     if not isinstance(report, QuantizationReport) or not report.layers:
         raise native.InvalidArgument(
             "the model has no report of a quantization: it is made while a model is quantized, "
-            "and is not part of a saved checkpoint"
+            "and is not part of a checkpoint, nor of a GGUF file; `woq inspect` shows the layers "
+            "of any model"
         )
     page = _page(model, report, title or _name_of(model), evaluation, facts or {})
     target = Path(path)
