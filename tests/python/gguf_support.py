@@ -175,11 +175,20 @@ def add_letters(writer: gguf.GGUFWriter, count: int) -> None:
     writer.add_chat_template("{% for m in messages %}{{ m.content }}{% endfor %}")
 
 
-def write(model: nn.Module, path: Path, kind: str, quantized: str = "Q8_0", **more: int) -> None:
-    """The model as a GGUF file; its weights become what the file's say."""
+def write(
+    model: nn.Module,
+    path: Path,
+    kind: str,
+    quantized: str = "Q8_0",
+    *,
+    splits: int = 0,
+    **more: int,
+) -> None:
+    """The model as a GGUF file, or as several of at most `splits` tensors; its weights become what
+    the file's say."""
     config = model.config
     architecture = kind.partition("_")[0]
-    writer = gguf.GGUFWriter(str(path), architecture)
+    writer = gguf.GGUFWriter(str(path), architecture, split_max_tensors=splits)
     writer.add_block_count(config.num_hidden_layers)
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)

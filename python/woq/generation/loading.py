@@ -9,7 +9,7 @@ from os import PathLike
 from typing import Any
 
 from ..core.native import InvalidArgument
-from ..hf.location import file_arguments, gguf_argument, locate
+from ..hf.location import file_arguments, gguf_argument, hub_error, locate
 from .generator import TextGenerator
 from .options import check_options
 from .tasks import Task, check_model, task_defaults
@@ -164,8 +164,8 @@ def _load_tokenizer(name: Any, files: Mapping[str, Any]) -> Any:
         if isinstance(error, InvalidArgument) or "woq[" in str(error):
             raise  # it says what to do
         raise InvalidArgument(
-            f"no tokenizer could be loaded from {str(name)!r} ({error}): check the name, or pass "
-            "tokenizer="
+            f"no tokenizer could be loaded from {str(name)!r} "
+            f"({hub_error(name, error, files) or error}): check the name, or pass tokenizer="
         ) from error
 
 

@@ -31,7 +31,7 @@ from ..quantizing.quantize import log_kernels, replace_module
 from .attach import attach_quantizer, check_device_map, declare_untied
 from .errors import joined
 from .foreign_layers import ForeignLayer, packed_layers, renamings
-from .location import file_arguments
+from .location import file_arguments, find_files
 from .quantizer import WoqHfQuantizer
 
 __all__ = [
@@ -69,13 +69,12 @@ def stored_settings(path: Any, keywords: Mapping[str, Any]) -> dict[str, Any]:
     values, _ = PreTrainedConfig.get_config_dict(path, **file_arguments(keywords))
     if values.get("quantization_config"):
         return dict(values["quantization_config"])
-    for name, method in _FILES.items():
-        file = Path(path) / name
-        if file.is_file():
-            try:
-                return {"quant_method": method, **json.loads(file.read_text(encoding="utf-8"))}
-            except (ValueError, TypeError) as error:
-                raise native.InvalidArgument(f"{file} is damaged ({error})") from error
+    for file in find_files(path, list(_FILES), keywords, required=False):
+        try:
+            stored = json.loads(Path(file).read_text(encoding="utf-8"))
+            return {"quant_method": _FILES[Path(file).name], **stored}
+        except (ValueError, TypeError) as error:
+            raise native.InvalidArgument(f"{file} is damaged ({error})") from error
     return {}
 
 

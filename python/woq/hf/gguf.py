@@ -17,7 +17,6 @@ from torch import nn
 from transformers import AutoConfig
 from transformers.quantizers import auto
 from transformers.quantizers.base import HfQuantizer
-from transformers.utils.hub import cached_file
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from ..core import native, transformers_private
@@ -30,7 +29,7 @@ from ..quantizing.quantize import log_kernels, replace_module
 from .attach import attach_quantizer, check_device_map, declare_untied
 from .errors import joined
 from .foreign import config_of
-from .location import file_arguments
+from .location import FILE_ARGUMENTS, find_gguf
 from .quantizer import WoqHfQuantizer
 
 __all__ = ["load_packed_gguf"]
@@ -56,16 +55,14 @@ def load_packed_gguf(
     Raises:
         InvalidArgument: the file is damaged, or does not fit the model that it describes.
     """
-    keywords = dict(keywords)
-    name = keywords.pop("gguf_file")
-    files = {key: value for key, value in file_arguments(keywords).items() if key != _TRUST}
-    file = cached_file(path, name, **files)
-    for key in files:
-        keywords.pop(key, None)
-    model = native.GgufModel(str(file))
+    file = find_gguf(path, keywords)
+    # A file has no code that could be trusted; what locates it has done so.
+    idle = ("gguf_file", *FILE_ARGUMENTS)
+    keywords = {key: value for key, value in keywords.items() if key not in idle}
+    model = native.GgufModel(file)
     config = keywords.pop("config", None)
     try:
-        source = _Source(str(file), model, plan_of(model))
+        source = _Source(file, model, plan_of(model))
         source.check_types()
         if config is None:
             config = AutoConfig.for_model(source.plan.model_type, **source.plan.config)
@@ -86,9 +83,6 @@ def load_packed_gguf(
     whole = loaded[0] if isinstance(loaded, tuple) else loaded
     whole.name_or_path = whole.config.name_or_path = str(path)
     return loaded
-
-
-_TRUST = "trust_remote_code"
 
 
 class _Source:

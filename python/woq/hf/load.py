@@ -26,6 +26,7 @@ from ..observe.samples import read_ahead
 from ..quantizing.quantize import quantize_loaded
 from .foreign import load_foreign, note_idle, stored_settings
 from .gguf import load_packed_gguf
+from .location import find_gguf, hub_error
 from .quantizer import register
 
 __all__ = ["check_source", "load_model"]
@@ -61,6 +62,7 @@ def load_model(
             woq does not read, or `quantization_config` is another method's and `path` a checkpoint
             that woq saved.
         Unsupported: `device_map` asks for another device than the CPU.
+        OSError: there is no such model, or the hub does not give it.
         ModuleNotFoundError: `gguf_file`, but the package gguf is not installed.
     """
     register()
@@ -88,9 +90,11 @@ def load_model(
             )
     elif quantization_config is not None:
         keywords["quantization_config"] = quantization_config
-    check_source(path, keywords)
     method = form = None
     try:
+        check_source(path, keywords)
+        if is_gguf:
+            keywords.pop("force_download", None)  # that was just done
         if packed_in is not None:
             loaded = load_packed_gguf(auto_class, path, arguments, keywords, packed_in)
             if loaded is not None:
@@ -113,6 +117,9 @@ def load_model(
     except (OSError, ImportError, RuntimeError, *_GGUF_ERRORS) as error:
         if isinstance(error, InvalidArgument | Unsupported):
             raise
+        unreachable = hub_error(path, error, keywords)
+        if unreachable is not None:
+            raise (explain(unreachable) if explain else unreachable) from error
         if isinstance(error, _GGUF_ERRORS) and keywords.get("gguf_file") is not None:
             raise InvalidArgument(
                 f"{os.path.join(str(path), keywords['gguf_file'])} cannot be read as a model "
@@ -134,21 +141,19 @@ def load_model(
 
 
 def check_source(path: Any, keywords: Mapping[str, Any]) -> None:
-    """Look at the files of a local model before they are read. `keywords` are from_pretrained's.
+    """Look at the files of a local model, and at a GGUF file wherever it is, before they are read.
+    `keywords` are from_pretrained's.
 
     Raises:
         InvalidArgument: a GGUF file is damaged, or an index names files outside of the folder.
+        OSError: there is no such GGUF file.
     """
-    folder = os.path.join(str(path), keywords.get("subfolder") or "")
-    name = keywords.get("gguf_file")
-    if name is None:
-        if os.path.isdir(folder):
-            check_folder(folder)
+    if keywords.get("gguf_file") is not None:
+        check_gguf(find_gguf(path, keywords))
         return
-    for file in (name, os.path.join(folder, name)):
-        if os.path.isfile(file):
-            check_gguf(file)
-            return
+    folder = os.path.join(str(path), keywords.get("subfolder") or "")
+    if os.path.isdir(folder):
+        check_folder(folder)
 
 
 def _computes_packed_in(given: Any) -> str | None:

@@ -10,13 +10,12 @@ from typing import Any
 
 from transformers import AutoTokenizer as _AutoTokenizer
 from transformers import PreTrainedTokenizerFast
-from transformers.utils.hub import cached_file
 
 from ..core import native
 from ..core.extras import require
 from ..formats.gguf_tokenizers import tokenizer_of
 from .load import check_source
-from .location import file_arguments, gguf_argument
+from .location import FILE_ARGUMENTS, find_gguf, gguf_argument
 
 __all__ = ["AutoTokenizer", "load_tokenizer"]
 
@@ -44,11 +43,8 @@ def load_tokenizer(path: Any, keywords: Mapping[str, Any] | None = None) -> Any:
 
 def _of_gguf(path: Any, keywords: Mapping[str, Any]) -> Any:
     """None, and a line in the log that says why, where transformers has to do it."""
-    files = {k: v for k, v in file_arguments(keywords).items() if k != "trust_remote_code"}
-    name = keywords["gguf_file"]
-    more = {k: v for k, v in keywords.items() if k not in {*files, "gguf_file"}}
-    more.pop("trust_remote_code", None)
-    file = str(cached_file(path, name, **files))
+    more = {k: v for k, v in keywords.items() if k not in ("gguf_file", *FILE_ARGUMENTS)}
+    file = find_gguf(path, keywords)
     try:
         known = tokenizer_of(native.GgufModel(file).metadata)
     except native.InvalidArgument as error:
