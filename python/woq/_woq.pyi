@@ -369,6 +369,9 @@ class GgufModel:
 
     @property
     def metadata(self) -> dict[str, Any]: ...
+    @property
+    def stored_metadata(self) -> dict[str, bytes]:
+        """The bytes of each value, its type before it, as the file has them."""
 
 def read_gptq(
     tensors: Mapping[str, Any],
@@ -433,9 +436,17 @@ def read_gguf_matrix(
     """The matrix of a quantized GGUF tensor, `data` its bytes, with ggml's values bit for bit. Row
     n is row row_order[n] of the file. Raises InvalidArgument; Unsupported for IQ1 to IQ3."""
 
-def write_gguf_matrix(matrix: QuantizedMatrix, type: str) -> NDArray[np.uint8]:
-    """The rows of a GGUF tensor of type Q4_0, Q4_1, Q8_0 or IQ4_NL, [N, bytes of a row]. Raises
-    Unsupported for a matrix that the type does not hold exactly."""
+GGUF_TYPES: dict[str, tuple[int, int, int]]
+"""{type of GGUF tensors: its number, elements of a block, bytes of a block}"""
+
+def gguf_type_for(matrix: QuantizedMatrix) -> str:
+    """The smallest type that holds the matrix, its scales aside. Raises Unsupported."""
+
+def write_gguf_matrix(
+    matrix: QuantizedMatrix, type: str, round_scales: bool = False, num_threads: int = 0
+) -> NDArray[np.uint8]:
+    """The rows of a GGUF tensor of that type, [N, bytes of a row]. Raises Unsupported for a matrix
+    that the type does not hold exactly; scales and minima may be rounded to float16."""
 
 # The inverse. `scales` is float32, float16 or bfloat16, whose bits come as uint16. Unsupported is
 # raised for what the format has no place for, scales that are not exact in their type among it.

@@ -199,8 +199,10 @@ GgufFile parse_gguf(std::string_view data, const std::string& path, const std::s
   for (uint64_t i = 0; i < metadata_count; ++i) {
     const std::string_view key = read_text(source, concat("the name of metadata ", i));
     const std::string what = "metadata " + io::quoted(key);
-    if (!file.metadata.emplace(key, read_value(source, what)).second)
-      source.fail(what, " comes twice");
+    const uint64_t begin = source.at();
+    GgufValue value = read_value(source, what);
+    value.stored = data.substr(begin, source.at() - begin);
+    if (!file.metadata.emplace(key, std::move(value)).second) source.fail(what, " comes twice");
   }
   std::vector<std::pair<std::string_view, Listed>> listed;
   std::unordered_set<std::string_view> names;

@@ -16,11 +16,12 @@ transformers = pytest.importorskip("transformers")
 pytest.importorskip("click")
 
 from click.testing import CliRunner, Result  # noqa: E402
-from model_support import letters_checkpoint, logits  # noqa: E402
+from model_support import letters_checkpoint, llama, logits  # noqa: E402
 
 import woq  # noqa: E402
+from woq import WeightOnlyQuantConfig  # noqa: E402
 from woq.cli._app import app  # noqa: E402
-from woq.formats.export.names import EXPORT_FORMATS  # noqa: E402
+from woq.formats.export.names import ALL_FORMATS  # noqa: E402
 
 
 def run(*arguments: object) -> Result:
@@ -94,6 +95,29 @@ def test_what_cannot_be_written_is_listed_and_fails(quantized: Path, tmp_path: P
     assert not any(tmp_path.iterdir())
 
 
+def test_gguf_files(tmp_path: Path) -> None:
+    pytest.importorskip("gguf")
+    from gguf_support import byte_tokenizer
+
+    folder = tmp_path / "model"
+    model = woq.quantize(llama(vocab_size=384), WeightOnlyQuantConfig("int4", scale_dtype="fp16"))
+    woq.save_pretrained(model, folder)
+    words = ("export", folder, tmp_path / "x.gguf", "--format", "gguf")
+    result = run(*words)
+    assert result.exit_code == 1
+    assert "give it (tokenizer), or a GGUF file of the same model (template)" in result.stderr
+    byte_tokenizer(use_regex=True).save_pretrained(folder)
+    assert "Q4_0 [96, 64]" in succeed(*words, "--dry-run").stdout
+    shown = succeed(*words).stdout
+    assert "14 layers as gguf, 1 in floating point" in shown
+    assert "loads in: llama.cpp" in shown
+    succeed("convert", tmp_path / "x.gguf", tmp_path / "y.gguf", "--format", "gguf")
+    assert (tmp_path / "y.gguf").read_bytes() == (tmp_path / "x.gguf").read_bytes()
+    words = ("--format", "gguf", "--template", tmp_path / "x.gguf", "--overwrite")
+    succeed("export", folder, tmp_path / "y.gguf", *words)
+    assert (tmp_path / "y.gguf").read_bytes() == (tmp_path / "x.gguf").read_bytes()
+
+
 def test_mistakes(quantized: Path, tmp_path: Path) -> None:
     result = run("export", quantized, tmp_path / "out", "--format", "gtpq")
     assert result.exit_code == 2
@@ -131,4 +155,4 @@ def test_the_page_is_run(quantized: Path, tmp_path: Path, monkeypatch: pytest.Mo
 @pytest.mark.parametrize("command", ["export", "convert"])
 def test_help_knows_every_format(command: str) -> None:
     shown = succeed(command, "--help").stdout
-    assert all(name in shown for name in EXPORT_FORMATS)
+    assert all(name in shown for name in ALL_FORMATS)

@@ -17,14 +17,13 @@ import woq
 from woq.core import native
 
 FIXTURES = Path(__file__).parents[1] / "formats" / "fixtures" / "gguf.safetensors"
-TYPES = ("Q4_0", "Q4_1", "Q8_0", "IQ4_NL")
 
 
 def cases():
     with safe_open(FIXTURES, "np") as file:
         for name, text in sorted(file.metadata().items()):
             config = json.loads(text)
-            if isinstance(config, dict) and config.get("type") in TYPES:
+            if isinstance(config, dict) and native.is_gguf_matrix(config.get("type", "I8")):
                 data = file.get_tensor(f"{name}.weight")
                 yield pytest.param(config["type"], config["shape"], data, id=name)
 
@@ -33,7 +32,13 @@ def cases():
 def test_the_bytes_come_out_again(kind, shape, data):
     matrix = native.read_gguf_matrix(kind, data, *shape)
     written = native.write_gguf_matrix(matrix, kind)
-    assert written.tobytes() == data.tobytes()
+    if kind in ("MXFP4", "NVFP4"):  # what they have two spellings for
+        again = native.read_gguf_matrix(kind, written, *shape)
+        assert again.dequantize().tobytes() == matrix.dequantize().tobytes()
+        assert np.mean(written.reshape(-1) != data.reshape(-1)) < 0.1
+    else:
+        assert written.tobytes() == data.tobytes()
+    assert native.gguf_type_for(matrix) == kind
 
 
 def matrix_of(rng, bits, rows, cols, group_size, zeros="none"):
@@ -68,6 +73,49 @@ def test_ggufs_own_package_reads_the_same_weight(request, kind, bits, zeros, gro
     np.testing.assert_array_equal(again.dequantize(), weight)
 
 
+@pytest.mark.parametrize(("bits", "kind"), [(2, "Q4_0"), (3, "Q4_0"), (5, "Q5_0"), (6, "Q8_0")])
+def test_the_next_wider_type_holds_codes_of_few_bits(request, bits, kind):
+    gguf = pytest.importorskip("gguf")
+    rng = np.random.default_rng(seed(request))
+    codes = rng.integers(0, 2**bits, (3, 64), dtype=np.uint8)
+    scales = (rng.integers(-127, 128, (3, 2)) / 1024).astype(np.float32)
+    scheme = native.QuantScheme(f"int{bits}", 32)
+    matrix = native.QuantizedMatrix.from_codes(codes, scales, None, scheme)
+    assert native.gguf_type_for(matrix) == kind
+    data = native.write_gguf_matrix(matrix, kind)
+    read = gguf.quants.dequantize(data, gguf.GGMLQuantizationType[kind])
+    expected = np.repeat(scales, 32, 1) * (codes.astype(np.float32) - 2 ** (bits - 1))
+    np.testing.assert_array_equal(read, expected)
+
+
+def test_what_two_level_scales_and_factors_hold_is_checked(request):
+    """Sub-scales that Q3_K's 6 bits, and signs that NVFP4's scales have not; a matrix's factor."""
+    rng = np.random.default_rng(seed(request))
+    data = rng.integers(0, 256, (2, 110), dtype=np.uint8)
+    data[:, 108:] = [0, 0x30]  # a finite scale
+    tensors = native.read_gguf_matrix("Q3_K", data.reshape(-1), 2, 256).tensors()
+    scales = tensors["scales"].copy()
+    scales[1, 3] = 32
+    scheme = native.QuantScheme("int3", 16, "none", "two_level")
+    wide = native.QuantizedMatrix.from_tensors(
+        {**tensors, "scales": scales}, rows=2, cols=256, scheme=scheme
+    )
+    with pytest.raises(woq.Unsupported, match="a sub-scale is 32, and Q3_K has -32 to 31"):
+        native.write_gguf_matrix(wide, "Q3_K")
+    data = rng.integers(0, 126, (2, 36), dtype=np.uint8)
+    tensors = native.read_gguf_matrix("NVFP4", data.reshape(-1), 2, 64).tensors()
+    scheme = native.QuantScheme("fp4_e2m1", 16, "none", "e4m3")
+    for name, value, message in (
+        ("scales_factor", np.float32([2, 1]), "a factor of the whole matrix, 2 / 1"),
+        ("scales", tensors["scales"] | 128, "a scale is negative, and those of NVFP4"),
+    ):
+        changed = native.QuantizedMatrix.from_tensors(
+            {**tensors, name: value}, rows=2, cols=64, scheme=scheme
+        )
+        with pytest.raises(woq.Unsupported, match=message):
+            native.write_gguf_matrix(changed, "NVFP4")
+
+
 def test_what_is_not_exact_is_refused(request):
     rng = np.random.default_rng(seed(request))
     sym, _ = matrix_of(rng, 4, 4, 64, 32)
@@ -76,12 +124,13 @@ def test_what_is_not_exact_is_refused(request):
         native.write_gguf_matrix(asym, "Q4_0")
     with pytest.raises(woq.Unsupported, match="kind 'none', and Q4_1 is for integer zero points"):
         native.write_gguf_matrix(sym, "Q4_1")
-    with pytest.raises(woq.Unsupported, match="dtype is int4_clip, and Q8_0 has int8"):
-        native.write_gguf_matrix(sym, "Q8_0")
+    wide, _ = matrix_of(rng, 8, 4, 64, 32)
+    with pytest.raises(woq.Unsupported, match="dtype is int8, and Q4_0 has int4_clip"):
+        native.write_gguf_matrix(wide, "Q4_0")
     with pytest.raises(woq.Unsupported, match="dtype is int4_clip, and IQ4_NL has iq4_nl"):
         native.write_gguf_matrix(sym, "IQ4_NL")
-    with pytest.raises(woq.Unsupported, match="type Q4_K are not written; known: Q4_0"):
-        native.write_gguf_matrix(sym, "Q4_K")
+    with pytest.raises(woq.Unsupported, match="type IQ2_S are not written; known: Q4_0"):
+        native.write_gguf_matrix(sym, "IQ2_S")
     with pytest.raises(woq.Unsupported, match="act-order"):
         native.write_gguf_matrix(sym.with_g_idx(np.arange(64, dtype=np.int32) % 2), "Q4_0")
     with pytest.raises(woq.Unsupported, match="act_scales"):
@@ -92,7 +141,7 @@ def test_what_is_not_exact_is_refused(request):
     scheme = native.QuantScheme("int4_clip", 32)
     scales = np.full((4, 2), 0.1, np.float32)
     inexact = native.QuantizedMatrix.from_codes(sym.codes(), scales, None, scheme)
-    with pytest.raises(woq.Unsupported, match=r"scale 0\.1 is not exact in float16, which Q4_0"):
+    with pytest.raises(woq.Unsupported, match=r"scale 0\.1 is not exact in float16, in which Q4_0"):
         native.write_gguf_matrix(inexact, "Q4_0")
     scales = np.full((4, 2), 1 + 2**-10, np.float32)  # 13 times it needs four bits more
     zeros = np.full((4, 2), 13, np.float32)

@@ -75,6 +75,7 @@ struct GgufArray {
 // floating-point types are double.
 struct GgufValue {
   std::variant<bool, int64_t, uint64_t, double, std::string_view, GgufArray> value;
+  std::string_view stored = {};  // the bytes of the file, its type's number first
 
   template <class T>
   const T* as() const {

@@ -12,17 +12,26 @@
 
 namespace woq::io {
 
-// The rows of a tensor of type Q4_0, Q4_1, Q8_0 or IQ4_NL, one after the other. Groups may be of
-// any multiple of 32; every block of 32 repeats its group's scale.
+// The smallest type that holds the matrix, its scales aside:
 //
-//   Q4_0    symmetric integers of 4 bits
-//   Q4_1    integers of 4 bits with minima, or with zero points z and a scale s for which -z s is
-//           exact in float16
-//   Q8_0    symmetric integers of 8 bits
-//   IQ4_NL  iq4_nl
+//   Q4_0, Q5_0, Q8_0  symmetric integers of up to 4, 5 and 8 bits; fewer bits than the type has are
+//                     codes nearer to its middle
+//   Q4_1, Q5_1        integers of up to 4 and 5 bits with zero points, or with minima
+//   IQ4_NL            iq4_nl
+//   the others        what was read as such: two-level scales, E8M0, E4M3, ternary codes
 //
-// Throws Unsupported, saying what and why, for what the type cannot hold: scales and minima that
-// float16 has not exactly among it.
-Buffer write_gguf_matrix(const QuantizedMatrix& matrix, const GgufType& type);
+// In types whose blocks have one scale, groups may be of any multiple of the block, which repeats
+// its group's scale. Throws Unsupported that says what no type has room for, and what mends it.
+const GgufType& gguf_type_for(const QuantizedMatrix& matrix);
+
+// The rows of a tensor of that type, or of another one that holds the matrix, one after the other.
+// Scales and minima (-z s, where the matrix has zero points z) that float16 has not exactly are an
+// error, unless they are to be rounded; those that are too large for it always are. Throws
+// Unsupported, saying what and why, for what the type cannot hold.
+//
+// The tensors that the reader reads come out with the same bytes, but for codes of MXFP4 and NVFP4
+// that stand for minus zero, and scales of NVFP4 that stand for no number: both are 0 in the hub.
+Buffer write_gguf_matrix(const QuantizedMatrix& matrix, const GgufType& type,
+                         bool round_scales = false, int threads = 0);
 
 }  // namespace woq::io

@@ -98,6 +98,14 @@ py::dict gguf_metadata(const io::GgufModel& model) {
   return result;
 }
 
+// The bytes of each value, its type before it, as the file has them.
+py::dict gguf_stored_metadata(const io::GgufModel& model) {
+  py::dict result;
+  for (const auto& [key, value] : model.metadata)
+    result[py::str(key.data(), key.size())] = py::bytes(value.stored.data(), value.stored.size());
+  return result;
+}
+
 const io::GgufType& parse_gguf_type(std::string_view name) {
   for (const io::GgufType& type : io::kGgufTypes) {
     if (name == type.name) return type;
@@ -118,11 +126,12 @@ QuantizedMatrix gguf_matrix(std::string_view type, const py::object& data, int64
 }
 
 // The bytes of the rows, uint8 [N, bytes of a row].
-py::array write_gguf_matrix(const QuantizedMatrix& matrix, std::string_view type) {
+py::array write_gguf_matrix(const QuantizedMatrix& matrix, std::string_view type, bool round_scales,
+                            int num_threads) {
   Buffer bytes;
   {
     const py::gil_scoped_release unlocked;
-    bytes = io::write_gguf_matrix(matrix, parse_gguf_type(type));
+    bytes = io::write_gguf_matrix(matrix, parse_gguf_type(type), round_scales, num_threads);
   }
   const py::ssize_t row_bytes = bytes.size() / matrix.rows;
   auto* const held = new Buffer(std::move(bytes));
@@ -143,10 +152,19 @@ void bind_containers(py::module_& module) {
   py::class_<io::GgufModel>(module, "GgufModel")
       .def(py::init(&io::open_gguf), py::arg("path"), unlocked)
       .def_property_readonly("tensors", &gguf_tensors)
-      .def_property_readonly("metadata", &gguf_metadata);
+      .def_property_readonly("metadata", &gguf_metadata)
+      .def_property_readonly("stored_metadata", &gguf_stored_metadata);
   module.def("read_gguf_matrix", &gguf_matrix, py::arg("type"), py::arg("data"), py::arg("rows"),
              py::arg("cols"), py::arg("row_order") = py::none(), py::arg("num_threads") = 0);
-  module.def("write_gguf_matrix", &write_gguf_matrix, py::arg("matrix"), py::arg("type"));
+  module.def(
+      "gguf_type_for", [](const QuantizedMatrix& matrix) { return io::gguf_type_for(matrix).name; },
+      py::arg("matrix"), unlocked);
+  module.def("write_gguf_matrix", &write_gguf_matrix, py::arg("matrix"), py::arg("type"),
+             py::arg("round_scales") = false, py::arg("num_threads") = 0);
+  py::dict types;
+  for (const io::GgufType& type : io::kGgufTypes)
+    types[type.name] = py::make_tuple(type.id, type.block_elements, type.block_bytes);
+  module.attr("GGUF_TYPES") = types;
   module.def(
       "is_gguf_matrix",
       [](std::string_view type) { return io::is_gguf_matrix(parse_gguf_type(type)); },

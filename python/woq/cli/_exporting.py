@@ -7,13 +7,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ..formats.export.names import EXPORT_FORMATS
+import click
+
+from ..formats.export.names import ALL_FORMATS, GGUF
 from ._command import Failure, Output
-from ._models import Loading, find_model, load_tokenizer
+from ._models import Loading, Source, find_model, load_tokenizer
 from ._options import apply, option
 from ._text import table
 
-__all__ = ["EXPORT_FORMATS", "exporting_options", "run_export"]
+__all__ = ["ALL_FORMATS", "exporting_options", "run_export"]
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -25,6 +27,12 @@ _OPTIONS = (
     ),
     option("--dry-run", is_flag=True, help="Write nothing; show what becomes of each tensor."),
     option("--tokenizer", metavar="MODEL", help="Take the tokenizer from there."),
+    option(
+        "--template",
+        type=click.Path(exists=True, dir_okay=False, path_type=Path),
+        metavar="FILE",
+        help="For gguf: take metadata and tokenizer from this GGUF file of the same model.",
+    ),
     option(
         "--max-shard-size",
         default="5GB",
@@ -48,6 +56,7 @@ def run_export(
     *,
     format: str,
     tokenizer: str | None,
+    template: Path | None,
     dry_run: bool,
     overwrite: bool,
     **keywords: Any,
@@ -61,12 +70,14 @@ def run_export(
 
     from ..hf.export import check_target
 
-    if not dry_run:
-        check_target(folder, overwrite=overwrite)
+    check_target(folder, format, overwrite=overwrite, exists=not dry_run)
     source = loading.find(model)
+    if format == GGUF and template is None and source.is_gguf:
+        template = _file_of(source)
     words = None
     try:
-        words = load_tokenizer(source if tokenizer is None else find_model(tokenizer))
+        if template is None:
+            words = load_tokenizer(source if tokenizer is None else find_model(tokenizer))
     except Failure as error:
         if tokenizer is not None:
             raise
@@ -77,6 +88,7 @@ def run_export(
         folder,
         format=format,
         tokenizer=words,
+        template=template,
         dry_run=dry_run,
         overwrite=overwrite,
         **keywords,
@@ -84,6 +96,14 @@ def run_export(
     output.result({"model": model, **report.to_dict()}, lambda: _text(report))
     if not report.possible:
         raise Failure(f"{model} cannot be written as {report.format}")
+
+
+def _file_of(source: Source) -> Path:
+    """The GGUF file that a model is."""
+    from transformers.utils.hub import cached_file
+
+    keywords = {key: source.keywords[key] for key in ("revision",) if key in source.keywords}
+    return Path(cached_file(source.name, source.keywords["gguf_file"], **keywords))
 
 
 def _text(report: Any) -> str:

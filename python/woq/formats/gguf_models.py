@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a GGUF file says of its model: transformers' config, and where each tensor belongs.
+"""What a GGUF file says of its model: transformers' config, and where each tensor belongs. For
+those who write files: the tensor of each of the model's parameters.
 
 One row of `_ARCHITECTURES` an architecture. A file that says anything which its row does not know
 is `Unsupported`: it would be another model.
@@ -9,16 +10,36 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Protocol
 
 import numpy as np
 
-from ..core.native import GgufModel, InvalidArgument, Unsupported
+from ..core.native import InvalidArgument, Unsupported
 
-__all__ = ["GgufPlan", "Place", "plan_of"]
+__all__ = [
+    "FIELDS",
+    "ROPE_DIVISORS",
+    "GgufContents",
+    "GgufPlan",
+    "Place",
+    "llama3_divisors",
+    "plan_of",
+    "written_names",
+]
 
 Metadata = Mapping[str, Any]
+
+
+class GgufContents(Protocol):
+    """What a plan is made from: a file, or what is to become one."""
+
+    @property
+    def metadata(self) -> Metadata: ...
+
+    @property
+    def tensors(self) -> Mapping[str, tuple[str, tuple[int, ...], Any]]:
+        """{name: (type, shape, bytes)}; only those of ROPE_DIVISORS are looked at."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,12 +98,12 @@ _SANDWICH = {
     "post_ffw_norm": "post_feedforward_layernorm",
 }
 # Of Llama 3.1 and later, what the frequencies of rotary embeddings are divided by.
-_ROPE_DIVISORS = "rope_freqs.weight"
+ROPE_DIVISORS = "rope_freqs.weight"
 
 _OUTSIDE = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
 
 # Keys behind the architecture's name -> fields that all configs have.
-_FIELDS = {
+FIELDS = {
     "block_count": "num_hidden_layers",
     "context_length": "max_position_embeddings",
     "embedding_length": "hidden_size",
@@ -93,7 +114,7 @@ _FIELDS = {
 # Keys that have another place in a config, or say the same again.
 _READ = frozenset(
     (
-        *_FIELDS,
+        *FIELDS,
         "attention.head_count_kv",
         "attention.key_length",
         "attention.value_length",
@@ -152,30 +173,36 @@ def _llama3_rope(theta: float, size: int, divisors: np.ndarray) -> dict[str, Any
     """Llama 3's rotary embedding (from 3.1 on), of which a file has only what each frequency is
     divided by: 1 for wavelengths below an end, a factor for those above another, and in between a
     mean of the two. The ends are the same in all models of the family, and checked."""
-    context, low, high = 8192, 1.0, 4.0
-    factor = float(divisors.max())
-    wavelengths = 2 * np.pi * theta ** (np.arange(0, size, 2) / size)
-    part = np.clip((context / wavelengths - low) / (high - low), 0, 1)
-    if len(divisors) != size // 2 or not np.allclose(
-        divisors, 1 / ((1 - part) / factor + part), rtol=1e-4
-    ):
-        raise Unsupported("its rope_freqs are not those of Llama 3's rotary embeddings")
-    return {
+    rope = {
         "rope_type": "llama3",
         "rope_theta": theta,
-        "factor": factor,
-        "low_freq_factor": low,
-        "high_freq_factor": high,
-        "original_max_position_embeddings": context,
+        "factor": float(divisors.max()),
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192,
     }
+    expected = llama3_divisors(rope, size)
+    if len(divisors) != size // 2 or not np.allclose(divisors, expected, rtol=1e-4):
+        raise Unsupported("its rope_freqs are not those of Llama 3's rotary embeddings")
+    return rope
+
+
+def llama3_divisors(rope: Mapping[str, Any], size: int) -> np.ndarray:
+    """What Llama 3's rotary embedding for heads of `size` divides each frequency by."""
+    low, high = rope["low_freq_factor"], rope["high_freq_factor"]
+    wavelengths = 2 * np.pi * rope["rope_theta"] ** (np.arange(0, size, 2) / size)
+    turns = rope["original_max_position_embeddings"] / wavelengths
+    part = np.clip((turns - low) / (high - low), 0, 1)
+    divisors: np.ndarray = (1 / ((1 - part) / rope["factor"] + part)).astype(np.float32)
+    return divisors
 
 
 def _llama(keys: _Keys, tensors: Mapping[str, Any]) -> dict[str, Any]:
     rope = _rope(keys)
-    if _ROPE_DIVISORS in tensors:
-        kind, _, data = tensors[_ROPE_DIVISORS]
+    if ROPE_DIVISORS in tensors:
+        kind, _, data = tensors[ROPE_DIVISORS]
         if kind != "F32" or rope["rope_type"] != "default":
-            raise Unsupported(f"{_ROPE_DIVISORS} is of type {kind}, beside other scaling")
+            raise Unsupported(f"{ROPE_DIVISORS} is of type {kind}, beside other scaling")
         rope = _llama3_rope(rope["rope_theta"], _head_size(keys), np.frombuffer(data, "<f4"))
     return {
         "attention_bias": "blk.0.attn_q.bias" in tensors,
@@ -224,8 +251,8 @@ _ARCHITECTURES = {
 }
 
 
-def plan_of(model: GgufModel) -> GgufPlan:
-    """The plan for an opened file.
+def plan_of(model: GgufContents) -> GgufPlan:
+    """The plan for a file.
 
     Raises:
         Unsupported: the architecture is none of the table, or the file says something that the
@@ -246,7 +273,7 @@ def plan_of(model: GgufModel) -> GgufPlan:
     heads = {"q": config["num_attention_heads"], "k": config["num_key_value_heads"]}
     places, unknown = {}, []
     for name in tensors:
-        if name == _ROPE_DIVISORS and known.fields is _llama:
+        if name == ROPE_DIVISORS and known.fields is _llama:
             continue  # the config says them
         place = _place(name, known, heads)
         if place is None:
@@ -259,6 +286,38 @@ def plan_of(model: GgufModel) -> GgufPlan:
             + (", ..." if len(unknown) > 3 else "")
         )
     return GgufPlan(known.model_type, config, places)
+
+
+def written_names(
+    architecture: str, heads: Mapping[str, int], parameters: Iterable[str]
+) -> dict[str, tuple[str, Place]]:
+    """{parameter: the name of its tensor, and how it lies there}, for a file that is written.
+    `heads` are the numbers of heads of "q" and "k".
+
+    Raises:
+        Unsupported: the architecture has no place for a parameter; all of them are named.
+    """
+    known = _ARCHITECTURES[architecture]
+    outside = {stem: name for name, stem in _OUTSIDE.items()}
+    block = {stem: name for name, stem in known.block.items()}
+    names: dict[str, tuple[str, Place]] = {}
+    unknown = []
+    for parameter in parameters:
+        stem, _, suffix = parameter.rpartition(".")
+        layer = re.fullmatch(r"model\.layers\.(\d+)\.(.+)", stem)
+        short = outside.get(stem) if layer is None else block.get(layer[2])
+        name = short if layer is None else f"blk.{layer[1]}.{short}"
+        place = None if short is None else _place(f"{name}.{suffix}", known, heads)
+        if place is None:
+            unknown.append(parameter)
+        else:
+            names[parameter] = (f"{name}.{suffix}", place)
+    if unknown:
+        raise Unsupported(
+            f"GGUF's {architecture} has no place for {', '.join(unknown[:3])}"
+            + (", ..." if len(unknown) > 3 else "")
+        )
+    return names
 
 
 def _head_size(keys: _Keys) -> int:
@@ -281,7 +340,7 @@ def _config(keys: _Keys, known: _Architecture, tensors: Mapping[str, Any]) -> di
     ends = [each for each in (keys.token("eos"), keys.token("eot")) if each is not None]
     ids["eos"] = ends[0] if len(set(ends)) == 1 else sorted(set(ends)) or None
     return {
-        **{field: keys.number(key) for key, field in _FIELDS.items()},
+        **{field: keys.number(key) for key, field in FIELDS.items()},
         "num_key_value_heads": keys.get("attention.head_count_kv", heads),
         "head_dim": size,
         "vocab_size": embedding[1][0],

@@ -25,7 +25,7 @@ from tokenizers import (
 
 from ..core.native import InvalidArgument, Unsupported
 
-__all__ = ["GgufTokenizer", "tokenizer_of"]
+__all__ = ["GPT2", "SPLITS", "GgufTokenizer", "Split", "tokenizer_of"]
 
 # tokenizer.ggml.token_type; the others are normal (1), unused (5), and a byte (6).
 _UNKNOWN, _CONTROL, _USER_DEFINED = 2, 3, 4
@@ -45,7 +45,7 @@ class GgufTokenizer:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Split:
+class Split:
     """How a byte-level vocabulary cuts text before it merges."""
 
     patterns: tuple[str, ...]  # one after the other
@@ -55,14 +55,14 @@ class _Split:
 
 
 _CONTRACTIONS = "'s|'t|'re|'ve|'m|'ll|'d"
-_GPT2 = rf"{_CONTRACTIONS}| ?\p{{L}}+| ?\p{{N}}+| ?[^\s\p{{L}}\p{{N}}]+|\s+(?!\S)|\s+"
+GPT2 = rf"{_CONTRACTIONS}| ?\p{{L}}+| ?\p{{N}}+| ?[^\s\p{{L}}\p{{N}}]+|\s+(?!\S)|\s+"
 # Llama 3 has up to three digits in a piece, Qwen one.
 _REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 _WORDS = rf"(?i:{_CONTRACTIONS})|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+"
-_LLAMA3 = _Split((rf"{_WORDS}|\p{{N}}{{1,3}}{_REST}",), whole_first=True, adds_bos=True)
-_QWEN2 = _Split((rf"{_WORDS}|\p{{N}}{_REST}",), nfc=True)
+_LLAMA3 = Split((rf"{_WORDS}|\p{{N}}{{1,3}}{_REST}",), whole_first=True, adds_bos=True)
+_QWEN2 = Split((rf"{_WORDS}|\p{{N}}{_REST}",), nfc=True)
 # By the case of letters: at most one change to small ones, in a word.
-_TEKKEN = _Split(
+_TEKKEN = Split(
     (
         r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
         r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
@@ -71,9 +71,9 @@ _TEKKEN = _Split(
     whole_first=True,
 )
 # By tokenizer.ggml.pre.
-_SPLITS = {
-    "gpt-2": _Split((_GPT2,)),
-    "smollm": _Split((r"\p{N}", _GPT2)),
+SPLITS = {
+    "gpt-2": Split((GPT2,)),
+    "smollm": Split((r"\p{N}", GPT2)),
     "llama-bpe": _LLAMA3,
     "llama-v3": _LLAMA3,
     "llama3": _LLAMA3,
@@ -190,10 +190,10 @@ class _Vocabulary:
 def _byte_level(vocabulary: _Vocabulary) -> tuple[Tokenizer, bool]:
     """A byte-level BPE, and whether it begins a text with a token of its own."""
     name = vocabulary.get("pre")
-    split = _SPLITS.get(name)
+    split = SPLITS.get(name)
     if split is None:
         raise Unsupported(
-            f"its tokenizer cuts text by the rules {name!r}; woq knows {', '.join(_SPLITS)}"
+            f"its tokenizer cuts text by the rules {name!r}; woq knows {', '.join(SPLITS)}"
         )
     numbers = vocabulary.numbers()
     pairs = _pairs(vocabulary.get("merges"), numbers)

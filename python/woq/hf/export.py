@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """`woq.export`: a quantized model as a checkpoint of another library, for the engines that read it.
+Folders of safetensors are made here, GGUF files in export_gguf.
 
 Codes, zero points and scales go over as they are. What the format has no place for is refused
 before anything is written: each layer's tensors are made twice, once to know that they can be, and
@@ -15,92 +16,27 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
-from ..core import transformers_private
-from ..core.native import InvalidArgument, QuantizedMatrix, Unsupported, has_act_order
+from ..core.native import InvalidArgument, Unsupported
 from ..core.units import parse_bytes
 from ..formats.export.form import ExportedLayer, ExportedModel, ExportFormat
-from ..formats.export.names import EXPORT_FORMATS, export_format
-from ..formats.files import replace_files_in, replace_folder
+from ..formats.export.names import ALL_FORMATS, GGUF, export_format
+from ..formats.files import replace_file, replace_files_in, replace_folder
 from ..formats.safetensors import Entry
 from ..modules.embedding import quantized_embeddings
 from ..modules.layer import WeightOnlyLinear
-from ..modules.targets import is_linear, output_embeddings, quantized_layers
+from ..modules.targets import output_embeddings
 from .conversions import spare_quantized_layers
 from .errors import joined
+from .export_gguf import GgufExport
+from .export_model import described, exportable, float_layers, stored_names
+from .export_report import ExportReport, LayerReport, largest_change
 from .location import locate
 from .saving import configuration_last, is_weights, stored_state, write_configs, write_weights
 
 __all__ = ["ExportReport", "LayerReport", "check_target", "export", "export_into"]
-
-
-@dataclasses.dataclass(frozen=True)
-class LayerReport:
-    """What becomes of one layer.
-
-    Args:
-        rounding: the largest relative change of a scale; 0: none.
-        refused: why it cannot be written; None where it can.
-    """
-
-    name: str
-    shape: tuple[int, int]
-    weight_dtype: str
-    group_size: int
-    asym: bool
-    tensors: dict[str, str]
-    rounding: float = 0.0
-    refused: str | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class ExportReport:
-    """What `woq.export` has written, or with dry_run would write.
-
-    Args:
-        folder: None: nothing was written.
-        layers: the quantized layers.
-        floats: the linear layers that stay in floating point.
-        loads_in: what loads the result.
-        notes: what else there is to know.
-        refused: what keeps the model as a whole from being written.
-    """
-
-    format: str
-    folder: str | None
-    layers: list[LayerReport]
-    floats: list[str]
-    nbytes: int
-    loads_in: list[str]
-    notes: list[str]
-    refused: list[str] = dataclasses.field(default_factory=list)
-
-    @property
-    def possible(self) -> bool:
-        return not self.refused and all(layer.refused is None for layer in self.layers)
-
-    def to_dict(self) -> dict[str, Any]:
-        return {**dataclasses.asdict(self), "possible": self.possible}
-
-    def __str__(self) -> str:
-        wrong = [layer for layer in self.layers if layer.refused is not None]
-        if not self.possible:
-            lines = [f"- {layer.name}: {layer.refused}" for layer in wrong]
-            lines += [f"- {text}" for text in self.refused]
-            return "\n".join([f"{self.format} cannot hold this model:", *lines])
-        done = "would be written" if self.folder is None else f"written to {self.folder}"
-        lines = [
-            f"{len(self.layers)} layers as {self.format}, {len(self.floats)} in floating point, "
-            f"{self.nbytes / 2**20:.1f} MiB: {done}",
-            f"loads in: {'; '.join(self.loads_in)}; woq",
-        ]
-        rounding = max(layer.rounding for layer in self.layers)
-        if rounding > 0:
-            lines.append(f"scales were rounded, by at most {rounding:.1e} of their value")
-        return "\n".join([*lines, *self.notes])
 
 
 def export(
@@ -109,6 +45,7 @@ def export(
     *,
     format: str = "compressed-tensors",
     tokenizer: Any = None,
+    template: str | os.PathLike[str] | None = None,
     round_scales: bool = False,
     dry_run: bool = False,
     overwrite: bool = False,
@@ -116,20 +53,25 @@ def export(
 ) -> ExportReport:
     """Write a quantized model as a checkpoint of another library.
 
-    The folder appears when all of it is written and flushed to the disk; one that is replaced is
-    what it was until then.
+    The folder (GGUF: the file) appears when all of it is written and flushed to the disk; one that
+    is replaced is what it was until then.
 
     Args:
         model: a transformers model that woq quantized or loaded packed, or the folder or hub id of
             a checkpoint, woq's or another library's.
-        format: "compressed-tensors", "gptq", "awq" or "bitsandbytes".
-        tokenizer: is saved beside the model. None: the one that lies beside a checkpoint, if any.
+        folder: where to write; for GGUF, the name of a file that ends in ".gguf".
+        format: "compressed-tensors", "gptq", "awq", "bitsandbytes" or "gguf".
+        tokenizer: is saved beside the model, and in a GGUF file. None: the one that lies beside a
+            checkpoint, if any.
+        template: a GGUF file of the same model, whatever its weights: a new one gets its metadata,
+            the tokenizer and chat template among them. None: they are made from the model and its
+            tokenizer, or, where `model` is a GGUF file, are that file's.
         round_scales: round scales to the type that the format's readers keep (float16; for
             compressed-tensors the model's), where they are not exact in it. The report says by how
             much. Otherwise such scales are an error.
         dry_run: write nothing, and report what would be written or refused.
         overwrite: replace a model that is in `folder`.
-        max_shard_size: split the weights into files of this.
+        max_shard_size: split the weights into files of this; GGUF has one file.
 
     Raises:
         InvalidArgument: nothing in the model is quantized, the format is unknown, or there is
@@ -138,28 +80,42 @@ def export(
         OSError: writing failed; the folder is as it was.
     """
     target = Path(folder)
-    if format not in EXPORT_FORMATS:
-        raise InvalidArgument(f"unknown format {format!r}; known: {', '.join(EXPORT_FORMATS)}")
+    if format not in ALL_FORMATS:
+        raise InvalidArgument(f"unknown format {format!r}; known: {', '.join(ALL_FORMATS)}")
+    if template is not None and format != GGUF:
+        raise InvalidArgument(f"a template is for GGUF files, and the format is {format!r}")
     limit = parse_bytes(max_shard_size, "max_shard_size")
-    if not dry_run:
-        check_target(target, overwrite=overwrite)
+    check_target(target, format, overwrite=overwrite or dry_run, exists=not dry_run)
     if isinstance(model, str | os.PathLike):
-        model, tokenizer = _loaded(model, tokenizer)
-    plan = _Plan(model, export_format(format), round_scales=round_scales)
+        template = template or (_gguf_file(model) if format == GGUF else None)
+        model, found = _loaded(model, with_tokenizer=tokenizer is None and template is None)
+        tokenizer = tokenizer or found
+    plan: _Plan | GgufExport
+    if format == GGUF:
+        plan = GgufExport(model, tokenizer, template, round_scales=round_scales)
+    else:
+        plan = _Plan(model, export_format(format), round_scales=round_scales)
     if dry_run:
         return plan.report
     plan.check()
     try:
-        with replace_folder(target) as scratch:
-            plan.write(scratch, limit)
-            if tokenizer is not None:
-                tokenizer.save_pretrained(scratch)
+        if isinstance(plan, GgufExport):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with replace_file(target) as scratch:
+                plan.write(scratch)
+        else:
+            with replace_folder(target) as scratch:
+                plan.write(scratch, limit)
+                if tokenizer is not None:
+                    tokenizer.save_pretrained(scratch)
     except OSError as error:
         kept = f"{target} is as it was" if target.exists() else f"{target} was not made"
         raise OSError(
             error.errno, f"{error.strerror or error} while exporting to {target}; {kept}"
         ) from error
-    notes = [] if tokenizer is not None else ["no tokenizer is beside it: save one there"]
+    notes = list(plan.report.notes)
+    if tokenizer is None and format != GGUF:
+        notes.append("no tokenizer is beside it: save one there")
     return dataclasses.replace(plan.report, folder=str(target), notes=notes)
 
 
@@ -198,8 +154,23 @@ def export_into(
     return dataclasses.replace(plan.report, folder=str(target))
 
 
-def check_target(target: Path, *, overwrite: bool) -> None:
-    """Raise InvalidArgument unless a model may be written to `target`."""
+def check_target(target: Path, format: str, *, overwrite: bool, exists: bool = True) -> None:
+    """Raise InvalidArgument unless a model may be written to `target`; with exists=False, look at
+    its name only."""
+    if format == GGUF:
+        if target.suffix.lower() != ".gguf":
+            raise InvalidArgument(
+                f"a model in GGUF is one file, and {target} does not end in .gguf: name it so"
+            )
+        if exists and target.is_dir():
+            raise InvalidArgument(f"{target} is a folder: name another file")
+        if exists and not overwrite and (target.exists() or target.is_symlink()):
+            raise InvalidArgument(
+                f"{target} exists: name another file, or overwrite it (overwrite)"
+            )
+        return
+    if not exists:
+        return
     if not target.exists() and not target.is_symlink():
         return
     if not target.is_dir():
@@ -212,20 +183,25 @@ def check_target(target: Path, *, overwrite: bool) -> None:
         raise InvalidArgument(f"{target} holds no model (no config.json): it is not overwritten")
 
 
-def _loaded(path: str | os.PathLike[str], tokenizer: Any) -> tuple[Any, Any]:
-    """The model of a checkpoint, and the tokenizer beside it where none is given."""
+def _gguf_file(path: str | os.PathLike[str]) -> Path | None:
+    """`path`, if it is a GGUF file."""
+    return Path(path).expanduser() if locate(path)[1] else None
+
+
+def _loaded(path: str | os.PathLike[str], *, with_tokenizer: bool) -> tuple[Any, Any]:
+    """The model of a checkpoint, and the tokenizer beside it, if any."""
     from .auto_model import AutoModelForCausalLM
     from .tokenizers import load_tokenizer
 
     name, gguf = locate(path)
     file: dict[str, Any] = dict(gguf)
     model = AutoModelForCausalLM.from_pretrained(name, dtype="auto", **file)
-    if tokenizer is None:
-        try:
-            tokenizer = load_tokenizer(name, file)
-        except (OSError, ValueError, KeyError, ImportError):
-            return model, None  # the report says that there is none
-    return model, tokenizer
+    if not with_tokenizer:
+        return model, None
+    try:
+        return model, load_tokenizer(name, file)
+    except (OSError, ValueError, KeyError, ImportError):
+        return model, None  # the report says that there is none
 
 
 class _Plan:
@@ -233,20 +209,17 @@ class _Plan:
 
     def __init__(self, model: Any, make: type[ExportFormat], *, round_scales: bool) -> None:
         self._model = model
-        modules = _exportable(model)
+        modules = exportable(model)
+        _refuse_embeddings(model)
         spare_quantized_layers(model)
         self._stored = stored_state(model)
-        names = self._stored_names()
+        names = stored_names(self._stored)
         heads = output_embeddings(model)
         layers = {
-            module: _described(names[module], module, is_head=name in heads)
+            module: described(names[module], module, is_head=name in heads)
             for name, module in modules.items()
         }
-        floats = [
-            name
-            for name, module in model.named_modules()
-            if is_linear(module) and not isinstance(module, WeightOnlyLinear)
-        ]
+        floats = float_layers(model)
         dtype = str(model.dtype).removeprefix("torch.")
         facts = ExportedModel(tuple(layers.values()), tuple(floats), dtype, round_scales)
         self._format = make(facts)
@@ -288,15 +261,6 @@ class _Plan:
         write_weights(entries, dict(metadata or {"format": "pt"}), folder, limit)
         return written
 
-    def _stored_names(self) -> dict[WeightOnlyLinear, str]:
-        """The names of the layers in a checkpoint, which may be others than in the model."""
-        names = {}
-        for name, (_, source) in self._stored.items():
-            if source is not None:
-                layer, tensor = source
-                names[layer] = name.removesuffix(f".{tensor}")
-        return names  # type: ignore[return-value]
-
     def _plan_layer(self, module: WeightOnlyLinear, layer: ExportedLayer) -> LayerReport:
         tensors: dict[str, torch.Tensor] = {}
         rounding, refused = 0.0, None
@@ -306,8 +270,9 @@ class _Plan:
                 raise Unsupported("; ".join(problems))
             matrix = module.quantized()
             tensors = self._format.tensors(layer, matrix)
-            if self._format.model.round_scales:
-                rounding = _rounding(matrix, self._format.scales(tensors))
+            written = self._format.scales(tensors) if self._format.model.round_scales else None
+            if written is not None:
+                rounding = largest_change(matrix.scales(), written.float().numpy())
         except (InvalidArgument, Unsupported) as error:
             refused = str(error)
             self._errors.append(type(error)(f"{layer.name}: {error}"))
@@ -348,45 +313,13 @@ class _Maker:
         return make
 
 
-def _exportable(model: Any) -> dict[str, WeightOnlyLinear]:
-    """The quantized layers of a model that can be a checkpoint of another library."""
-    if not isinstance(model, nn.Module) or not hasattr(model, "config"):
-        raise InvalidArgument(f"expected a transformers model, got {type(model).__name__}")
-    if transformers_private.has_adapters(model):
-        raise InvalidArgument("adapters are attached: remove them before the model is exported")
-    modules = quantized_layers(model)
-    if not modules:
-        raise InvalidArgument("nothing in the model is quantized: woq.quantize it first")
-    embeddings = quantized_embeddings(model)
-    if embeddings:
+def _refuse_embeddings(model: nn.Module) -> None:
+    for name in quantized_embeddings(model):
         raise Unsupported(
-            f"{next(iter(embeddings))} is quantized (as in most GGUF files), and the formats of "
-            "other libraries keep embeddings in floating point: quantize the float model with "
-            "quantize_embedding=False"
+            f"{name} is quantized (as in most GGUF files), and the formats of other libraries but "
+            "GGUF keep embeddings in floating point: quantize the float model with "
+            "quantize_embedding=False, or write a GGUF file"
         )
-    transposed = [name for name, module in modules.items() if module.transposed]
-    if transposed:
-        raise Unsupported(
-            f"{transposed[0]} and {len(transposed) - 1} more are Conv1D layers (as GPT-2's), which "
-            "the engines that serve quantized checkpoints do not read: keep the model in woq's "
-            "format (woq.save_pretrained)"
-        )
-    return modules
-
-
-def _described(name: str, module: WeightOnlyLinear, *, is_head: bool) -> ExportedLayer:
-    act_order = module.has_g_idx and has_act_order(module.quantized())
-    rows, cols = module.out_features, module.in_features
-    return ExportedLayer(name, module.scheme, rows, cols, act_order, is_head)
-
-
-def _rounding(matrix: QuantizedMatrix, written: torch.Tensor | None) -> float:
-    """The largest relative change of a scale; None: the format keeps them as they are."""
-    if written is None:
-        return 0.0
-    exact, stored = matrix.scales(), written.float().numpy()
-    nonzero = exact != 0
-    return float(np.max(np.abs(stored[nonzero] / exact[nonzero] - 1), initial=0.0))
 
 
 def _kind_of(tensor: torch.Tensor) -> str:

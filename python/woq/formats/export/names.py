@@ -10,7 +10,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .form import ExportFormat
 
-__all__ = ["EXPORT_FORMATS", "export_format"]
+__all__ = ["ALL_FORMATS", "EXPORT_FORMATS", "GGUF", "export_format"]
+
+# One file, and not a folder of safetensors: it has no class here.
+GGUF = "gguf"
 
 # Name: module and class. The first is what most engines take.
 EXPORT_FORMATS: Mapping[str, tuple[str, str]] = {
@@ -19,6 +22,8 @@ EXPORT_FORMATS: Mapping[str, tuple[str, str]] = {
     "awq": ("awq", "AwqExport"),
     "bitsandbytes": ("bitsandbytes", "BitsandbytesExport"),
 }
+
+ALL_FORMATS = (*EXPORT_FORMATS, GGUF)
 
 
 def export_format(name: str) -> type[ExportFormat]:
