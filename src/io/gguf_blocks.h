@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// The blocks of GGUF's quantized tensors, and how the hub holds each type: the table that the reader
-// (gguf_matrix.cc) and the writer (gguf_matrix_writer.cc) share. Every layout stands once, taken
-// apart and put together side by side.
+// The blocks of GGUF's quantized tensors, and how the hub holds each type: the table that the
+// reader (gguf_matrix.cc) and the writer (gguf_matrix_writer.cc) share. Every layout stands once,
+// taken apart and put together side by side.
 #pragma once
 
 #include <cstdint>

@@ -87,7 +87,8 @@ class GgufExport:
             raise joined(self._errors, "cannot be written as gguf")
 
     def write(self, path: Path) -> None:
-        write_gguf(path, self._metadata, self._tensors)
+        # By their names, so that the same model is the same file, with a template or without.
+        write_gguf(path, dict(sorted(self._metadata.items())), self._tensors)
 
     def _plan_layer(
         self, name: str, layer: WeightOnlyLinear, stored: str, place: Place
