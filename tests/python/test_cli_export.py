@@ -97,7 +97,7 @@ def test_what_cannot_be_written_is_listed_and_fails(quantized: Path, tmp_path: P
 
 def test_gguf_files(tmp_path: Path) -> None:
     pytest.importorskip("gguf")
-    from gguf_support import byte_tokenizer
+    from tokenizer_support import byte_tokenizer
 
     folder = tmp_path / "model"
     model = woq.quantize(llama(vocab_size=384), WeightOnlyQuantConfig("int4", scale_dtype="fp16"))

@@ -11,7 +11,7 @@ import click
 
 from ..formats.export.names import ALL_FORMATS, GGUF
 from ._command import Failure, Output
-from ._models import Loading, Source, find_model, load_tokenizer
+from ._models import Loading, find_model, load_tokenizer
 from ._options import apply, option
 from ._text import table
 
@@ -69,11 +69,12 @@ def run_export(
     import woq
 
     from ..hf.export import check_target
+    from ..hf.location import find_gguf
 
     check_target(folder, format, overwrite=overwrite, exists=not dry_run)
     source = loading.find(model)
     if format == GGUF and template is None and source.is_gguf:
-        template = _file_of(source)
+        template = Path(find_gguf(source.name, source.keywords))
     words = None
     try:
         if template is None:
@@ -96,14 +97,6 @@ def run_export(
     output.result({"model": model, **report.to_dict()}, lambda: _text(report))
     if not report.possible:
         raise Failure(f"{model} cannot be written as {report.format}")
-
-
-def _file_of(source: Source) -> Path:
-    """The GGUF file that a model is."""
-    from transformers.utils.hub import cached_file
-
-    keywords = {key: source.keywords[key] for key in ("revision",) if key in source.keywords}
-    return Path(cached_file(source.name, source.keywords["gguf_file"], **keywords))
 
 
 def _text(report: Any) -> str:
