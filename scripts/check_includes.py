@@ -57,7 +57,7 @@ PYTHON_ROOMS = {
     "formats": ("heavy", "__init__ files gguf imatrix_files names pages"),
     "modules": ("heavy", "__init__"),
     "observe": ("heavy", "__init__"),
-    "algorithms": ("light", "finished scaled tuned_rounding"),
+    "algorithms": ("light", "finished folding scaled tuned_rounding"),
     "quantizing": ("heavy", "__init__ histograms report"),
     "reports": ("heavy", "__init__"),
     "hf": ("heavy", "__init__ autoload location"),

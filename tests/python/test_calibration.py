@@ -215,7 +215,7 @@ def test_names_of_datasets(monkeypatch):
 
     module.load_dataset = load_dataset
     monkeypatch.setitem(sys.modules, "datasets", module)
-    names = ("wikitext2", "some/name", "c4", "c4-new", "ptb")
+    names = ("wikitext2", "some/name", "c4", "c4-new", "ptb", "pileval")
     for name in names:
         assert torch.equal(samples(name), samples([TEXT]))
     c4 = {"train": "en/c4-train.00000-of-01024.json.gz"}
@@ -232,6 +232,7 @@ def test_names_of_datasets(monkeypatch):
             "data_files": ptb,
             **common,
         },
+        {"path": "mit-han-lab/pile-val-backup", "split": "validation", "streaming": True},
     ]
 
 

@@ -31,6 +31,10 @@ def quantize_block(block: Block, config: WeightOnlyQuantConfig) -> Iterator[Fini
     from .shared.scaled import quantize_scaled
 
     options = config.algorithm_args
+    if options["fold_scales"] and config.work_dir is not None:
+        raise native.InvalidArgument(
+            "fold_scales changes layers that a work_dir does not keep: leave one of them out"
+        )
     searched = ALGORITHM.core_options(options)
     searched["duo_scaling"] = {True: "on", False: "off"}.get(options["duo_scaling"], "both")
 
@@ -77,6 +81,11 @@ ALGORITHM = Algorithm(
             also=("auto_clip", "enable_mse_search", "mse_search"),
         ),
         **calibration(nsamples=32, seqlen=512),
+        "fold_scales": boolean(
+            False,
+            help="multipliers go into the layers before, as AutoAWQ's do, or are left out",
+            young=True,
+        ),
     },
     quantize_block=quantize_block,
     mse_range=True,

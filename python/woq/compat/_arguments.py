@@ -8,9 +8,9 @@ import logging
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
+from ..core.devices import is_cpu
 from ..core.native import InvalidArgument, Unsupported
 from ..core.nearest import nearest
-from ..hf.attach import is_cpu
 from ..hf.location import FILE_ARGUMENTS
 
 __all__ = ["check_known", "note_idle", "on_cpu", "take_file_arguments"]

@@ -8,7 +8,7 @@ import logging
 from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from ..config.algorithm_configs import GPTQConfig
 from ..core.native import InvalidArgument, Unsupported
@@ -17,7 +17,7 @@ from ..hf.foreign import stored_settings
 from ..hf.location import file_arguments
 from ..observe.samples import Examples
 from ..quantizing.quantize import quantize
-from ._arguments import check_known, note_idle, take_file_arguments
+from ._arguments import check_known, note_idle
 from ._gptq_config import BaseQuantizeConfig
 from ._wrapped_model import WrappedModel, load_float, load_packed, named_file
 from .auto_gptq import INSTALLATION
@@ -51,10 +51,6 @@ _IDLE = {
     "use_unsafe_math": "zero points are read and written as they are, each by itself",
     "strict": "what is missing in a checkpoint is an error",
 }
-# AutoGPTQ's defaults, which ask for nothing.
-_DEFAULTS = {"use_cuda_fp16": True, "cache_examples_on_gpu": True, "strict": True}
-# Arguments of transformers' from_pretrained.
-_OF_TRANSFORMERS = ("torch_dtype", "dtype", "attn_implementation")
 
 
 class BaseGPTQForCausalLM(WrappedModel):
@@ -67,6 +63,12 @@ class BaseGPTQForCausalLM(WrappedModel):
 
     _owner = _OWNER
     _installation = INSTALLATION
+    _idle = _IDLE
+    _idle_defaults: ClassVar = {
+        "use_cuda_fp16": True,
+        "cache_examples_on_gpu": True,
+        "strict": True,
+    }
 
     def __init__(
         self, model: Any, quantized: bool, quantize_config: BaseQuantizeConfig, **kwargs: Any
@@ -99,7 +101,7 @@ class BaseGPTQForCausalLM(WrappedModel):
                 f"{_OWNER}.from_pretrained to quantize it"
             )
         check_known(f"{_OWNER}.quantize", kwargs, _IDLE)
-        _note_idle({"use_triton": use_triton, **kwargs})
+        self.note_idle({"use_triton": use_triton, **kwargs})
         _check_examples(examples)
         asked = self.quantize_config
         config = GPTQConfig(
@@ -203,10 +205,8 @@ class BaseGPTQForCausalLM(WrappedModel):
                 f"quantize_config.quant_method {quantize_config.quant_method!r} is read, not "
                 "quantized to; AWQ's own library is woq.compat.awq"
             )
-        keywords = cls._keywords(
-            f"{_OWNER}.from_pretrained", {"trust_remote_code": trust_remote_code, **kwargs}
-        )
-        _note_idle({"max_memory": max_memory})
+        given = {"trust_remote_code": trust_remote_code, "max_memory": max_memory, **kwargs}
+        keywords = cls.keywords("from_pretrained", given)
         model = load_float(_OWNER, pretrained_model_name_or_path, keywords)
         return cls(model, False, quantize_config)
 
@@ -239,7 +239,7 @@ class BaseGPTQForCausalLM(WrappedModel):
         _check_safetensors(owner, use_safetensors)
         cls.check_device("device_map", device_map)
         cls.check_device("device", device)
-        keywords = cls._keywords(owner, {"max_memory": max_memory, **kwargs})
+        keywords = cls.keywords("from_quantized", {"max_memory": max_memory, **kwargs})
         given = quantize_config
         if given is None:
             asked = BaseQuantizeConfig.from_pretrained(
@@ -265,21 +265,6 @@ class BaseGPTQForCausalLM(WrappedModel):
         model = load_packed(model_name_or_path, keywords, settings, weights)
         return cls(model, True, asked)
 
-    @classmethod
-    def _keywords(cls, owner: str, given: Mapping[str, Any]) -> dict[str, Any]:
-        """The arguments of transformers' from_pretrained among `given`; of the others, those that
-        are known are logged."""
-        rest = dict(given)
-        keywords = take_file_arguments(rest)
-        for name in _OF_TRANSFORMERS:
-            if name in rest:
-                keywords["dtype" if name == "torch_dtype" else name] = rest.pop(name)
-        for name in ("device_map", "device"):
-            cls.check_device(name, rest.pop(name, None))
-        check_known(owner, rest, (*_IDLE, *_OF_TRANSFORMERS))
-        _note_idle(rest)
-        return keywords
-
 
 class AutoGPTQForCausalLM:
     """AutoGPTQ's way in: `from_pretrained` to quantize a model, `from_quantized` to run one."""
@@ -296,11 +281,6 @@ def exllama_set_max_input_length(model: Any, max_input_length: int) -> Any:
     note_idle("exllama_set_max_input_length", {"max_input_length": max_input_length},
               {"max_input_length": _KERNELS})  # fmt: skip
     return model
-
-
-def _note_idle(given: Mapping[str, Any]) -> None:
-    asked = {k: v for k, v in given.items() if k not in _DEFAULTS or v != _DEFAULTS[k]}
-    note_idle(_OWNER, asked, _IDLE)
 
 
 def _check_examples(examples: Any) -> None:

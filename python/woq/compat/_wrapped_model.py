@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
 from typing import Any, ClassVar
@@ -16,9 +17,12 @@ from ..core.native import InvalidArgument
 from ..hf.foreign import stored_settings
 from ..hf.load import load_model
 from ..hf.location import file_arguments
-from ._arguments import on_cpu
+from ._arguments import check_known, note_idle, on_cpu, take_file_arguments
 
-__all__ = ["WrappedModel", "load_float", "load_packed"]
+__all__ = ["WrappedModel", "load_float", "load_packed", "named_file"]
+
+# Arguments of transformers' from_pretrained.
+_OF_TRANSFORMERS = ("torch_dtype", "dtype", "attn_implementation")
 
 
 class WrappedModel(nn.Module):
@@ -29,9 +33,12 @@ class WrappedModel(nn.Module):
         config: its config.
     """
 
-    # Of the library that the class stands in for: what it is called, and its `install()`.
+    # Of the library that the class stands in for: what it is called, its `install()`, and its
+    # arguments that have no meaning here: {name: why}, with the defaults of those that are not off.
     _owner: ClassVar[str]
     _installation: ClassVar[Installation]
+    _idle: ClassVar[Mapping[str, str]]
+    _idle_defaults: ClassVar[Mapping[str, Any]] = {}
 
     def __init__(self, model: Any) -> None:
         super().__init__()
@@ -73,6 +80,33 @@ class WrappedModel(nn.Module):
     def check_device(cls, name: str, place: Any) -> None:
         allowed = bool(cls._installation.setting("on_cpu", False))
         on_cpu(cls._owner, name, place, allowed=allowed)
+
+    @classmethod
+    def note_idle(cls, given: Mapping[str, Any]) -> None:
+        """Log what is `given` and has no meaning here."""
+        defaults = cls._idle_defaults
+        asked = {k: v for k, v in given.items() if k not in defaults or v != defaults[k]}
+        note_idle(cls._owner, asked, cls._idle)
+
+    @classmethod
+    def keywords(cls, method: str, given: Mapping[str, Any]) -> dict[str, Any]:
+        """The arguments of transformers' from_pretrained among those `given` to `method`; those
+        that have no meaning here are logged.
+
+        Raises:
+            InvalidArgument: an argument that nobody knows.
+            Unsupported: a device that is not the CPU.
+        """
+        rest = dict(given)
+        found = take_file_arguments(rest)
+        for name in _OF_TRANSFORMERS:
+            if name in rest:
+                found["dtype" if name == "torch_dtype" else name] = rest.pop(name)
+        for name in ("device_map", "device"):
+            cls.check_device(name, rest.pop(name, None))
+        check_known(f"{cls._owner}.{method}", rest, (*cls._idle, *_OF_TRANSFORMERS))
+        cls.note_idle(rest)
+        return found
 
 
 def load_float(owner: str, path: str | PathLike[str], keywords: dict[str, Any]) -> Any:

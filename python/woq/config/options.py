@@ -39,6 +39,8 @@ class Option:
     help: str = ""  # one clause
     also: tuple[str, ...] = ()  # other names, which other libraries have for it
     core: str = ""  # the field of the core's options that it sets; empty: none
+    # Younger than the format: left out of checkpoints at its default, which then stay as they were.
+    young: bool = False
 
 
 def integer(default: int, least: int, **more: Any) -> Option:

@@ -247,7 +247,7 @@ class WeightOnlyQuantConfig(_TransformersConfig):
     @property
     def stores_act_scales(self) -> bool:
         """Whether layers store multipliers of their input."""
-        return self.method.scales_inputs
+        return self.method.scales_inputs and not self.algorithm_args.get("fold_scales", False)
 
     @property
     def stores_float_zeros(self) -> bool:
@@ -477,6 +477,9 @@ class WeightOnlyQuantConfig(_TransformersConfig):
         # Younger than the format: checkpoints without it keep their settings and digests.
         if self.quantize_embedding is False:
             del values["quantize_embedding"]
+        for name, option in self.method.options.items():
+            if option.young and self.algorithm_args.get(name) == option.default:
+                values["algorithm_args"].pop(name, None)
         return values
 
     def to_diff_dict(self) -> dict[str, Any]:

@@ -15,12 +15,13 @@ from transformers.quantizers.base import HfQuantizer
 
 from ..config.quant_config import WeightOnlyQuantConfig
 from ..core import native, transformers_private
+from ..core.devices import is_cpu
 from ..modules.embedding import quantized_embeddings
 from ..modules.embedding_target import asked_for
 from ..modules.targets import output_embeddings, quantized_layers, scheme_for, select
 from .answers import answer_for
 
-__all__ = ["attach_quantizer", "check_device_map", "declare_untied", "is_cpu", "keep_on_cpu"]
+__all__ = ["attach_quantizer", "check_device_map", "declare_untied", "keep_on_cpu"]
 
 
 def attach_quantizer(
@@ -163,12 +164,6 @@ def check_device_map(device_map: Any) -> None:
                 f"device_map={device_map!r}: woq's kernels run on the CPU; leave device_map "
                 "out or pass device_map='cpu'"
             )
-
-
-def is_cpu(place: Any) -> bool:
-    if isinstance(place, torch.device):
-        return place.type == "cpu"
-    return place in ("cpu", "auto", "balanced", "balanced_low_0", "sequential")
 
 
 def keep_on_cpu(model: Any) -> None:

@@ -124,8 +124,8 @@ def export_into(
     folder: str | os.PathLike[str],
     *,
     format: str,
-    settings: Mapping[str, Any],
-    files: Callable[[Mapping[str, Any]], Mapping[str, str]],
+    settings: Mapping[str, Any] | None = None,
+    files: Callable[[Mapping[str, Any]], Mapping[str, str]] | None = None,
     metadata: Mapping[str, str] | None = None,
     max_shard_size: int | str = "5GB",
 ) -> ExportReport:
@@ -149,7 +149,7 @@ def export_into(
     target.mkdir(parents=True, exist_ok=True)
     with replace_files_in(target, configuration_last, is_weights) as scratch:
         written = plan.write(scratch, limit, settings, {**(metadata or {}), "format": "pt"})
-        for name, text in files(written).items():
+        for name, text in ({} if files is None else files(written)).items():
             (scratch / name).write_text(text, "utf-8")
     return dataclasses.replace(plan.report, folder=str(target))
 

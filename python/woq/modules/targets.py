@@ -12,8 +12,9 @@ import logging
 import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import torch
 from torch import nn
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
@@ -24,9 +25,6 @@ from ..core import native
 from .bypassed import reads_weight
 from .embedding import WeightOnlyEmbedding, quantized_embeddings
 from .layer import WeightOnlyLinear
-
-if TYPE_CHECKING:
-    import torch
 
 __all__ = [
     "Target",
@@ -357,3 +355,9 @@ def linear_parameters(module: nn.Module) -> torch.Tensor | Any:
     if is_transposed(module):
         weight = weight.t()
     return weight if weight.stride(-1) == 1 else weight.contiguous()
+
+
+def set_linear_parameters(module: nn.Module, weight: torch.Tensor) -> None:
+    """Write `weight` [out_features, in_features] into the float weight of a target."""
+    with torch.no_grad():
+        module.weight.copy_(weight.t() if is_transposed(module) else weight)

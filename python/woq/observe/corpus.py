@@ -14,19 +14,21 @@ import torch
 
 from ..core.native import InvalidArgument, Unsupported
 
-__all__ = ["describe", "load_tokenizer", "read_tokens", "token_pieces"]
+__all__ = ["describe", "load_tokenizer", "read_tokens", "rows_of", "token_pieces"]
 
 # Tokens read from a long source, as a multiple of what is needed: enough to draw from.
 _READ_FACTOR = 8
 # Characters given to the tokenizer at a time.
 _PIECE = 1 << 16
-# Short names that other libraries know: arguments of datasets.load_dataset. Of C4 one file of 1,024
+# Short names that other libraries know: arguments of datasets.load_dataset. "pileval" is AutoAWQ's.
+# Of C4 one file of 1,024
 # is read, as AutoGPTQ and transformers do, which have two names for it. PTB's own loader is a
 # script, which data sets may not have any more: the hub keeps what it gave on another branch.
 _C4 = {"path": "allenai/c4", "data_files": {"train": "en/c4-train.00000-of-01024.json.gz"}}
 _KNOWN_SETS: dict[str, dict[str, Any]] = {
     "wikitext2": {"path": "Salesforce/wikitext", "name": "wikitext-2-raw-v1"},
     "pile-10k": {"path": "NeelNanda/pile-10k"},
+    "pileval": {"path": "mit-han-lab/pile-val-backup", "split": "validation"},
     "c4": _C4,
     "c4-new": _C4,
     "ptb": {
@@ -77,7 +79,7 @@ def token_pieces(dataset: Any, tokenizer: Callable[[], Any]) -> Iterator[torch.T
         elif isinstance(dataset, os.PathLike) or path.suffix == ".txt":
             raise InvalidArgument(f"calibration data: no file {path}")
         else:
-            dataset = _named(dataset)
+            dataset = rows_of(dataset)
     elif isinstance(dataset, torch.Tensor):
         dataset = dataset.reshape(-1, dataset.shape[-1]) if dataset.dim() else [dataset]
     elif _is_chat(dataset) or (isinstance(dataset, Mapping) and not _has_rows(dataset)):
@@ -236,7 +238,7 @@ def _file_pieces(path: Path) -> Iterator[str]:
             raise InvalidArgument(f"{path} is not a UTF-8 text file: {error}") from error
 
 
-def _named(name: str) -> Iterator[Any]:
+def rows_of(name: str, split: str = "train") -> Iterator[Any]:
     """The rows of the data set that `name` means to the package datasets."""
     other = "give the path of a text file, a list of strings, or 'self'"
     if importlib.util.find_spec("datasets") is None:
@@ -246,9 +248,9 @@ def _named(name: str) -> Iterator[Any]:
         )
     import datasets
 
-    arguments = _KNOWN_SETS.get(name, {"path": name})
+    arguments = {"split": split, **_KNOWN_SETS.get(name, {"path": name})}
     try:
-        yield from datasets.load_dataset(**arguments, split="train", streaming=True)
+        yield from datasets.load_dataset(**arguments, streaming=True)
     except Exception as error:  # the package, the hub or the network
         first = (str(error).strip() or type(error).__name__).split("\n")[0]
         raise InvalidArgument(

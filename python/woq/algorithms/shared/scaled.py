@@ -2,10 +2,11 @@
 """Equivalent transformations that need no table of architectures: W is multiplied by s [K] before
 it is quantized, and the layer's input by 1 / s at run time (`act_scales`), so that
 (x / s) Q(W s)^T stands for x W^T. Layers that share an input share s; each is rounded in its own
-number format."""
+number format. With `fold_scales` 1 / s goes into what makes the input, where that can be."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -13,11 +14,12 @@ import torch
 
 from ...config.quant_config import WeightOnlyQuantConfig
 from ...core import native
-from ...modules.targets import Target, linear_parameters
+from ...modules.targets import Target, linear_parameters, set_linear_parameters
 from ...observe.block import Block
 from ...observe.moments import Moments, in_rounds, moments, output_error
 from ..rtn import round_to_nearest
 from .finished import Finished
+from .folding import Producer, find_producer
 
 __all__ = ["FindScales", "Round", "quantize_scaled", "rounding_of"]
 
@@ -62,9 +64,11 @@ def quantize_scaled(
     outputs worse, with s = 1. `clip` bounds the scaled weights before they are rounded, given the
     second moments of the scaled inputs."""
     rounded = rounding_of(config)
+    fold = config.algorithm_args.get("fold_scales", False)
+    producer_of = functools.partial(find_producer, block) if fold else None
     for together in in_rounds(block.groups(), config.algorithm_args):
         for group, seen in zip(together, moments(block, together), strict=True):
-            yield from _group(group, seen, config, find, clip, rounded)
+            yield from _group(group, seen, config, find, clip, rounded, producer_of)
 
 
 def _group(
@@ -74,7 +78,9 @@ def _group(
     find: FindScales,
     clip: Callable[[torch.Tensor, Any, Target], torch.Tensor] | None,
     rounded: Round,
+    producer_of: Callable[[Sequence[Target]], Producer | None] | None = None,
 ) -> Iterator[Finished]:
+    """`producer_of` finds what 1 / s goes into; None: it goes beside the weights."""
     weights = [linear_parameters(target.module).float() for target in group]
 
     def errors(matrices: Sequence[native.QuantizedMatrix]) -> list[float]:
@@ -85,20 +91,26 @@ def _group(
 
     pairs = list(zip(weights, group, strict=True))
     start = errors([round_to_nearest(w, config, target, mse_range=False) for w, target in pairs])
-    plain = [rounded(w, config, target, seen, None) for w, target in pairs]
-    before = errors([matrix for matrix, _ in plain])
-    scales = find(weights, seen.hessian, group)
-    inner = seen.scaled(1 / scales)
-    results = []
-    for weight, target in pairs:
-        scaled = weight * scales
-        ranges = None if clip is None else clip(scaled, inner.hessian, target)
-        matrix, note = rounded(scaled, config, target, inner, ranges)
-        results.append((matrix.with_act_scales(1 / scales), note))
-    after = errors([matrix for matrix, _ in results])
-    if not sum(after) < sum(before):
-        ones = torch.ones_like(scales)
-        results = [(matrix.with_act_scales(ones), note) for matrix, note in plain]
-        after = before
-    for target, (matrix, note), loss, first in zip(group, results, after, start, strict=True):
-        yield Finished(target, matrix, loss=loss, start_loss=first, note=note)
+    results = [rounded(w, config, target, seen, None) for w, target in pairs]
+    losses = errors([matrix for matrix, _ in results])
+    fold = producer_of is not None
+    producer = None if producer_of is None else producer_of(group)
+    scales = torch.ones(weights[0].shape[1])
+    if producer is not None or not fold:
+        tried = find(weights, seen.hessian, group)
+        inner = seen.scaled(1 / tried)
+        scaled = []
+        for weight, target in pairs:
+            ranges = None if clip is None else clip(weight * tried, inner.hessian, target)
+            scaled.append(rounded(weight * tried, config, target, inner, ranges))
+        after = errors([matrix.with_act_scales(1 / tried) for matrix, _ in scaled])
+        if sum(after) < sum(losses):
+            scales, results, losses = tried, scaled, after
+            if producer is not None:
+                # Before the layers are replaced: after an interrupt the model computes the same.
+                producer.multiply(1 / scales)
+                for weight, target in pairs:
+                    set_linear_parameters(target.module, weight * scales)
+    for target, (matrix, note), loss, first in zip(group, results, losses, start, strict=True):
+        stored = matrix if fold else matrix.with_act_scales(1 / scales)
+        yield Finished(target, stored, loss=loss, start_loss=first, note=note)
