@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from os import PathLike
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -16,7 +15,7 @@ from ..core.installed import Installation
 from ..core.native import InvalidArgument
 from ..hf.foreign import stored_settings
 from ..hf.load import load_model
-from ..hf.location import file_arguments
+from ..hf.location import file_arguments, find_files
 from ._arguments import check_known, note_idle, on_cpu, take_file_arguments
 
 __all__ = ["WrappedModel", "load_float", "load_packed", "named_file"]
@@ -145,16 +144,7 @@ def load_packed(
 
 def named_file(path: str | PathLike[str], names: list[str], where: dict[str, Any]) -> str | None:
     """The first of `names` that the folder or repository has."""
-    folder = Path(path)
-    if folder.is_dir():
-        return next((name for name in names if (folder / name).is_file()), None)
-    from transformers.utils import cached_file
-
     for name in names:
-        try:
-            found = cached_file(path, name, _raise_exceptions_for_missing_entries=False, **where)
-        except OSError:
-            return None  # what loads the model says it better
-        if found is not None:
+        if find_files(path, [name], where, required=False):
             return name
     return None
