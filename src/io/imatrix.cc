@@ -6,25 +6,24 @@
 #include <cstring>
 #include <limits>
 #include <map>
-#include <optional>
-#include <unordered_map>
 #include <unordered_set>
 #include <utility>
 
 #include "woq/core/check.h"
+#include "woq/core/tensor.h"
 #include "woq/io/bytes.h"
+#include "woq/io/gguf.h"
 
 namespace woq::io {
 namespace {
 
+constexpr const char* kKind = "importance matrix";
+constexpr const char* kMend =
+    "the file is damaged or of another kind; download or collect it again";
 constexpr std::string_view kMagic = "GGUF";
-constexpr uint32_t kVersions[] = {2, 3};  // of one layout; version 1 had 32-bit lengths
+constexpr uint32_t kVersion = 3;
 constexpr uint64_t kAlignment = 32;
 constexpr uint32_t kF32 = 0;  // GGUF's number for a tensor of float32
-constexpr uint32_t kU32 = 4, kBool = 7, kString = 8, kArray = 9;  // and for types of metadata
-// Bytes of a value of each type of metadata; 0 for those that have no fixed size.
-constexpr int kSizes[] = {1, 1, 2, 2, 4, 4, 4, 1, 0, 0, 8, 8, 8};
-constexpr uint32_t kMaxDims = 4;
 constexpr std::string_view kSums = ".in_sum2", kCounts = ".counts";
 constexpr int64_t kMaxInt32 = std::numeric_limits<int32_t>::max();
 
@@ -83,206 +82,107 @@ Imatrix read_dat(ByteReader& source) {
 
 // -- GGUF --------------------------------------------------------------------
 
-// A value of metadata, of which four matter: whole numbers, texts and lists of texts. Others are
-// checked and passed over.
-struct Metadata {
-  std::optional<uint64_t> number;
-  std::optional<std::string> text;
-  std::optional<std::vector<std::string>> texts;
-};
-
-std::string_view gguf_text(ByteReader& source, const std::string& what) {
-  return source.text(source.number<uint64_t>("the length of " + what), what);
-}
-
-// The bytes of a whole number that is not negative, of any width.
-std::optional<uint64_t> whole_number(uint32_t type, std::string_view raw) {
-  const bool is_float = type == 6 || type == 12, is_signed = type % 2 == 1;
-  if (is_float || type == kBool) return std::nullopt;
-  uint64_t value = 0;
-  for (size_t i = raw.size(); i-- > 0;) value = value << 8 | static_cast<uint8_t>(raw[i]);
-  if (is_signed && (static_cast<uint8_t>(raw.back()) & 0x80) != 0) return std::nullopt;
-  return value;
-}
-
-Metadata read_metadata(ByteReader& source, const std::string& key) {
-  Metadata value;
-  auto type = source.number<uint32_t>("the type of " + key);
-  if (type == kString) {
-    value.text = gguf_text(source, key);
-    return value;
-  }
-  if (type >= std::size(kSizes)) source.fail("metadata ", key, " is of the unknown type ", type);
-  if (type != kArray) {
-    value.number = whole_number(type, source.take(static_cast<uint64_t>(kSizes[type]), key));
-    return value;
-  }
-  type = source.number<uint32_t>("the type of " + key);
-  const auto count = source.number<uint64_t>("the length of " + key);
-  if (type == kString) {
-    std::vector<std::string> texts;
-    // Each takes 8 bytes at least, so this many can't run away with the memory.
-    for (uint64_t i = 0; i < count; ++i) texts.emplace_back(gguf_text(source, key));
-    value.texts = std::move(texts);
-    return value;
-  }
-  if (type >= std::size(kSizes) || kSizes[type] == 0)
-    source.fail("metadata ", key, " is an array of the unknown type ", type);
-  source.take_elements(count, static_cast<uint64_t>(kSizes[type]), key);
-  return value;
-}
-
-struct TensorInfo {
-  std::vector<uint64_t> shape;  // as GGUF has it: the contiguous dimension first
-  uint64_t size = 1;            // elements
-  uint32_t type = 0;
-  uint64_t offset = 0;
-};
-
-std::string shape_text(const TensorInfo& info) {
-  std::string text = "[";
-  for (const uint64_t extent : info.shape)
-    text += (text.size() > 1 ? ", " : "") + std::to_string(extent);
-  return text + "]";
-}
-
-TensorInfo read_info(ByteReader& source, const std::string& name, uint32_t dims) {
-  TensorInfo info;
-  for (uint32_t i = 0; i < dims; ++i) {
-    const auto extent = source.number<uint64_t>("the shape of " + name);
-    info.shape.push_back(extent);
-    // More elements than the file has bytes are refused here, so that the product cannot overflow.
-    if (extent > 0 && info.size > source.size() / extent)
-      source.fail("tensor ", name, " has more elements than the file has bytes");
-    info.size *= extent;
-  }
-  info.type = source.number<uint32_t>("the type of " + name);
-  info.offset = source.number<uint64_t>("the offset of " + name);
-  return info;
-}
-
-// The tensors behind the header.
-class TensorData {
+// A GGUF file as an importance matrix: for each NAME of a weight tensors NAME.in_sum2, [experts,
+// cols] or of more dimensions, and NAME.counts, one number for each expert.
+class GgufImatrix {
  public:
-  TensorData(ByteReader& source, uint64_t start) : source_(source), start_(start) {}
+  GgufImatrix(std::string_view data, const std::string& path)
+      : path_(path), file_(parse_gguf(data, path, kKind)) {}
 
-  std::vector<float> floats(std::string_view name, const TensorInfo& info) {
-    if (info.type != kF32) {
-      source_.fail("tensor ", quoted(name), " is of GGUF type ", info.type, ", expected float32");
+  Imatrix read() const {
+    check_kind();
+    Imatrix result;
+    for (const std::string_view name : file_.order) {  // which is that of the entries
+      if (ends_with(name, kCounts) && find(stem(name, kCounts), kSums) == nullptr)
+        fail(quoted(name), " has no ", kSums);
+      if (ends_with(name, kSums)) result.entries.push_back(entry(name));
     }
-    const bool overflows = info.offset > std::numeric_limits<uint64_t>::max() - start_;
-    source_.seek(overflows ? source_.size() : start_ + info.offset);
-    const std::string_view raw =
-        source_.take_elements(info.size, sizeof(float), "tensor " + quoted(name));
-    // Tensors that lie on each other would make a small file fill the memory.
-    total_ += raw.size();
-    if (total_ > source_.size()) source_.fail("tensor ", quoted(name), " overlaps others");
-    return floats_of(raw);
+    result.datasets = datasets();
+    if (const GgufValue* const size = value("imatrix.chunk_size")) {
+      const auto* const tokens = size->as<int64_t>();
+      if (tokens == nullptr || *tokens < 0 || *tokens > kMaxInt32)
+        fail("imatrix.chunk_size is not a whole number from 0 to 2^31 - 1");
+      if (*tokens > 0) result.chunk_size = *tokens;
+    }
+    return result;
   }
 
  private:
-  ByteReader& source_;
-  uint64_t start_, total_ = 0;
+  template <class... What>
+  [[noreturn]] void fail(const What&... what) const {
+    woq::fail(kKind, " ", path_, ": ", concat(what...), ": ", kMend);
+  }
+
+  const GgufValue* value(const char* key) const {
+    const auto found = file_.metadata.find(key);
+    return found == file_.metadata.end() ? nullptr : &found->second;
+  }
+
+  static std::string_view stem(std::string_view name, std::string_view suffix) {
+    return name.substr(0, name.size() - suffix.size());
+  }
+
+  const GgufTensor* find(std::string_view stem, std::string_view suffix) const {
+    const auto found = file_.tensors.find(concat(stem, suffix));
+    return found == file_.tensors.end() ? nullptr : &found->second;
+  }
+
+  void check_kind() const {
+    const GgufValue* const type = value("general.type");
+    const auto* const text = type == nullptr ? nullptr : type->as<std::string_view>();
+    if (text != nullptr && *text == "imatrix") return;
+    fail("general.type is ",
+         type == nullptr ? "missing" : (text != nullptr ? quoted(*text) : "not a text"),
+         ", expected 'imatrix'");
+  }
+
+  std::vector<std::string> datasets() const {
+    const GgufValue* const names = value("imatrix.datasets");
+    if (names == nullptr) return {};
+    const auto* const list = names->as<GgufArray>();
+    if (list == nullptr || list->type != GgufValueType::kString)
+      fail("imatrix.datasets is not a list of texts");
+    return {list->texts.begin(), list->texts.end()};
+  }
+
+  std::vector<float> floats(std::string_view name, const GgufTensor& tensor) const {
+    if (tensor.type_id != kF32)
+      fail("tensor ", quoted(name), " is of GGUF type ", tensor.type_id, ", expected float32");
+    return floats_of(tensor.data);
+  }
+
+  ImatrixEntry entry(std::string_view full_name) const {
+    ImatrixEntry entry;
+    entry.name = stem(full_name, kSums);
+    const std::string name = quoted(entry.name);
+    const GgufTensor* const counted = find(entry.name, kCounts);
+    if (entry.name.empty() || counted == nullptr) fail(quoted(full_name), " has no ", kCounts);
+    const GgufTensor& summed = *find(entry.name, kSums);
+    entry.mean = floats(full_name, summed);
+    const std::vector<float> counts = floats(entry.name + std::string(kCounts), *counted);
+    if (counts.empty() || entry.mean.empty() || entry.mean.size() % counts.size() != 0) {
+      fail(name, " has sums ", shape_text(summed.shape), " and counts ",
+           shape_text(counted->shape));
+    }
+    const size_t cols = entry.mean.size() / counts.size();
+    entry.experts = static_cast<int64_t>(counts.size());
+    entry.cols = static_cast<int64_t>(cols);
+    for (size_t e = 0; e < counts.size(); ++e) {
+      if (!(counts[e] >= 0 && counts[e] < 0x1p63f))
+        fail(name, " has counts that are negative or not finite");
+      entry.counts.push_back(static_cast<int64_t>(std::nearbyint(counts[e])));
+      const double tokens = std::max(static_cast<double>(counts[e]), 1.0);
+      for (size_t k = 0; k < cols; ++k) {
+        float& value = entry.mean[e * cols + k];
+        value = static_cast<float>(static_cast<double>(value) / tokens);
+      }
+    }
+    return entry;
+  }
+
+  std::string path_;
+  GgufFile file_;
 };
-
-using Infos = std::unordered_map<std::string, TensorInfo>;
-
-ImatrixEntry read_entry(ByteReader& source, TensorData& data, const Infos& infos,
-                        const std::string& full_name, const TensorInfo& info) {
-  ImatrixEntry entry;
-  entry.name = full_name.substr(0, full_name.size() - kSums.size());
-  const std::string name = quoted(entry.name), counts_name = entry.name + std::string(kCounts);
-  const auto counted = infos.find(counts_name);
-  if (entry.name.empty() || counted == infos.end())
-    source.fail(quoted(full_name), " has no ", kCounts);
-  const uint64_t experts = counted->second.size;
-  if (experts < 1 || info.size < 1 || info.size % experts != 0) {
-    source.fail(name, " has sums ", shape_text(info), " and counts ", shape_text(counted->second));
-  }
-  entry.experts = static_cast<int64_t>(experts);
-  entry.cols = static_cast<int64_t>(info.size / experts);
-  entry.mean = data.floats(full_name, info);
-  const std::vector<float> counts = data.floats(counts_name, counted->second);
-  for (size_t e = 0; e < counts.size(); ++e) {
-    if (!(counts[e] >= 0 && counts[e] < 0x1p63f))
-      source.fail(name, " has counts that are negative or not finite");
-    entry.counts.push_back(static_cast<int64_t>(std::nearbyint(counts[e])));
-    const double tokens = std::max(static_cast<double>(counts[e]), 1.0);
-    for (size_t k = 0; k < info.size / experts; ++k) {
-      float& value = entry.mean[e * (info.size / experts) + k];
-      value = static_cast<float>(static_cast<double>(value) / tokens);
-    }
-  }
-  return entry;
-}
-
-Imatrix read_gguf(ByteReader& source) {
-  source.take(kMagic.size(), "the magic number");
-  const auto version = source.number<uint32_t>("the version");
-  if (std::find(std::begin(kVersions), std::end(kVersions), version) == std::end(kVersions))
-    source.fail("GGUF version ", version, "; known: 2 and 3, little-endian");
-  const auto tensor_count = source.number<uint64_t>("the number of tensors");
-  const auto metadata_count = source.number<uint64_t>("the number of metadata");
-  std::unordered_map<std::string, Metadata> metadata;
-  for (uint64_t number = 0; number < metadata_count; ++number) {
-    const std::string key(gguf_text(source, concat("the name of metadata ", number)));
-    metadata[key] = read_metadata(source, quoted(key));
-  }
-  const auto found = [&](const char* key) {
-    const auto at = metadata.find(key);
-    return at == metadata.end() ? nullptr : &at->second;
-  };
-  const Metadata* const type = found("general.type");
-  if (type == nullptr || type->text != "imatrix") {
-    source.fail("general.type is ",
-                type == nullptr ? "missing" : (type->text ? quoted(*type->text) : "not a text"),
-                ", expected 'imatrix'");
-  }
-
-  // Infos by name, and their order in the file, which is that of the entries.
-  Infos infos;
-  std::vector<const Infos::value_type*> order;
-  for (uint64_t number = 0; number < tensor_count; ++number) {
-    const std::string name(gguf_text(source, concat("the name of tensor ", number)));
-    const auto dims = source.number<uint32_t>("the number of dimensions of " + quoted(name));
-    if (infos.count(name) > 0 || dims < 1 || dims > kMaxDims)
-      source.fail("tensor ", quoted(name), " has ", dims, " dimensions, or was there before");
-    order.push_back(&*infos.emplace(name, read_info(source, quoted(name), dims)).first);
-  }
-
-  uint64_t alignment = kAlignment;
-  if (const Metadata* const value = found("general.alignment")) {
-    alignment = value->number.value_or(0);
-    if (alignment == 0 || (alignment & (alignment - 1)) != 0) {
-      source.fail("general.alignment is ",
-                  value->number ? std::to_string(alignment) : "not a whole number",
-                  ", expected a power of two");
-    }
-  }
-  const uint64_t padding = (alignment - source.at() % alignment) % alignment;
-  TensorData data(source, padding > source.left() ? source.size() : source.at() + padding);
-  Imatrix result;
-  for (const Infos::value_type* const item : order) {
-    const std::string& name = item->first;
-    if (ends_with(name, kCounts)) {
-      const std::string sums = name.substr(0, name.size() - kCounts.size()) + std::string(kSums);
-      if (infos.count(sums) == 0) source.fail(quoted(name), " has no ", kSums);
-    }
-    if (ends_with(name, kSums))
-      result.entries.push_back(read_entry(source, data, infos, name, item->second));
-  }
-  if (const Metadata* const value = found("imatrix.datasets")) {
-    // An empty list says nothing about its elements.
-    if (!value->texts) source.fail("imatrix.datasets is not a list of texts");
-    result.datasets = *value->texts;
-  }
-  if (const Metadata* const value = found("imatrix.chunk_size")) {
-    if (!value->number || *value->number > static_cast<uint64_t>(kMaxInt32))
-      source.fail("imatrix.chunk_size is not a whole number from 0 to 2^31 - 1");
-    if (*value->number > 0) result.chunk_size = static_cast<int64_t>(*value->number);
-  }
-  return result;
-}
 
 // -- writing -----------------------------------------------------------------
 
@@ -336,9 +236,9 @@ int32_t fitting(int64_t value, const char* what, std::string_view name) {
 }  // namespace
 
 Imatrix read_imatrix(std::string_view data, const std::string& path) {
-  ByteReader source(data, "importance matrix", path,
-                    "the file is damaged or of another kind; download or collect it again");
-  Imatrix result = data.substr(0, kMagic.size()) == kMagic ? read_gguf(source) : read_dat(source);
+  ByteReader source(data, kKind, path, kMend);
+  const bool is_gguf = data.substr(0, kMagic.size()) == kMagic;
+  Imatrix result = is_gguf ? GgufImatrix(data, path).read() : read_dat(source);
   if (result.entries.empty()) source.fail("it has no entries");
   for (const ImatrixEntry& entry : result.entries) {
     const bool good = std::all_of(entry.mean.begin(), entry.mean.end(),
@@ -385,23 +285,23 @@ std::string write_imatrix_gguf(const Imatrix& imatrix) {
   int64_t most = 0;
   for (const auto& [name, entry] : entries) most = std::max(most, most_tokens(*entry));
   std::string head(kMagic), data;
-  append(&head, std::end(kVersions)[-1]);
+  append(&head, kVersion);
   append(&head, static_cast<uint64_t>(2 * entries.size()));
   append(&head, uint64_t{4});
   append_text(&head, "general.type");
-  append(&head, kString);
+  append(&head, GgufValueType::kString);
   append_text(&head, "imatrix");
   append_text(&head, "imatrix.datasets");
-  append(&head, kArray);
-  append(&head, kString);
+  append(&head, GgufValueType::kArray);
+  append(&head, GgufValueType::kString);
   append(&head, static_cast<uint64_t>(imatrix.datasets.size()));
   for (const std::string& dataset : imatrix.datasets) append_text(&head, dataset);
   const int64_t chunks = std::min<int64_t>(most / imatrix.chunk_size, kMaxInt32);
   append_text(&head, "imatrix.chunk_count");
-  append(&head, kU32);
+  append(&head, GgufValueType::kU32);
   append(&head, static_cast<uint32_t>(chunks));
   append_text(&head, "imatrix.chunk_size");
-  append(&head, kU32);
+  append(&head, GgufValueType::kU32);
   append(&head, static_cast<uint32_t>(imatrix.chunk_size));
   const auto add_info = [&](const std::string& name, int64_t cols, int64_t rows) {
     append_text(&head, name);

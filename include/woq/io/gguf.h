@@ -10,6 +10,7 @@
 #include <map>
 #include <string>
 #include <string_view>
+#include <type_traits>
 #include <variant>
 #include <vector>
 
@@ -106,6 +107,11 @@ struct GgufFile {
 // times the size of the header. `kind` and `path` are for messages. Throws InvalidArgument.
 GgufFile parse_gguf(std::string_view data, const std::string& path,
                     const std::string& kind = "GGUF file");
+
+// Keys, names and data would point into a string that is gone.
+template <class String, class = std::enable_if_t<std::is_same_v<String, std::string>>>
+GgufFile parse_gguf(String&& data, const std::string& path,
+                    const std::string& kind = "GGUF file") = delete;
 
 // A model in one file or in splits, mapped.
 struct GgufModel {

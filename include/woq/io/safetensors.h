@@ -16,6 +16,7 @@
 #include <map>
 #include <string>
 #include <string_view>
+#include <type_traits>
 #include <vector>
 
 #include "woq/io/mapped_file.h"
@@ -49,6 +50,10 @@ struct SafetensorsFile {
 // The contents of a file; the views point into `data`. `path` is for messages. Throws
 // InvalidArgument for whatever is not as the format has it.
 SafetensorsFile parse_safetensors(std::string_view data, const std::string& path);
+
+// The views would point into a string that is gone.
+template <class String, class = std::enable_if_t<std::is_same_v<String, std::string>>>
+SafetensorsFile parse_safetensors(String&& data, const std::string& path) = delete;
 
 // A model in one file or in shards, mapped.
 struct SafetensorsModel {

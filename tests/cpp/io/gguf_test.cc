@@ -11,6 +11,8 @@
 #include <fstream>
 #include <string>
 #include <string_view>
+#include <type_traits>
+#include <utility>
 #include <vector>
 
 #include "support/errors.h"
@@ -68,6 +70,14 @@ void expect_refused(const std::string& data, std::string_view what) {
   EXPECT_NE(message.find("GGUF file some/file: "), std::string::npos) << message;
 }
 
+template <class String>
+auto parses(int) -> decltype(io::parse_gguf(std::declval<String>(), ""), std::true_type());
+template <class>
+std::false_type parses(...);
+
+// Its views would point into a string that is gone.
+static_assert(decltype(parses<const std::string&>(0))() && !decltype(parses<std::string>(0))());
+
 TEST(Gguf, ReadsMetadataOfEveryType) {
   const std::string bytes = file_of(
       {key("u8", Type::kU8) + packed(uint8_t{200}), key("i8", Type::kI8) + packed(int8_t{-2}),
@@ -123,7 +133,8 @@ TEST(Gguf, RefusesDamagedHeaders) {
   expect_refused("GGML" + std::string(20, '\0'), "does not begin with 'GGUF'");
   for (const uint32_t version : {0u, 1u, 4u, 3u << 24})
     expect_refused(file_of({}, {}, "", version), "known: 2 and 3");
-  EXPECT_NO_THROW(io::parse_gguf(file_of({}, {}, "", 2), "some/file"));
+  const std::string older = file_of({}, {}, "", 2);
+  EXPECT_NO_THROW(io::parse_gguf(older, "some/file"));
   expect_refused("GGUF" + packed(uint32_t{3}, ~uint64_t{0}, uint64_t{0}), "the name of tensor 0");
   expect_refused("GGUF" + packed(uint32_t{3}, uint64_t{0}, ~uint64_t{0}), "the name of metadata 0");
 }
@@ -149,7 +160,8 @@ TEST(Gguf, RefusesDamagedMetadata) {
 TEST(Gguf, RefusesTensorsThatDoNotFit) {
   const std::string data(64, 'x');
   const auto with = [&](const Tensor& tensor) { return file_of({}, {tensor}, data); };
-  EXPECT_NO_THROW(io::parse_gguf(with({"a", {64}, 24, 0}), "some/file"));
+  const std::string whole = with({"a", {64}, 24, 0});
+  EXPECT_NO_THROW(io::parse_gguf(whole, "some/file"));
   expect_refused(with({"a", {}, 24, 0}), "0 dimensions");
   expect_refused(with({"a", {1, 1, 1, 1, 1}, 24, 0}), "5 dimensions");
   expect_refused(with({"a", {65}, 24, 0}), "does not lie in");

@@ -11,6 +11,8 @@
 #include <fstream>
 #include <string>
 #include <string_view>
+#include <type_traits>
+#include <utility>
 
 #include "support/errors.h"
 #include "woq/core/check.h"
@@ -53,6 +55,14 @@ class Folder {
  private:
   fs::path path_;
 };
+
+template <class String>
+auto parses(int) -> decltype(io::parse_safetensors(std::declval<String>(), ""), std::true_type());
+template <class>
+std::false_type parses(...);
+
+// Its views would point into a string that is gone.
+static_assert(decltype(parses<const std::string&>(0))() && !decltype(parses<std::string>(0))());
 
 TEST(Safetensors, ReadsTensorsAndMetadata) {
   const std::string bytes =
@@ -118,7 +128,8 @@ TEST(Safetensors, RefusesGapsOverlapsAndDoubledNames) {
     return std::string(R"({"a": {"dtype": "U8", "shape": [2], "data_offsets": )") + first +
            R"(}, "b": {"dtype": "U8", "shape": [2], "data_offsets": )" + second + "}}";
   };
-  EXPECT_NO_THROW(io::parse_safetensors(file_of(two("[2, 4]", "[0, 2]"), "abcd"), "some/file"));
+  const std::string whole = file_of(two("[2, 4]", "[0, 2]"), "abcd");
+  EXPECT_NO_THROW(io::parse_safetensors(whole, "some/file"));
   expect_refused(two("[0, 2]", "[1, 3]"), "abc", "'b' overlaps");
   expect_refused(two("[0, 2]", "[3, 5]"), "abcde", "'b' leaves a gap");
   expect_refused(two("[0, 2]", "[2, 4]"), "abcde", "the last 1 bytes belong to no tensor");
