@@ -259,6 +259,15 @@ def gguf_files() -> dict[str, bytes]:
         "many_tensors": b"GGUF" + struct.pack("<IQQ", 3, 2**63, 0),
         "many_metadata": b"GGUF" + struct.pack("<IQQ", 3, 0, 2**63),
         "old": b"GGUF" + struct.pack("<I", 1),
+        "huge_text": gguf_model([text(b"k") + struct.pack("<IQ", 8, 2**64 - 1)], [], b""),
+        "huge_name": b"GGUF" + struct.pack("<IQQQ", 3, 1, 0, 2**64 - 8),
+        "huge_list": gguf_model([text(b"k") + struct.pack("<IIQ", 9, 8, 2**63)], [], b""),
+        "many_dimensions": gguf_model([], [listed(b"q", (1,) * 5, 24, 0)], data),
+        "all_dimensions": gguf_model([], [listed(b"q", (1,), 24, 0)[:9] + b"\xff" * 4], data),
+        "behind_the_end": gguf_model([], [listed(b"r", (3,), 24, 96)], data),
+        "deep_lists": gguf_model([text(b"k") + struct.pack("<I", 9) * 200], [], b""),
+        "key_twice": gguf_model([name, name], [], b""),
+        "no_elements": gguf_model([], [listed(b"z", (0, 32), 2, 0)], b""),
     }
 
 

@@ -176,6 +176,24 @@ TEST(Gguf, RefusesTensorsThatDoNotFit) {
   expect_refused(file_of({}, {{"a", {8}, 24, 0}, {"a", {8}, 24, 32}}, data), "'a' comes twice");
 }
 
+// Wherever a download may have ended.
+TEST(Gguf, RefusesEveryPrefix) {
+  const std::string whole =
+      file_of({key("a", Type::kString) + text("value"),
+               key("b", Type::kArray) + packed(Type::kString, uint64_t{1}) + text("item")},
+              {{"t", {32}, 2, 0}}, std::string(18, 'x'));
+  for (size_t size = 0; size < whole.size(); ++size)
+    expect_refused(whole.substr(0, size), size < 4 ? "the magic number" : "");
+  EXPECT_NO_THROW(io::parse_gguf(whole, "some/file"));
+}
+
+TEST(Gguf, ReadsTensorsWithoutElements) {
+  const std::string bytes = file_of({}, {{"none", {0, 4}, 0, 0}, {"some", {1}, 24, 0}}, "x");
+  const io::GgufFile file = io::parse_gguf(bytes, "some/file");
+  EXPECT_TRUE(file.tensors.at("none").data.empty());
+  EXPECT_EQ(file.tensors.at("some").data, "x");
+}
+
 TEST(Gguf, ReadsAnAlignmentOfItsOwn) {
   const std::vector<std::string> metadata = {key("general.alignment", Type::kU32) +
                                              packed(uint32_t{8})};

@@ -107,6 +107,15 @@ TEST(Safetensors, RefusesDamagedHeaders) {
   expect_refused(R"({"__metadata__": []})", "", "not an object");
 }
 
+// Wherever a download may have ended.
+TEST(Safetensors, RefusesEveryPrefix) {
+  const std::string whole =
+      file_of(R"({"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}})", "abcd");
+  for (size_t size = 0; size < whole.size(); ++size)
+    EXPECT_FALSE(complaint(whole.substr(0, size)).empty());
+  EXPECT_NO_THROW(io::parse_safetensors(whole, "some/file"));
+}
+
 TEST(Safetensors, RefusesTensorsThatAreNotAsDescribed) {
   const char* const end = R"("data_offsets": [0, 4]}})";
   const auto with = [&](const std::string& start) { return start + end; };
@@ -175,6 +184,10 @@ TEST(Safetensors, RefusesAnIndexThatLeavesItsFolderOrLies) {
   EXPECT_NE(complaint_about(R"({"weight_map": {"x": "one.safetensors"}})").find("'x' is not in"),
             std::string::npos);
   EXPECT_NE(complaint_about(R"({"weight_map": {"b": "two.safetensors"}})").find("cannot be opened"),
+            std::string::npos);
+  // An index among its own shards is no shard.
+  EXPECT_NE(complaint_about(R"({"weight_map": {"b": "model.safetensors.index.json"}})")
+                .find("at most 100000000"),
             std::string::npos);
   folder.write("two.safetensors", shard("b"));
   EXPECT_NE(complaint_about(R"({"weight_map": {"b": "one.safetensors", "c": "two.safetensors"}})")
