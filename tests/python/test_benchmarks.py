@@ -31,6 +31,7 @@ OWN_MODULES = (
     "busy",
     "generate",
     "gptq_layer",
+    "load_gguf",
     "overhead",
     "peers",
     "permutation",
@@ -198,6 +199,20 @@ def test_generate(
     assert names[-2:] == ["woq nf4 fp32", "woq nf4 int8"]
     assert all(row["decode_tok/s"] > 0 and row["prefill_tok/s"] > 0 for row in rows)
     assert rows[0]["vs_torch_fp32"] == 1.0
+
+
+def test_load_gguf(
+    benchmarks: dict[str, ModuleType], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    gguf_support = pytest.importorskip("gguf_support")
+    model = gguf_support.build("llama_256_tied")
+    gguf_support.write(model, tmp_path / "x.gguf", "llama", "Q4_K")
+    (row,) = benchmarks["load_gguf"].main([str(tmp_path / "x.gguf"), "--repeats", "1", "--json"])
+    assert results(capsys)["results"] == [row]
+    assert row["file_MB"] == (tmp_path / "x.gguf").stat().st_size / 1e6
+    assert row["limit_MB"] > 1.15 * row["file_MB"]
+    assert row["end_MB"] <= row["peak_MB"]
+    assert row["seconds"] > 0
 
 
 def test_overhead(benchmarks: dict[str, ModuleType], capsys: pytest.CaptureFixture[str]) -> None:

@@ -114,6 +114,9 @@ class _Source:
             if self._tensors[name][0] not in _FLOATS
         }
 
+    def nbytes(self, name: str) -> int:
+        return int(self._tensors[name][2].nbytes)
+
     def matrix(self, name: str) -> native.QuantizedMatrix:
         kind, (rows, cols), data = self._tensors[name]
         order = self.plan.places[name].row_order(rows)
@@ -215,8 +218,12 @@ class _GgufQuantizer(HfQuantizer):
     def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:
         heap, errors = HeapTrimmer(), []
         read: dict[str, WeightOnlyLinear] = {}  # by the file's names: a tied weight is read once
-        # The head first: it is the one that an embedding shares its weight with.
-        places = sorted(self._places.items(), key=lambda at: isinstance(at[1][0], nn.Embedding))
+        # The largest first, while little else is in memory: a matrix is there twice until it is
+        # packed. Of a weight that a head and an embedding share, the head.
+        places = sorted(
+            self._places.items(),
+            key=lambda at: (-self._source.nbytes(at[1][1]), isinstance(at[1][0], nn.Embedding)),
+        )
         for at, (module, name) in places:
             try:
                 bias = model.get_submodule(at).bias

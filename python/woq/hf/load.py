@@ -18,10 +18,9 @@ from safetensors import SafetensorError, safe_open
 
 from ..config.quant_config import WeightOnlyQuantConfig
 from ..core.extras import require
-from ..core.native import InvalidArgument, Unsupported
+from ..core.native import GgufModel, InvalidArgument, Unsupported
 from ..formats.checkpoint import check_folder
 from ..formats.foreign.methods import foreign_format
-from ..formats.gguf import check_gguf
 from ..observe.samples import read_ahead
 from ..quantizing.quantize import quantize_loaded
 from .foreign import load_foreign, note_idle, stored_settings
@@ -149,7 +148,9 @@ def check_source(path: Any, keywords: Mapping[str, Any]) -> None:
         OSError: there is no such GGUF file.
     """
     if keywords.get("gguf_file") is not None:
-        check_gguf(find_gguf(path, keywords))
+        # transformers and the package gguf take a file's numbers as they are: a damaged one ends
+        # in whatever Python raises for them, or in an attempt to get as much memory as they say.
+        GgufModel(find_gguf(path, keywords))
         return
     folder = os.path.join(str(path), keywords.get("subfolder") or "")
     if os.path.isdir(folder):
