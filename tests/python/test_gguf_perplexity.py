@@ -16,14 +16,15 @@ TEXT = Path(__file__).parents[2] / "docs" / "quantization.md"
 pytestmark = pytest.mark.slow
 
 
-@pytest.mark.parametrize("name", ["smollm2", "gemma"])
-def test_perplexity_of_packed_files(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("name", "windows", "length"), [("smollm2", 8, 256), ("gemma", 4, 128)])
+def test_perplexity_of_packed_files(name: str, windows: int, length: int, tmp_path: Path) -> None:
     file = smollm2_file() if name == "smollm2" else gemma_file(tmp_path)
     model = woq.AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name)
     tokenizer = woq.AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
     text = TEXT.read_text(encoding="utf-8")
-    packed = woq.evaluate(model, tokenizer, text, windows=8, length=256)
-    dequantized = woq.evaluate(model.dequantize(), tokenizer, text, windows=8, length=256)
+    size = {"windows": windows, "length": length}
+    packed = woq.evaluate(model, tokenizer, text, **size)
+    dequantized = woq.evaluate(model.dequantize(), tokenizer, text, **size)
     assert packed.perplexity == pytest.approx(dequantized.perplexity, rel=1e-3)
     # A model that has lost its weights guesses: its perplexity is about the size of its vocabulary.
     assert packed.perplexity < 200

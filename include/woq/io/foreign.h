@@ -76,7 +76,8 @@ struct Fp4Options {
 // compressed-tensors "nvfp4-pack-quantized" (the scales are divided by a number of the matrix) and
 // "mxfp4-pack-quantized", and NVFP4 of NVIDIA's ModelOpt (multiplied by one): weight uint8
 // [N, K / 2], e2m1 codes, that of the even column in the low nibble; weight_scale, the scales' bits
-// as uint8 [N, G].
+// as uint8 [N, G]. gpt-oss's experts are such matrices one after the other: <product>_blocks uint8
+// [experts, N, K / 32, 16] and <product>_scales [experts, N, K / 32].
 QuantizedMatrix read_fp4(const ForeignTensors& tensors, int64_t rows, int64_t cols,
                          const Fp4Options& options);
 

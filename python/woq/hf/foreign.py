@@ -16,6 +16,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from torch import nn
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.quantizers import auto
 from transformers.quantizers.base import HfQuantizer
@@ -25,12 +26,13 @@ from ..config.quant_config import WeightOnlyQuantConfig
 from ..core import native, transformers_private
 from ..formats.foreign.methods import foreign_format
 from ..formats.pages import HeapTrimmer
+from ..modules.experts import fused_experts
 from ..modules.layer import WeightOnlyLinear
 from ..modules.targets import is_transposed, output_embeddings
 from ..quantizing.quantize import log_kernels, replace_module
 from .attach import attach_quantizer, check_device_map, declare_untied
 from .errors import joined
-from .foreign_layers import ForeignLayer, packed_layers, renamings
+from .foreign_layers import ForeignExperts, ForeignLayer, packed_layers, renamings
 from .location import file_arguments, find_files
 from .quantizer import WoqHfQuantizer
 
@@ -161,7 +163,7 @@ class ForeignQuantizer(HfQuantizer):
 
     def _process_model_before_weight_loading(self, model: Any, **kwargs: Any) -> Any:
         layers = packed_layers(kwargs.get("checkpoint_files") or (), self.form)
-        modules = {n: m for n, m in model.named_modules() if is_transposed(m) is not None}
+        modules = {n: m for n, m in model.named_modules() if self._may_hold(m)}
         prefix = f"{model.base_model_prefix}."
         packed = []
         for name, module in modules.items():
@@ -169,12 +171,13 @@ class ForeignQuantizer(HfQuantizer):
             names = (name, prefix + name, name.removeprefix(prefix))
             at = next((n for n in names if n in layers), None)
             if at is not None:
-                replace_module(model, name, ForeignLayer(name, module, layers[at], self.form))
+                replace_module(model, name, self._holder(name, module, layers[at]))
                 packed.append(name)
         if not packed:
             raise native.InvalidArgument(
                 f"the checkpoint says it is of {self.form.name}, but none of the model's "
-                f"{len(modules)} linear layers has a tensor '{self.form.mark}' in its files"
+                f"{len(modules)} {'modules of experts' if self.form.experts else 'linear layers'} "
+                f"has a tensor '{self.form.mark}' in its files"
             )
         declare_untied(model, [name for name in output_embeddings(model) if name in packed])
         if not transformers_private.on_keys_compared(model, self._check_keys):
@@ -183,6 +186,17 @@ class ForeignQuantizer(HfQuantizer):
                 "place in the model; woq knows 5.0 to 5.24"
             )
         return model
+
+    def _may_hold(self, module: nn.Module) -> bool:
+        if self.form.experts:
+            return fused_experts(module) is not None
+        return is_transposed(module) is not None
+
+    def _holder(self, name: str, module: nn.Module, found: Any) -> ForeignLayer | ForeignExperts:
+        fused = fused_experts(module)
+        if fused is not None:
+            return ForeignExperts(name, fused, found, self.form)
+        return ForeignLayer(name, module, found, self.form)
 
     def _check_keys(self, missing: set[str], unexpected: set[str]) -> None:
         """A tensor without a place would change the model, and a place without a tensor is
@@ -204,16 +218,19 @@ class ForeignQuantizer(HfQuantizer):
         rules: collections.Counter[str] = collections.Counter()
         errors: list[native.InvalidArgument | native.Unsupported] = []
         heap = HeapTrimmer()
-        holders = {n: m for n, m in model.named_modules() if isinstance(m, ForeignLayer)}
+        holders = {
+            n: m for n, m in model.named_modules() if isinstance(m, ForeignLayer | ForeignExperts)
+        }
         for name in list(holders):
             try:
-                layer, rule = holders.pop(name).pack(self.compute_dtype)
+                packed, rule = holders.pop(name).pack(self.compute_dtype)
             except (native.InvalidArgument, native.Unsupported) as error:
                 errors.append(type(error)(f"{name}, of {self.form.name}: {error}"))
                 continue
-            replace_module(model, name, layer)
-            heap.count(layer.nbytes)
-            rules[rule] += 1
+            replace_module(model, name, packed)
+            packs = [m for m in packed.modules() if isinstance(m, WeightOnlyLinear)]
+            heap.count(sum(layer.nbytes for layer in packs))
+            rules[rule] += len(packs)
         if errors:
             raise joined(errors, "cannot be read")
         heap.trim()

@@ -5,7 +5,7 @@ have, holders of their tensors, and what the loader is to call these."""
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -14,12 +14,14 @@ from torch import nn
 from ..core import native
 from ..formats.checkpoint import read_header
 from ..formats.foreign.form import ForeignFormat
+from ..formats.pages import release_file_pages
 from ..formats.safetensors import DTYPES
+from ..modules.experts import PRODUCTS, FusedExperts, SplitExperts
 from ..modules.layer import WeightOnlyLinear
 from ..modules.targets import is_transposed
 from .holder import Holder
 
-__all__ = ["ForeignLayer", "packed_layers", "renamings"]
+__all__ = ["ForeignExperts", "ForeignLayer", "packed_layers", "renamings"]
 
 
 class _Kind(NamedTuple):
@@ -80,11 +82,7 @@ class ForeignLayer(Holder):
 
     def pack(self, compute_dtype: str) -> tuple[WeightOnlyLinear, str]:
         """The layer, and a sentence on how its tensors were read."""
-        unknown = self.found.keys() - self.form.tensors - {"bias"}
-        if unknown:
-            raise native.InvalidArgument(
-                f"it has tensors that the format does not know: {', '.join(sorted(unknown))}"
-            )
+        _check_known(self.found.keys() - {"bias"}, self.form)
         tensors = {
             name: self._as_stored(name, dtype)
             for name, (_, dtype) in self.found.items()
@@ -108,3 +106,63 @@ class ForeignLayer(Holder):
                 "model keeps the layer in float32: use a newer version of transformers"
             )
         return tensor.to(dtype).contiguous()
+
+
+class ForeignExperts(nn.Module):
+    """The holder of a module of fused experts that another library quantized."""
+
+    def __init__(
+        self, name: str, fused: FusedExperts, found: Mapping[str, _Kind], form: ForeignFormat
+    ) -> None:
+        super().__init__()
+        self.layer_name, self.fused, self.form, self.found = name, fused, form, dict(found)
+        for tensor, (shape, dtype) in found.items():
+            self.register_buffer(tensor, torch.empty(shape, dtype=dtype, device="meta"))
+
+    def pack(self, compute_dtype: str) -> tuple[SplitExperts, str]:
+        """The experts, and a sentence on how their tensors were read."""
+        _check_known(self.found.keys(), self.form)
+        count, rule = self.fused.count, ""
+        layers: dict[str, list[nn.Module]] = {}
+        for product in PRODUCTS:
+            rows, cols = self.fused.shapes[product]
+            parts = self._parts(product)
+            bias = parts.pop("bias", None)
+            layers[product] = []
+            for expert in range(count):
+                holder = Holder(f"{self.layer_name}.{product}.{expert}", False, self.fused.dtype)
+                matrix, rule = self.form.read({k: t[expert] for k, t in parts.items()}, rows, cols)
+                own = None if bias is None else bias[expert].to(self.fused.dtype)
+                layers[product].append(holder.packed(matrix, own, compute_dtype, ()))
+            for tensor in parts.values():
+                release_file_pages(tensor)
+        return SplitExperts(layers, self.fused.gate), rule
+
+    def _parts(self, product: str) -> dict[str, torch.Tensor]:
+        """The tensors of a product, each with the experts in its first dimension."""
+        start = f"{product}_"
+        wanted = {key.removeprefix(start) for key in self.form.tensors if key.startswith(start)}
+        if not self.fused.has_bias:
+            wanted -= {"bias"}
+        parts = {}
+        for part in sorted(wanted):
+            name = f"{product}_{part}"
+            if name not in self.found:
+                raise native.InvalidArgument(f"tensor {name!r} is missing")
+            tensor: torch.Tensor = self._buffers[name]  # type: ignore[assignment]
+            if tensor.dim() < 2 or tensor.shape[0] != self.fused.count:
+                raise native.InvalidArgument(
+                    f"tensor {name!r} has shape {list(tensor.shape)}, and the model "
+                    f"{self.fused.count} experts"
+                )
+            # The loader may have cast bytes of modules that it keeps in float32.
+            parts[part] = tensor.to(self.found[name].dtype).contiguous()
+        return parts
+
+
+def _check_known(found: Iterable[str], form: ForeignFormat) -> None:
+    unknown = set(found) - form.tensors
+    if unknown:
+        raise native.InvalidArgument(
+            f"it has tensors that the format does not know: {', '.join(sorted(unknown))}"
+        )

@@ -35,7 +35,13 @@ from .attach import attach_quantizer, check_device_map, declare_untied, keep_on_
 from .conversions import restore_conversions, spare_quantized_layers
 from .on_load import QuantizeOnLoad
 from .saving import describe_save
-from .stored_layers import StoredLayer, check_checkpoint, hold_embedding, pack_stored_layers
+from .stored_layers import (
+    StoredLayer,
+    check_checkpoint,
+    hold_embedding,
+    pack_stored_layers,
+    split_stored_experts,
+)
 
 __all__ = ["WoqHfQuantizer", "register"]
 
@@ -91,6 +97,8 @@ class WoqHfQuantizer(HfQuantizer):
     def _process_model_before_weight_loading(self, model: Any, **kwargs: Any) -> Any:
         self._started = time.perf_counter()
         config = self.quantization_config
+        if self.pre_quantized:
+            split_stored_experts(model, kwargs.get("checkpoint_files") or ())
         targets = select(model, config)
         embedding = embedding_target(model, config)
         if self.pre_quantized:

@@ -29,12 +29,15 @@ class ForeignFormat:
         tensors: the tensors that a quantized layer may have, its bias apart. Others are errors:
             they would change what the layer computes.
         read: makes the matrix of a layer.
+        experts: a layer is a module of fused experts, its tensors are `<product>_<part>` and have
+            the experts in their first dimension; `read` gets the parts of one matrix of one expert.
     """
 
     name: str
     mark: str
     tensors: frozenset[str]
     read: Reader
+    experts: bool = False
 
     def split(self, key: str) -> tuple[str, str]:
         """Layer and tensor of a name in the files. A tensor's own name may have dots

@@ -13,6 +13,7 @@ from .form import ForeignFormat
 from .gptq import auto_round, gptq
 from .hqq import hqq
 from .modelopt import modelopt
+from .mxfp4 import mxfp4
 
 __all__ = ["FOREIGN_METHODS", "ForeignFormat", "foreign_format"]
 
@@ -40,4 +41,5 @@ FOREIGN_METHODS: Mapping[str, Callable[[Mapping[str, Any]], ForeignFormat]] = {
     "compressed-tensors": compressed_tensors,
     "hqq": hqq,
     "modelopt": modelopt,
+    "mxfp4": mxfp4,
 }
