@@ -26,5 +26,6 @@ def test_perplexity_of_packed_files(name: str, windows: int, length: int, tmp_pa
     packed = woq.evaluate(model, tokenizer, text, **size)
     dequantized = woq.evaluate(model.dequantize(), tokenizer, text, **size)
     assert packed.perplexity == pytest.approx(dequantized.perplexity, rel=1e-3)
-    # A model that has lost its weights guesses: its perplexity is about the size of its vocabulary.
-    assert packed.perplexity < 200
+    # A model that has lost its weights guesses: its perplexity is the size of its vocabulary. (That
+    # of Gemma is far from its best, since the protocol begins no window with its BOS.)
+    assert packed.perplexity < model.config.vocab_size / 20
