@@ -10,9 +10,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from model_support import logits
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers.pytorch_utils import Conv1D
+
+import woq
 
 # From a generator and [N, K]: the tensors of a layer, and the float32 weight that they mean.
 Packer = Callable[[np.random.Generator, tuple[int, int]], tuple[dict[str, Any], np.ndarray]]
@@ -299,3 +302,30 @@ def write_checkpoint(
     index = {"metadata": {}, "weight_map": where}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     return folder
+
+
+def same_model(folder: Path, model: nn.Module, layers: int) -> Any:
+    """Loads `folder`; its weights are those of `model` bit for bit, also after saving it."""
+    loaded = woq.AutoModelForCausalLM.from_pretrained(folder)
+    found = {n: m for n, m in loaded.named_modules() if isinstance(m, woq.WeightOnlyLinear)}
+    assert len(found) == layers
+    for name, layer in found.items():
+        weight = model.get_submodule(name).weight
+        weight = weight.T if isinstance(model.get_submodule(name), Conv1D) else weight
+        assert torch.equal(layer.dequantize(weight.dtype), weight)
+    torch.testing.assert_close(logits(loaded), logits(model), rtol=1e-4, atol=1e-4)
+    loaded.save_pretrained(folder / "saved")
+    again = woq.AutoModelForCausalLM.from_pretrained(folder / "saved")
+    assert torch.equal(logits(again), logits(loaded))
+    return loaded
+
+
+def edit_layer(folder: Path, edit: Callable[[dict[str, torch.Tensor]], object]) -> None:
+    """Write the file again with the tensors of one layer, the first q_proj, as `edit` leaves
+    them."""
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    layer = "model.layers.0.self_attn.q_proj."
+    parts = {key.removeprefix(layer): tensors.pop(key) for key in list(tensors) if layer in key}
+    edit(parts)
+    save_file({**tensors, **{layer + k: v for k, v in parts.items()}}, path, {"format": "pt"})

@@ -9,11 +9,17 @@ import logging
 
 import pytest
 import torch
-from foreign_support import BITSANDBYTES, json_bytes, pack_4bit, pack_8bit, write_checkpoint
+from foreign_support import (
+    BITSANDBYTES,
+    edit_layer,
+    json_bytes,
+    pack_4bit,
+    pack_8bit,
+    same_model,
+    write_checkpoint,
+)
 from model_support import gpt2, llama, logits
-from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers.pytorch_utils import Conv1D
 
 import woq
 
@@ -25,22 +31,6 @@ def checkpoint(folder, model, pack, *, bits=4, **options):
 
 def packer(**options):
     return lambda rng, shape: pack_4bit(rng, shape, **options)
-
-
-def same_model(folder, model, layers):
-    """Loads `folder`; its weights are those of `model` bit for bit, also after saving it."""
-    loaded = woq.AutoModelForCausalLM.from_pretrained(folder)
-    found = {n: m for n, m in loaded.named_modules() if isinstance(m, woq.WeightOnlyLinear)}
-    assert len(found) == layers
-    for name, layer in found.items():
-        weight = model.get_submodule(name).weight
-        weight = weight.T if isinstance(model.get_submodule(name), Conv1D) else weight
-        assert torch.equal(layer.dequantize(weight.dtype), weight)
-    torch.testing.assert_close(logits(loaded), logits(model), rtol=1e-4, atol=1e-4)
-    loaded.save_pretrained(folder / "saved")
-    again = woq.AutoModelForCausalLM.from_pretrained(folder / "saved")
-    assert torch.equal(logits(again), logits(loaded))
-    return loaded
 
 
 def even_llama(**options):
@@ -170,12 +160,7 @@ def put(**changes):
 )
 def test_what_does_not_fit_is_refused(tmp_path, edit, error, message):
     checkpoint(tmp_path, even_llama(), packer())
-    path = tmp_path / "model.safetensors"
-    tensors = load_file(path)
-    layer = "model.layers.0.self_attn.q_proj."
-    parts = {key.removeprefix(layer): tensors.pop(key) for key in list(tensors) if layer in key}
-    edit(parts)
-    save_file({**tensors, **{layer + k: v for k, v in parts.items()}}, path, {"format": "pt"})
+    edit_layer(tmp_path, edit)
     with pytest.raises(error, match=message):
         woq.AutoModelForCausalLM.from_pretrained(tmp_path)
 

@@ -15,10 +15,12 @@ from foreign_support import (
     MXFP4,
     NVFP4,
     compressed_layer,
+    edit_layer,
     fp4_layer,
+    same_model,
     write_checkpoint,
 )
-from model_support import llama, logits
+from model_support import llama
 from safetensors.torch import load_file, save_file
 
 import woq
@@ -30,27 +32,15 @@ def checkpoint(folder, model, kind):
     return write_checkpoint(folder, model, partial(fp4_layer, kind=kind), SETTINGS[kind])
 
 
-def same_weights(loaded, model, count):
-    layers = {n: m for n, m in loaded.named_modules() if isinstance(m, woq.WeightOnlyLinear)}
-    assert len(layers) == count
-    for name, layer in layers.items():
-        assert torch.equal(layer.dequantize(torch.float32), model.get_submodule(name).weight)
-    torch.testing.assert_close(logits(loaded), logits(model), rtol=1e-4, atol=1e-4)
-
-
 @pytest.mark.parametrize("kind", SETTINGS)
 def test_a_model_runs_packed(tmp_path, kind, caplog):
     model = llama()
     checkpoint(tmp_path, model, kind)
     with caplog.at_level(logging.INFO, "woq"):
-        loaded = woq.AutoModelForCausalLM.from_pretrained(tmp_path)
+        loaded = same_model(tmp_path, model, 14)
     assert ("activations are not quantized" in caplog.text) == (kind != "mxfp4")
-    same_weights(loaded, model, 14)
     layer = loaded.model.layers[0].mlp.up_proj
     assert layer.scheme.scales == ("e8m0" if kind == "mxfp4" else "e4m3")
-    loaded.save_pretrained(tmp_path / "saved")
-    again = woq.AutoModelForCausalLM.from_pretrained(tmp_path / "saved")
-    assert torch.equal(logits(again), logits(loaded))
 
 
 def test_settings_in_modelopts_own_file(tmp_path):
@@ -62,7 +52,7 @@ def test_settings_in_modelopts_own_file(tmp_path):
     path.write_text(json.dumps(config))
     own = {"producer": {"name": "modelopt"}, "quantization": {"quant_algo": "NVFP4"}}
     (tmp_path / "hf_quant_config.json").write_text(json.dumps(own))
-    same_weights(woq.AutoModelForCausalLM.from_pretrained(tmp_path), model, 14)
+    same_model(tmp_path, model, 14)
 
 
 def test_layers_of_several_formats(tmp_path):
@@ -88,11 +78,7 @@ def test_layers_of_several_formats(tmp_path):
     }
     config["quantization_config"] |= {"format": "mixed-precision", "config_groups": groups}
     path.write_text(json.dumps(config))
-    loaded = woq.AutoModelForCausalLM.from_pretrained(folder)
-    same_weights(loaded, model, 14)
-    loaded.save_pretrained(tmp_path / "saved")
-    again = woq.AutoModelForCausalLM.from_pretrained(tmp_path / "saved")
-    assert torch.equal(logits(again), logits(loaded))
+    same_model(folder, model, 14)
 
 
 @pytest.mark.parametrize(
@@ -144,12 +130,7 @@ def test_layers_of_several_formats(tmp_path):
 )
 def test_what_does_not_fit_is_refused(tmp_path, kind, edit, error, message):
     checkpoint(tmp_path, llama(), kind)
-    path = tmp_path / "model.safetensors"
-    tensors = load_file(path)
-    layer = "model.layers.0.self_attn.q_proj."
-    parts = {key.removeprefix(layer): tensors.pop(key) for key in list(tensors) if layer in key}
-    edit(parts)
-    save_file({**tensors, **{layer + k: v for k, v in parts.items()}}, path, {"format": "pt"})
+    edit_layer(tmp_path, edit)
     with pytest.raises(error, match=message):
         woq.AutoModelForCausalLM.from_pretrained(tmp_path)
 

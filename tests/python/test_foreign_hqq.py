@@ -6,9 +6,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from foreign_support import HQQ, hqq_layer, write_checkpoint
-from model_support import llama, logits
-from safetensors.torch import load_file, save_file
+from foreign_support import HQQ, edit_layer, hqq_layer, same_model, write_checkpoint
+from model_support import llama
 
 import woq
 
@@ -17,16 +16,9 @@ import woq
 def test_a_model_runs_packed(tmp_path, bits):
     model = llama()
     write_checkpoint(tmp_path, model, lambda rng, shape: hqq_layer(rng, shape, bits=bits), HQQ)
-    loaded = woq.AutoModelForCausalLM.from_pretrained(tmp_path)
-    layers = {n: m for n, m in loaded.named_modules() if isinstance(m, woq.WeightOnlyLinear)}
-    assert len(layers) == 14
-    for name, layer in layers.items():
-        assert layer.scheme.zeros == "float"
-        assert torch.equal(layer.dequantize(torch.float32), model.get_submodule(name).weight)
-    torch.testing.assert_close(logits(loaded), logits(model), rtol=1e-4, atol=1e-4)
-    loaded.save_pretrained(tmp_path / "saved")
-    again = woq.AutoModelForCausalLM.from_pretrained(tmp_path / "saved")
-    assert torch.equal(logits(again), logits(loaded))
+    loaded = same_model(tmp_path, model, 14)
+    layers = [m for m in loaded.modules() if isinstance(m, woq.WeightOnlyLinear)]
+    assert {layer.scheme.zeros for layer in layers} == {"float"}
 
 
 def put(name, value):
@@ -56,11 +48,6 @@ def put(name, value):
 )
 def test_what_does_not_fit_is_refused(tmp_path, edit, error, message):
     write_checkpoint(tmp_path, llama(), hqq_layer, HQQ)
-    path = tmp_path / "model.safetensors"
-    tensors = load_file(path)
-    layer = "model.layers.0.self_attn.q_proj."
-    parts = {key.removeprefix(layer): tensors.pop(key) for key in list(tensors) if layer in key}
-    edit(parts)
-    save_file({**tensors, **{layer + k: v for k, v in parts.items()}}, path, {"format": "pt"})
+    edit_layer(tmp_path, edit)
     with pytest.raises(error, match=f"(?s)q_proj.*{message}"):
         woq.AutoModelForCausalLM.from_pretrained(tmp_path)
