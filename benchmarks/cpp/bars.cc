@@ -25,7 +25,10 @@ std::vector<Bar> bars() {
   std::vector<Bar> list;
   const auto add = [&](WeightDtype dtype, int group, bool asym, ComputeType compute,
                        const char* target, int64_t m, double one, double all) {
-    list.push_back({{dtype, group, asym, compute, target, m, 14336, 4096, 1}, one, all});
+    list.push_back({{dtype, group, asym ? ZeroKind::kInt : ZeroKind::kNone, ScaleEncoding::kFp16,
+                     compute, target, m, 14336, 4096, 1},
+                    one,
+                    all});
   };
   const auto int4 = WeightDtype::kInt4Clip, int8 = WeightDtype::kInt8, nf4 = WeightDtype::kNf4,
              fp4 = WeightDtype::kFp4E2m1;
@@ -68,6 +71,24 @@ std::vector<Bar> bars() {
       add(int8, group, false, compute, "avx2", 256, .65, .65);
     }
   }
+  // GGUF's types, by the numbers that they become (woq/io/gguf_matrix.h).
+  const auto fp16 = ScaleEncoding::kFp16, two_level = ScaleEncoding::kTwoLevel;
+  const auto none = ZeroKind::kNone, minimum = ZeroKind::kMin;
+  const auto add_file = [&](WeightDtype dtype, int group, ZeroKind zeros, ScaleEncoding scales) {
+    list.push_back({{dtype, group, zeros, scales, s8, "", 1, 14336, 4096, 1}, .80, .80});
+  };
+  add_file(int4, 32, none, fp16);                        // Q4_0
+  add_file(int4, 32, minimum, fp16);                     // Q4_1
+  add_file(WeightDtype::kInt5, 32, none, fp16);          // Q5_0
+  add_file(WeightDtype::kInt5, 32, minimum, fp16);       // Q5_1
+  add_file(int8, 32, none, fp16);                        // Q8_0
+  add_file(WeightDtype::kInt2, 16, minimum, two_level);  // Q2_K
+  add_file(WeightDtype::kInt3, 16, none, two_level);     // Q3_K
+  add_file(int4, 32, minimum, two_level);                // Q4_K
+  add_file(WeightDtype::kInt5, 32, minimum, two_level);  // Q5_K
+  add_file(WeightDtype::kInt6, 16, none, two_level);     // Q6_K
+  add_file(WeightDtype::kIq4Nl, 32, none, fp16);         // IQ4_NL
+  add_file(WeightDtype::kIq4Nl, 32, none, two_level);    // IQ4_XS
   return list;
 }
 

@@ -69,9 +69,10 @@ void run(benchmark::State& state, const Work& work) {
 }
 
 std::string name_of(const Work& work, const char* model) {
-  return concat(name_of(work.dtype), "/g", work.group_size, work.asym ? "/asym/" : "/sym/",
-                name_of(work.compute), "/", work.target, "/M", work.m, "/", model, "/", work.n, "x",
-                work.k, "/", work.threads, "T");
+  return concat(name_of(work.dtype), "/g", work.group_size,
+                work.zeros == ZeroKind::kInt ? "/asym/" : "/sym/", name_of(work.compute), "/",
+                work.target, "/M", work.m, "/", model, "/", work.n, "x", work.k, "/", work.threads,
+                "T");
 }
 
 // All rows, layers and teams of one kernel.
@@ -98,7 +99,7 @@ void register_kernel(Work work) {
 // the tests' oracle and take minutes for one call of many rows.
 void register_all() {
   for (const DtypeTraits& dtype : kDtypes) {
-    if (dtype.bits != 4 && dtype.bits != 8) continue;  // packed to one of these, the same kernels
+    if (dtype.bits != 4 && dtype.bits != 8) continue;  // bars has the other widths
     for (const ComputeType compute : kComputeTypes) {
       for (const TargetTraits& target : kTargets) {
         if (target.target == Target::kRef || !is_built(target.target) ||
@@ -108,9 +109,10 @@ void register_all() {
         const KernelChoice choice = select_kernel(kind_of(dtype), compute, target.name);
         if (choice.considered.back().target != target.target) continue;
         for (const int group_size : {32, 128}) {
-          for (const bool asym : {false, true}) {
-            if (asym && !dtype.is_integer()) continue;
-            register_kernel({dtype.dtype, group_size, asym, compute, target.name});
+          for (const ZeroKind zeros : {ZeroKind::kNone, ZeroKind::kInt}) {
+            if (zeros == ZeroKind::kInt && !dtype.is_integer()) continue;
+            register_kernel(
+                {dtype.dtype, group_size, zeros, ScaleEncoding::kFp16, compute, target.name});
           }
         }
       }

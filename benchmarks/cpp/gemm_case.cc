@@ -11,38 +11,57 @@ namespace woq::bench {
 namespace {
 
 QuantizedMatrix random_matrix(const Work& work, uint32_t seed) {
-  QuantScheme scheme;
-  scheme.dtype = work.dtype;
-  scheme.group_size = work.group_size;
-  scheme.scales = ScaleEncoding::kFp16;
-  scheme.zeros = work.asym ? ZeroKind::kInt : ZeroKind::kNone;
+  const QuantScheme scheme = {work.dtype, work.group_size, work.zeros, work.scales};
   QuantizedMatrix matrix = QuantizedMatrix::allocate(scheme, work.n, work.k);
   std::minstd_rand random(seed);
   const auto fill = [&](Buffer& buffer, uint8_t mask) {
     for (int64_t i = 0; i < buffer.size(); ++i)
       buffer.data()[i] = static_cast<uint8_t>(random() >> 8) & mask;
   };
+  const auto fill_fp16 = [&](Buffer& buffer) {
+    for (int64_t i = 0; i < buffer.size() / 2; ++i) {
+      buffer.as<uint16_t>()[i] =
+          float_to_fp16(0.001f + 1e-6f * static_cast<float>(random() % 1000));
+    }
+  };
+  const auto random_scales = [&] {
+    ScaleTable scales = ScaleTable::allocate(scheme, work.n, matrix.groups());
+    if (scheme.scales == ScaleEncoding::kTwoLevel) {
+      fill(scales.values, 63);
+      fill_fp16(scales.supers);
+    } else {
+      fill_fp16(scales.values);
+    }
+    return scales;
+  };
   fill(matrix.qweight, 0xff);
   fill(matrix.zero_points, matrix.dtype().bits == 4 ? 15 : 255);
-  matrix.scales = ScaleTable::allocate(scheme.scales, work.n, matrix.groups(), false);
-  for (int64_t i = 0; i < work.n * matrix.groups(); ++i) {
-    matrix.scales.values.as<uint16_t>()[i] =
-        float_to_fp16(0.001f + 1e-6f * static_cast<float>(random() % 1000));
-  }
+  matrix.scales = random_scales();
+  if (scheme.zeros == ZeroKind::kMin) matrix.minima = random_scales();
   return matrix;
+}
+
+const char* name_of_zeros(ZeroKind zeros) {
+  return zeros == ZeroKind::kNone ? "sym" : zeros == ZeroKind::kMin ? "min" : "asym";
 }
 
 }  // namespace
 
 std::string Work::name() const {
-  return concat(name_of(dtype), " g", group_size, asym ? " asym " : " sym ", name_of(compute), " ",
-                target.empty() ? "best" : target, " M", m, " ", n, "x", k, " ", threads, "T");
+  return concat(name_of(dtype), " g", group_size, " ", name_of_zeros(zeros), " ",
+                scales == ScaleEncoding::kFp16 ? "" : concat(name_of(scales), " "),
+                name_of(compute), " ", target.empty() ? "best" : target, " M", m, " ", n, "x", k,
+                " ", threads, "T");
 }
 
 double Work::weight_bytes() const {
-  const double groups = static_cast<double>((k + group_size - 1) / group_size);
+  const auto groups = static_cast<double>((k + group_size - 1) / group_size);
+  double a_group = static_cast<double>(stored_scale_bytes(scales));
+  if (scales == ScaleEncoding::kTwoLevel) a_group += 2.0 * group_size / 256;
+  if (zeros == ZeroKind::kMin) a_group *= 2;
+  if (zeros == ZeroKind::kInt) a_group += 0.5;
   return static_cast<double>(n * k) * traits_of(dtype).bits / 8 +
-         static_cast<double>(n) * groups * (asym ? 2.5 : 2.0);
+         static_cast<double>(n) * groups * a_group;
 }
 
 GemmCase::GemmCase(const Work& work) : work_(work) {

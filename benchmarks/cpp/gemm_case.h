@@ -15,14 +15,15 @@ namespace woq::bench {
 struct Work {
   WeightDtype dtype = WeightDtype::kInt4Clip;
   int group_size = 32;
-  bool asym = false;
+  ZeroKind zeros = ZeroKind::kNone;
+  ScaleEncoding scales = ScaleEncoding::kFp16;
   ComputeType compute = ComputeType::kInt8;
   std::string target;  // forced; empty for the best
   int64_t m = 1, n = 0, k = 0;
   int threads = 1;
 
   std::string name() const;
-  // Canonical bytes of the weight, whatever is stored: codes, 2 bytes a scale, half a byte a zero.
+  // Bytes of the weight in a file: codes, scales, minima, half a byte a zero point.
   double weight_bytes() const;
   double operations() const { return 2.0 * static_cast<double>(m * n * k); }
 };

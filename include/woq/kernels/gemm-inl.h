@@ -48,23 +48,42 @@ constexpr int chains_for(int outputs, int wanted) {
   return outputs >= wanted ? 1 : outputs * 2 >= wanted ? 2 : 4;
 }
 
-constexpr int64_t step_bytes(WeightKind weights) {
-  return weights == WeightKind::kU8 ? 2 * kStepBytes4 : kStepBytes4;
-}
-
 inline constexpr int64_t kCacheLine = 64;
 
+// Value of a 4-bit code of a step at scale 1, as load_step leaves it.
+inline float step_value4(const DtypeTraits& dtype, int code) {
+  return dtype.is_integer() ? static_cast<float>(code - 8) : code_value(dtype, code);
+}
+
 // The codes of a step: one register of 4-bit codes, two of 8-bit ones (elements 0-3 and 4-7).
+// Integers of other widths are moved to the centre of these, 8 or 128.
 struct StepCodes {
   I32 first, second;
 };
 template <WeightKind kWeights>
-WOQ_INLINE StepCodes load_step(const uint8_t* p) {
-  const I32 first = load_codes(p);
+WOQ_INLINE StepCodes load_step(const uint8_t* p, int bits) {
   if constexpr (kWeights == WeightKind::kU8) {
-    return {first, load_codes(p + kStepBytes4)};
+    const I32 codes = load_codes(p);
+    if (bits == 8) return {codes, load_codes(p + kStepBytes4)};
+    const I32 excess = set_bytes(128 - (1 << (bits - 1)));
+    StepCodes step = {or_i32(low_nibbles(codes), excess), or_i32(high_nibbles(codes), excess)};
+    p += kStepBytes4;
+    for (int bit = 4; bit < bits; ++bit, p += kPlaneBytes) {
+      step.first = add_where(step.first, p, 1 << bit);
+      step.second = add_where(step.second, p + kPlaneBytes / 2, 1 << bit);
+    }
+    return step;
+  } else if (bits == 4) {
+    const I32 codes = load_codes(p);
+    return {codes, codes};
   } else {
-    return {first, first};
+    constexpr bool kInteger = kWeights == WeightKind::kU4;
+    I32 codes = set_bytes(kInteger ? (8 - (1 << (bits - 1))) * 0x11 : 0);
+    for (int bit = 0; bit < bits; ++bit, p += kPlaneBytes) {
+      codes = add_where(codes, p, 1 << bit);
+      codes = add_where(codes, p + kPlaneBytes / 2, 16 << bit);
+    }
+    return {codes, codes};
   }
 }
 
@@ -87,7 +106,7 @@ struct FloatPolicy {
 
   explicit FloatPolicy(const DtypeTraits& dtype) {
     for (int code = 0; code < 16 && kWeights != WeightKind::kU8; ++code) {
-      values[code] = packed_value4(dtype, code);
+      values[code] = step_value4(dtype, code);
       if (kFormat == ActFormat::kF32B) values[code] = woq::round_to_bf16(values[code]);
     }
   }
@@ -185,7 +204,7 @@ struct Bf16Policy {
 
   explicit Bf16Policy(const DtypeTraits& dtype) {
     for (int code = 0; code < 16 && kWeights != WeightKind::kU8; ++code) {
-      table[code] = float_to_bf16(packed_value4(dtype, code));
+      table[code] = float_to_bf16(step_value4(dtype, code));
     }
   }
 
@@ -230,15 +249,110 @@ WOQ_INLINE F32 load_factored(const PackedMatrix& w, F32 value) {
   return w.scale_factor.divisor == 1.0f ? value : divide(value, set_f32(w.scale_factor.divisor));
 }
 
+// ---- Forms: what loops are compiled for. What a form does not fix is looked up in the matrix. ----
+
+// Every matrix.
+struct AnyForm {
+  static constexpr int64_t kGroup = 0;
+  static int bits(const PackedMatrix& w) { return w.code_bits(); }
+  static ScaleEncoding scales(const PackedMatrix& w) { return w.scheme.scales; }
+  static ZeroKind zeros(const PackedMatrix& w) { return w.scheme.zeros; }
+  static bool fits(const PackedMatrix&) { return true; }
+};
+
+// Codes without planes.
+template <WeightKind kWeights>
+struct WholeCodes : AnyForm {
+  static constexpr int kBits = kWeights == WeightKind::kU8 ? 8 : 4;
+  static constexpr int bits(const PackedMatrix&) { return kBits; }
+  static bool fits(const PackedMatrix& w) { return w.code_bits() == kBits; }
+};
+
+// kFixedGroup: elements of every group, at most a block; 0 for any.
+template <int64_t kFixedGroup, int kBits, ScaleEncoding kScales, ZeroKind kZeros = ZeroKind::kNone>
+struct FixedForm {
+  static constexpr int64_t kGroup = kFixedGroup;
+  static constexpr int bits(const PackedMatrix&) { return kBits; }
+  static constexpr ScaleEncoding scales(const PackedMatrix&) { return kScales; }
+  static constexpr ZeroKind zeros(const PackedMatrix&) { return kZeros; }
+  static bool fits(const PackedMatrix& w) {
+    return w.code_bits() == kBits && w.scheme.scales == kScales && w.scheme.zeros == kZeros &&
+           (kGroup == 0 || (w.group_length() == kGroup && w.padded_cols() % kGroup == 0));
+  }
+};
+
+// In the order in which they are tried.
+template <class... Forms>
+struct FormList {};
+
+template <WeightKind kWeights>
+struct GeneralForms {
+  using List = FormList<WholeCodes<kWeights>, AnyForm>;
+};
+
+// For one row of int8 products, whose arithmetic is so short that a branch a group is 10 to 20 % of
+// its time: woq's own schemes and those of checkpoints, by who writes them.
+template <WeightKind kWeights>
+struct OneRowForms;
+template <>
+struct OneRowForms<WeightKind::kU4> {
+  using List = FormList<FixedForm<32, 4, ScaleEncoding::kFp32>,                      // woq
+                        FixedForm<32, 4, ScaleEncoding::kFp32, ZeroKind::kInt>,      //
+                        FixedForm<32, 4, ScaleEncoding::kFp16>,                      // Q4_0
+                        FixedForm<32, 4, ScaleEncoding::kFp16, ZeroKind::kMin>,      // Q4_1
+                        FixedForm<32, 4, ScaleEncoding::kTwoLevel, ZeroKind::kMin>,  // Q4_K
+                        FixedForm<16, 2, ScaleEncoding::kTwoLevel, ZeroKind::kMin>,  // Q2_K
+                        FixedForm<16, 3, ScaleEncoding::kTwoLevel>,                  // Q3_K
+                        FixedForm<0, 4, ScaleEncoding::kFp32>,                       // woq
+                        FixedForm<0, 4, ScaleEncoding::kFp32, ZeroKind::kInt>,       //
+                        FixedForm<0, 4, ScaleEncoding::kFp16>,                       // GPTQ
+                        FixedForm<0, 4, ScaleEncoding::kFp16, ZeroKind::kInt>,       // GPTQ, AWQ
+                        WholeCodes<WeightKind::kU4>, AnyForm>;
+};
+template <>
+struct OneRowForms<WeightKind::kT4> {
+  using List = FormList<FixedForm<32, 4, ScaleEncoding::kFp32>,      // woq
+                        FixedForm<32, 4, ScaleEncoding::kFp16>,      // IQ4_NL
+                        FixedForm<32, 4, ScaleEncoding::kTwoLevel>,  // IQ4_XS
+                        FixedForm<0, 4, ScaleEncoding::kFp32>,       // woq, bitsandbytes
+                        WholeCodes<WeightKind::kT4>, AnyForm>;
+};
+template <>
+struct OneRowForms<WeightKind::kU8> {
+  using List = FormList<FixedForm<32, 5, ScaleEncoding::kFp16>,                      // Q5_0
+                        FixedForm<32, 5, ScaleEncoding::kFp16, ZeroKind::kMin>,      // Q5_1
+                        FixedForm<32, 5, ScaleEncoding::kTwoLevel, ZeroKind::kMin>,  // Q5_K
+                        FixedForm<16, 6, ScaleEncoding::kTwoLevel>,                  // Q6_K
+                        FixedForm<0, 8, ScaleEncoding::kFp32>,                       // woq
+                        FixedForm<0, 8, ScaleEncoding::kFp32, ZeroKind::kInt>,       //
+                        FixedForm<0, 8, ScaleEncoding::kFp16>,                       // GPTQ, Q8_0
+                        FixedForm<0, 8, ScaleEncoding::kFp16, ZeroKind::kInt>,       //
+                        WholeCodes<WeightKind::kU8>, AnyForm>;
+};
+
+// What two-level scales and minima of a tile and group are multiplied with.
+struct SuperNumbers {
+  F32 scale, minimum;
+};
+template <class Form>
+WOQ_INLINE SuperNumbers load_supers(const PackedMatrix& w, int64_t offset) {
+  SuperNumbers supers = {zero_f32(), zero_f32()};
+  if (Form::scales(w) != ScaleEncoding::kTwoLevel) return supers;
+  supers.scale = load_fp16(w.scale_supers.data() + offset);
+  if (Form::zeros(w) == ZeroKind::kMin)
+    supers.minimum = load_fp16(w.minimum_supers.data() + offset);
+  return supers;
+}
+
 // The 16 scales of a tile and group.
+template <class Form>
 WOQ_INLINE F32 load_scales(const PackedMatrix& w, const uint8_t* scales, int64_t tile,
-                           int64_t group) {
-  switch (w.scheme.scales) {
+                           int64_t group, const SuperNumbers& supers) {
+  switch (Form::scales(w)) {
     case ScaleEncoding::kFp32: return load_f32(scales);
     case ScaleEncoding::kFp16: return load_fp16(scales);
     case ScaleEncoding::kBf16: return load_bf16(scales);
-    case ScaleEncoding::kTwoLevel:
-      return multiply(load_s8(scales), load_fp16(w.supers(w.scale_supers, tile, group)));
+    case ScaleEncoding::kTwoLevel: return multiply(load_s8(scales), supers.scale);
     case ScaleEncoding::kE8M0: return load_factored(w, load_e8m0(scales));
     case ScaleEncoding::kE4M3: return load_factored(w, load_e4m3(scales));
     case ScaleEncoding::kDouble: break;
@@ -257,20 +371,24 @@ WOQ_INLINE F32 load_scales(const PackedMatrix& w, const uint8_t* scales, int64_t
 }
 
 // The 16 zero points of a tile and group, minus the centre; those of a matrix with minima are 0.
+template <class Form>
 WOQ_INLINE F32 load_zeros(const PackedMatrix& w, const uint8_t* zeros) {
-  const F32 center = set_f32(static_cast<float>(w.dtype().center()));
-  if (w.scheme.zeros == ZeroKind::kMin) return subtract(zero_f32(), center);
-  return subtract(w.scheme.zeros == ZeroKind::kInt ? load_u8(zeros) : load_f32(zeros), center);
+  const F32 center = set_f32(static_cast<float>(1 << (Form::bits(w) - 1)));
+  switch (Form::zeros(w)) {
+    case ZeroKind::kInt: return subtract(load_u8(zeros), center);
+    case ZeroKind::kFloat: return subtract(load_f32(zeros), center);
+    default: return subtract(zero_f32(), center);
+  }
 }
 
 // The 16 minima of a tile and group.
-WOQ_INLINE F32 load_minima(const PackedMatrix& w, const uint8_t* minima, int64_t tile,
-                           int64_t group) {
-  switch (w.scheme.scales) {
+template <class Form>
+WOQ_INLINE F32 load_minima(const PackedMatrix& w, const uint8_t* minima,
+                           const SuperNumbers& supers) {
+  switch (Form::scales(w)) {
     case ScaleEncoding::kFp16: return load_fp16(minima);
     case ScaleEncoding::kBf16: return load_bf16(minima);
-    case ScaleEncoding::kTwoLevel:
-      return multiply(load_s8(minima), load_fp16(w.supers(w.minimum_supers, tile, group)));
+    case ScaleEncoding::kTwoLevel: return multiply(load_s8(minima), supers.minimum);
     default: return load_f32(minima);
   }
 }
@@ -336,8 +454,7 @@ WOQ_INLINE void start_block(const PreparedActivations& a, int64_t i,
     WOQ_UNROLL for (int t = 0; t < kTiles; ++t) {
       WOQ_UNROLL for (int j = 0; j < kChains; ++j) {
         if constexpr (Policy::kInteger) {
-          const bool started = Policy::kExcess != 0 && j == 0;
-          acc.v[m][t][j] = started ? set_i32(a.starts[i + m * a.blocks]) : zero_i32();
+          acc.v[m][t][j] = j == 0 ? set_i32(a.starts[i + m * a.blocks]) : zero_i32();
         } else {
           acc.v[m][t][j] = zero_f32();
         }
@@ -388,27 +505,26 @@ WOQ_INLINE void finish_outputs(
         p = parts[0];
         WOQ_UNROLL for (int j = 1; j < kChains; ++j) p = add(p, parts[j]);
       }
-      if constexpr (kZeros != ZeroKind::kNone)
+      constexpr bool kMinima = kZeros == ZeroKind::kMin;
+      if constexpr (kZeros != ZeroKind::kNone && !(kMinima && Policy::kInteger))
         p = fused_subtract(group.zero[t], set_f32(a.sums[i]), p);
       F32 result = fused_add(p, s, c.load(m, t));
-      if constexpr (kZeros == ZeroKind::kMin) {
-        const float sum = Policy::kInteger ? a.sums[i] * a.scales[i] : a.sums[i];
-        result = fused_add(group.minimum[t], set_f32(sum), result);
-      }
+      if constexpr (kMinima) result = fused_add(group.minimum[t], set_f32(a.sums[i]), result);
       c.store(m, t, result);
     }
   }
 }
 
 // Fills number t of a group from its stored scales and zero points or minima.
-template <int kTiles>
+template <class Form, int kTiles>
 WOQ_INLINE void load_group(const PackedMatrix& w, const uint8_t* scales, const uint8_t* zeros,
-                           int64_t tile, int64_t g, int t, GroupNumbers<kTiles>* group) {
-  group->scale[t] = load_scales(w, scales, tile, g);
+                           int64_t tile, int64_t g, const SuperNumbers& supers, int t,
+                           GroupNumbers<kTiles>* group) {
+  group->scale[t] = load_scales<Form>(w, scales, tile, g, supers);
   group->zero[t] = group->minimum[t] = zero_f32();
-  if (w.scheme.zeros == ZeroKind::kNone) return;
-  group->zero[t] = load_zeros(w, zeros);
-  if (w.scheme.zeros == ZeroKind::kMin) group->minimum[t] = load_minima(w, zeros, tile, g);
+  if (Form::zeros(w) == ZeroKind::kNone) return;
+  group->zero[t] = load_zeros<Form>(w, zeros);
+  if (Form::zeros(w) == ZeroKind::kMin) group->minimum[t] = load_minima<Form>(w, zeros, supers);
 }
 
 // kInt and kFloat have the same code, kInt's.
@@ -466,10 +582,9 @@ struct Gemm {
 // is so long that the processor's own window does not reach the loads of later steps. One row of
 // int8 products is the exception: its arithmetic is short, and it runs faster without prefetches.
 template <class Policy, int kRows>
-WOQ_INLINE void prefetch_step(const uint8_t* codes) {
+WOQ_INLINE void prefetch_step(const uint8_t* codes, int64_t step_bytes) {
   if constexpr (kRows > 1 || !Policy::kInteger) {
-    for (int64_t i = 0; i < step_bytes(Policy::kKind); i += kCacheLine)
-      __builtin_prefetch(codes + 1024 + i, 0, 3);
+    for (int64_t i = 0; i < step_bytes; i += kCacheLine) __builtin_prefetch(codes + 1024 + i, 0, 3);
   }
 }
 
@@ -484,43 +599,71 @@ struct UnpackedStep {
   }
 };
 
-template <class Policy, int kRows, int kTiles, int kChains>
+// One step of every row and tile; moves `stream` and `a` behind it.
+template <class Policy, class Form, int kRows, int kTiles, int kChains>
+WOQ_INLINE void multiply_direct_step(
+    const typename Policy::Table& table, int bits, const uint8_t* (&stream)[kTiles],
+    const uint8_t* (&a)[kRows], Accumulators<typename Policy::Acc, kRows, kTiles, kChains>& acc) {
+  UnpackedStep<Policy, kTiles> step{table, {}};
+  WOQ_UNROLL for (int t = 0; t < kTiles; ++t) {
+    prefetch_step<Policy, kRows>(stream[t], kPlaneBytes * bits);
+    step.codes[t] = load_step<Policy::kKind>(stream[t], bits);
+    stream[t] += kPlaneBytes * bits;
+  }
+  multiply_step<Policy, 0>(acc, step, a);
+  WOQ_UNROLL for (int m = 0; m < kRows; ++m) a[m] += Policy::kActBytes;
+}
+
+template <class Policy, int kRows, int kTiles, int kChains, class Form>
 void multiply_direct(const Gemm<Policy>& gemm, int64_t m0, int64_t tile) {
-  constexpr int64_t kStepBytes = step_bytes(Policy::kKind);
   const PackedMatrix& w = gemm.w;
+  const int bits = Form::bits(w);
+  const int64_t scale_bytes = w.scale_bytes(), header_bytes = w.header_bytes();
+  const int64_t groups_in_super = groups_in_super_block(w.scheme);
   const PreparedActivations& prepared = gemm.task.a;
   const typename Policy::Table table(gemm.policy);
   const uint8_t *stream[kTiles], *a[kRows];
+  SuperNumbers supers[kTiles];
+  int64_t super_offset[kTiles];
   Sums<kRows, kTiles> c;
   WOQ_UNROLL for (int t = 0; t < kTiles; ++t) {
     stream[t] = w.tile(tile + t);
+    super_offset[t] = w.super_offset(tile + t, 0);
     WOQ_UNROLL for (int m = 0; m < kRows; ++m) c.store(m, t, zero_f32());
   }
   WOQ_UNROLL for (int m = 0; m < kRows; ++m) a[m] = gemm.activations(m0 + m, 0);
 
-  int64_t k = 0, statistics = m0 * prepared.blocks;
+  int64_t k = 0, statistics = m0 * prepared.blocks, next_super = 0;
   for (int64_t g = 0; g < gemm.geometry.groups; ++g) {
+    if (Form::scales(w) == ScaleEncoding::kTwoLevel && g == next_super) {
+      WOQ_UNROLL for (int t = 0; t < kTiles; ++t) {
+        supers[t] = load_supers<Form>(w, super_offset[t]);
+        super_offset[t] += kSuperBytes;
+      }
+      next_super += groups_in_super;
+    }
     GroupNumbers<kTiles> group;
     WOQ_UNROLL for (int t = 0; t < kTiles; ++t) {
-      load_group(w, stream[t], stream[t] + w.scale_bytes(), tile + t, g, t, &group);
-      stream[t] += w.header_bytes();
+      load_group<Form>(w, stream[t], stream[t] + scale_bytes, tile + t, g, supers[t], t, &group);
+      stream[t] += header_bytes;
     }
-    for (const int64_t group_end = gemm.geometry.group_end(g); k < group_end; ++statistics) {
-      const int64_t block_end = std::min(group_end, k + kBlock);
-      Accumulators<typename Policy::Acc, kRows, kTiles, kChains> acc;
+    Accumulators<typename Policy::Acc, kRows, kTiles, kChains> acc;
+    if constexpr (Form::kGroup > 0) {
+      static_assert(Form::kGroup <= kBlock);
       start_block<Policy>(prepared, statistics, acc);
-      do {
-        UnpackedStep<Policy, kTiles> step{table, {}};
-        WOQ_UNROLL for (int t = 0; t < kTiles; ++t) {
-          prefetch_step<Policy, kRows>(stream[t]);
-          step.codes[t] = load_step<Policy::kKind>(stream[t]);
-          stream[t] += kStepBytes;
-        }
-        multiply_step<Policy, 0>(acc, step, a);
-        WOQ_UNROLL for (int m = 0; m < kRows; ++m) a[m] += Policy::kActBytes;
-        k += kStep;
-      } while (k < block_end);  // never empty: a test before the loop costs GCC registers
-      finish_block<Policy>(gemm.zeros, prepared, statistics, acc, group, c);
+      WOQ_UNROLL for (int64_t i = 0; i < Form::kGroup; i += kStep)
+          multiply_direct_step<Policy, Form>(table, bits, stream, a, acc);
+      finish_block<Policy>(Form::zeros(w), prepared, statistics++, acc, group, c);
+    } else {
+      for (const int64_t group_end = gemm.geometry.group_end(g); k < group_end; ++statistics) {
+        const int64_t block_end = std::min(group_end, k + kBlock);
+        start_block<Policy>(prepared, statistics, acc);
+        do {
+          multiply_direct_step<Policy, Form>(table, bits, stream, a, acc);
+          k += kStep;
+        } while (k < block_end);  // never empty: a test before the loop costs GCC registers
+        finish_block<Policy>(Form::zeros(w), prepared, statistics, acc, group, c);
+      }
     }
   }
   WOQ_UNROLL for (int m = 0; m < kRows; ++m) {
@@ -529,12 +672,25 @@ void multiply_direct(const Gemm<Policy>& gemm, int64_t m0, int64_t tile) {
   }
 }
 
+template <class Policy, int kRows, int kTiles, int kChains, class... Forms>
+void multiply_direct(const Gemm<Policy>& gemm, int64_t m, int64_t tile, FormList<Forms...>) {
+  static_cast<void>(
+      (... || (Forms::fits(gemm.w) &&
+               (multiply_direct<Policy, kRows, kTiles, kChains, Forms>(gemm, m, tile), true))));
+}
+
+template <class Policy, int kRows>
+using DirectForms =
+    typename std::conditional_t<kRows == 1 && Policy::kInteger, OneRowForms<Policy::kKind>,
+                                GeneralForms<Policy::kKind>>::List;
+
 // As many full register tiles of rows as fit, then halves. Sums have the chains of kChainTiles
 // tiles, which decide the order of their additions.
 template <class Policy, int kRows, int kTiles, int kChainTiles>
 void multiply_direct_rows(const Gemm<Policy>& gemm, int64_t m, int64_t tile) {
   for (; m + kRows <= gemm.task.m1; m += kRows)
-    multiply_direct<Policy, kRows, kTiles, Policy::chains(kRows * kChainTiles)>(gemm, m, tile);
+    multiply_direct<Policy, kRows, kTiles, Policy::chains(kRows * kChainTiles)>(
+        gemm, m, tile, DirectForms<Policy, kRows>());
   if constexpr (kRows > 1)
     multiply_direct_rows<Policy, kRows / 2, kTiles, kChainTiles>(gemm, m, tile);
 }
@@ -588,8 +744,9 @@ WOQ_INLINE void unpack_step(const typename Policy::Table& table, const StepCodes
 template <class Policy, int kTiles>
 void fill_panel(const Gemm<Policy>& gemm, int64_t tile, int64_t* k, int64_t* group, int64_t* block,
                 Panel<Policy, kTiles>* panel) {
-  constexpr int64_t kStepBytes = step_bytes(Policy::kKind);
   const PackedMatrix& w = gemm.w;
+  const int bits = w.code_bits();
+  const int64_t step_bytes = w.step_bytes();
   const typename Policy::Table table(gemm.policy);
   panel->k = *k;
   panel->first_block = *block;
@@ -603,14 +760,15 @@ void fill_panel(const Gemm<Policy>& gemm, int64_t tile, int64_t* k, int64_t* gro
     auto& out = panel->blocks[panel->block_count++];
     out.steps = block_steps;
     WOQ_UNROLL for (int t = 0; t < kTiles; ++t) {
-      load_group<kTiles>(w, w.scales(tile + t, *group), w.zeros(tile + t, *group), tile + t, *group,
-                         t, &out);
+      load_group<AnyForm, kTiles>(
+          w, w.scales(tile + t, *group), w.zeros(tile + t, *group), tile + t, *group,
+          load_supers<AnyForm>(w, w.super_offset(tile + t, *group)), t, &out);
       const uint8_t* codes = w.codes(tile + t, *group) +
-                             (*k - *group * gemm.geometry.group_length) / kStep * kStepBytes;
+                             (*k - *group * gemm.geometry.group_length) / kStep * step_bytes;
       auto* operands = panel->operands + steps * Panel<Policy, kTiles>::kStepOperands;
       for (int64_t i = 0; i < block_steps; ++i) {
-        unpack_step<Policy, kTiles, 0>(table, load_step<Policy::kKind>(codes), t, operands);
-        codes += kStepBytes;
+        unpack_step<Policy, kTiles, 0>(table, load_step<Policy::kKind>(codes, bits), t, operands);
+        codes += step_bytes;
         operands += Panel<Policy, kTiles>::kStepOperands;
       }
       panel->next[t] = codes;
@@ -657,9 +815,10 @@ void multiply_panel(const Gemm<Policy>& gemm, const Panel<Policy, kTiles>& panel
 // Into the second-level cache: share i of n of the next panel's codes. Spread over the
 // multiplications, which leave memory idle; an eighth to a third faster at 16 rows.
 template <class Policy, int kTiles>
-WOQ_INLINE void prefetch_panel(const Panel<Policy, kTiles>& panel, int64_t i, int64_t n) {
-  constexpr int64_t kLines = Panel<Policy, kTiles>::kSteps * step_bytes(Policy::kKind) / kCacheLine;
-  for (int64_t line = kLines * i / n; line < kLines * (i + 1) / n; ++line) {
+WOQ_INLINE void prefetch_panel(const Panel<Policy, kTiles>& panel, int64_t step_bytes, int64_t i,
+                               int64_t n) {
+  const int64_t lines = Panel<Policy, kTiles>::kSteps * step_bytes / kCacheLine;
+  for (int64_t line = lines * i / n; line < lines * (i + 1) / n; ++line) {
     WOQ_UNROLL for (int t = 0; t < kTiles; ++t)
         __builtin_prefetch(panel.next[t] + kCacheLine * line, 0, 2);
   }
@@ -670,7 +829,7 @@ void multiply_panel_rows(const Gemm<Policy>& gemm, const Panel<Policy, kTiles>& 
                          int64_t m1, float* sums) {
   const int64_t parts = (m1 - m) / kRows;
   for (int64_t i = 0; i < parts; ++i, m += kRows, sums += kRows * kTiles * kTileRows) {
-    if (kRows == Policy::kRows) prefetch_panel(panel, i, parts);
+    if (kRows == Policy::kRows) prefetch_panel(panel, gemm.w.step_bytes(), i, parts);
     multiply_panel<Policy, kRows, kTiles>(gemm, panel, m, sums);
   }
   if constexpr (kRows > 1) multiply_panel_rows<Policy, kRows / 2, kTiles>(gemm, panel, m, m1, sums);

@@ -24,7 +24,8 @@
 // |a| <= 127 and blocks of at most 128 keep it below 2^24, and with integer zero points the second
 // line too, so that fp32 holds both exactly. The third line is one rounded product and one fused
 // multiply-add, in the order of b. fp32 and bf16 results differ between targets by the order of
-// additions within a block, but not by the portion that a thread computes.
+// additions within a block, but not by the portion that a thread computes. Of weights with minima
+// the second line gives the sum of code * a, from which int8 kernels start at once.
 //
 // The kernels of target onednn instead multiply dequantized weights, where C has kDequantizedRows
 // and more:
@@ -89,8 +90,8 @@ inline ComputeRequest parse_compute_request(std::string_view text) {
   fail("unknown compute dtype '", text, "'; known: fp32, bf16, int8, auto");
 }
 
-// What kernels distinguish in a weight, by the packed code: integers in 4 bits, look-ups in a table
-// by 4 bits, integers in 8 bits.
+// What kernels distinguish in a weight, once a step is loaded: integers of up to 4 bits, look-ups in
+// a table by up to 4 bits, integers of 5 to 8 bits.
 enum class WeightKind : uint8_t { kU4, kT4, kU8 };
 inline constexpr const char* kWeightKindNames[] = {"u4", "t4", "u8"};
 
@@ -114,12 +115,16 @@ inline constexpr int64_t kBlock = 128;
 struct BlockGeometry {
   int64_t cols = 0, padded_cols = 0, group_length = 0, groups = 0;
   float unit = 1.0f;  // of the 8-bit image of a codebook's values; 1 for integers
+  bool has_minima = false;
+  int center = 0;  // of W's codes; 0 for a codebook
 
   explicit BlockGeometry(const PackedMatrix& weights)
       : cols(weights.cols),
         padded_cols(weights.padded_cols()),
         group_length(weights.group_length()),
-        groups(weights.groups()) {
+        groups(weights.groups()),
+        has_minima(weights.scheme.zeros == ZeroKind::kMin),
+        center(weights.dtype().center()) {
     const DtypeTraits& dtype = weights.dtype();
     if (!dtype.is_integer()) unit = dtype.codebook->image_unit;
   }
@@ -145,7 +150,8 @@ inline constexpr float kTinyActivation = 1e-36f;
 struct PreparedActivations {
   int64_t row_bytes = 0;
   uint8_t* data = nullptr;  // [M] rows in the kernel's ActFormat
-  float* sums = nullptr;    // [M, blocks]: sum of the prepared values of a block
+  // [M, blocks]: sum of the prepared values of a block; for weights with minima A, see above.
+  float* sums = nullptr;
   // kS8 only:
   float* scales = nullptr;    // [M, blocks]: s_a * unit
   int32_t* starts = nullptr;  // [M, blocks]: what a kernel's integer sums of a block start from

@@ -48,8 +48,9 @@ WOQ_INLINE void dequantize_step(const typename Policy::Table& table, const StepC
 template <class Policy, ActFormat kFormat>
 void dequantize_panel(const Gemm<Policy>& gemm, int64_t tile, int64_t tiles, int64_t k, int64_t k1,
                       uint8_t* out) {
-  constexpr int64_t kStepBytes = step_bytes(Policy::kKind);
   const PackedMatrix& w = gemm.w;
+  const int bits = w.code_bits();
+  const int64_t step_bytes = w.step_bytes();
   const BlockGeometry& geometry = gemm.geometry;
   const typename Policy::Table table(gemm.policy);
   const int64_t lane_bytes = kTileRows * element_bytes(kFormat), row_bytes = tiles * lane_bytes;
@@ -59,16 +60,18 @@ void dequantize_panel(const Gemm<Policy>& gemm, int64_t tile, int64_t tiles, int
   for (int64_t group = k / geometry.group_length; k < k1; ++group) {
     const int64_t end = std::min(k1, geometry.group_end(group));
     for (int64_t t = 0; t < tiles; ++t) {
-      load_group<1>(w, w.scales(tile + t, group), w.zeros(tile + t, group), tile + t, group, 0,
-                    &numbers[t]);
+      load_group<AnyForm, 1>(w, w.scales(tile + t, group), w.zeros(tile + t, group), tile + t,
+                             group, load_supers<AnyForm>(w, w.super_offset(tile + t, group)), 0,
+                             &numbers[t]);
       codes[t] =
-          w.codes(tile + t, group) + (k - group * geometry.group_length) / kStep * kStepBytes;
+          w.codes(tile + t, group) + (k - group * geometry.group_length) / kStep * step_bytes;
     }
     for (; k < end; k += kStep, out += kStep * row_bytes) {
       for (int64_t t = 0; t < tiles; ++t) {
-        dequantize_step<Policy, kFormat, 0>(table, load_step<Policy::kKind>(codes[t]), numbers[t],
-                                            has_minima, row_bytes, out + t * lane_bytes);
-        codes[t] += kStepBytes;
+        dequantize_step<Policy, kFormat, 0>(table, load_step<Policy::kKind>(codes[t], bits),
+                                            numbers[t], has_minima, row_bytes,
+                                            out + t * lane_bytes);
+        codes[t] += step_bytes;
       }
     }
   }

@@ -92,8 +92,10 @@ void prepare_s8(const PrepareTask& task) {
                            : zero  ? 0.0f
                                    : absmax / kActivationMax * task.geometry.unit;
       const int32_t total = reduce_add(sum);
-      task.out.starts[i] = -kExcess * total;
+      const bool has_minima = task.geometry.has_minima;
+      task.out.starts[i] = ((has_minima ? task.geometry.center : 0) - kExcess) * total;
       task.out.sums[i] = static_cast<float>(total);
+      if (has_minima) task.out.sums[i] *= task.out.scales[i];
     });
   }
 }

@@ -61,6 +61,7 @@ inline void prepare_s8(const PrepareTask& task) {
                                    : absmax / kActivationMax * task.geometry.unit;
       task.out.starts[i] = 0;
       task.out.sums[i] = static_cast<float>(sum);
+      if (task.geometry.has_minima) task.out.sums[i] *= task.out.scales[i];
     });
   }
 }
@@ -82,11 +83,20 @@ inline float packed_zero(const PackedMatrix& w, int64_t n, int64_t g) {
 inline int packed_code(const PackedMatrix& w, int64_t n, int64_t k) {
   // K's padding belongs to the last group.
   const int64_t g = std::min(k / w.group_length(), w.groups() - 1);
-  const int64_t steps = (k - g * w.group_length()) / kStep, j = k % kStep;
-  const uint8_t* step = w.codes(n / kTileRows, g) + steps * w.step_bytes() + 4 * (n % kTileRows);
-  const int packed =
-      w.code_bits() == 8 ? step[j / 4 * kStepBytes4 + j % 4] : step[j % 4] >> (j / 4 * 4) & 15;
-  return packed - w.code_excess();
+  const int64_t steps = (k - g * w.group_length()) / kStep, lane = n % kTileRows;
+  const int64_t j = k % kStep, half = j / 4, byte = 4 * lane + j % 4;
+  const uint8_t* step = w.codes(n / kTileRows, g) + steps * w.step_bytes();
+  const int bits = w.code_bits();
+  if (bits == 8) return step[half * kStepBytes4 + byte];
+  int code = 0, bit = 0;
+  if (has_nibbles(bits)) {
+    code = step[byte] >> (4 * half) & 15;
+    step += kStepBytes4;
+    bit = 4;
+  }
+  for (; bit < bits; ++bit, step += kPlaneBytes)
+    code |= (step[half * kPlaneBytes / 2 + byte / 8] >> (byte % 8) & 1) << bit;
+  return code;
 }
 
 // Does what follows the product, and stores element (m, n) of C.
@@ -102,7 +112,11 @@ void gemm(const GemmTask& task) {
   const PackedMatrix& w = *task.weights;
   const DtypeTraits& dtype = w.dtype();
   const BlockGeometry geometry(w);
-  const bool has_zeros = w.scheme.zeros != ZeroKind::kNone;
+  const bool has_minima = geometry.has_minima;
+  // Of weights with minima the int8 sums are of the codes themselves.
+  const bool has_zeros =
+      w.scheme.zeros != ZeroKind::kNone && !(has_minima && kCompute == ComputeType::kInt8);
+  const int center = has_minima ? 0 : dtype.center();
   const int64_t n_end = std::min(w.rows, task.t1 * kTileRows);
   for (int64_t m = task.m0; m < task.m1; ++m) {
     const uint8_t* const row = task.a.data + m * task.a.row_bytes;
@@ -115,7 +129,7 @@ void gemm(const GemmTask& task) {
           int32_t sum = 0;
           for (int64_t k = k0; k < k1; ++k) {
             const int code = packed_code(w, n, k);
-            const int t = dtype.is_integer() ? code - dtype.center() : dtype.codebook->image[code];
+            const int t = dtype.is_integer() ? code - center : dtype.codebook->image[code];
             sum += t * reinterpret_cast<const int8_t*>(row)[k];
           }
           p = static_cast<float>(sum);
@@ -129,12 +143,7 @@ void gemm(const GemmTask& task) {
         }
         if (has_zeros) p = std::fma(-packed_zero(w, n, g), task.a.sums[i], p);
         c = std::fma(p, scale, c);
-        if (w.scheme.zeros == ZeroKind::kMin) {
-          const float minimum = w.minimum(w.zeros(n / kTileRows, g), n, g);
-          float sum = task.a.sums[i];
-          if (kCompute == ComputeType::kInt8) sum *= task.a.scales[i];
-          c = std::fma(minimum, sum, c);
-        }
+        if (has_minima) c = std::fma(w.minimum(w.zeros(n / kTileRows, g), n, g), task.a.sums[i], c);
       });
       store_output(task, m, n, c);
     }

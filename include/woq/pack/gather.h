@@ -35,16 +35,15 @@ inline void gather_stored_row(const PackedMatrix& packed, int64_t n, uint8_t* co
   const DtypeTraits& dtype = packed.dtype();
   const int64_t t = n / kTileRows, lane = n % kTileRows, length = packed.group_length();
   const int64_t row_bytes = code_row_bytes(packed.cols, packed.code_bits());
-  const int excess = packed.code_excess();
   for (int64_t g = 0; g < packed.groups(); ++g) {
     const int64_t begin = g * length, count = std::min(length, packed.cols - begin);
-    unpack_group_codes(packed.codes(t, g), packed.code_bits(), lane,
-                       group_bytes(packed, row_bytes, g).size, codes);
+    unpack_codes(packed.codes(t, g), packed.code_bits(), lane,
+                 group_bytes(packed, row_bytes, g).size, codes);
     const float scale = packed.scale(packed.scales(t, g), n, g);
     const float zero = packed_zero_point(packed, t, g, lane);
     if (dtype.is_integer()) {
       for_each_code(codes, 0, count, packed.code_bits(), [&](int64_t k, int code) {
-        out[begin + k] = scale * (static_cast<float>(code - excess) - zero);
+        out[begin + k] = scale * (static_cast<float>(code) - zero);
       });
     } else {
       for_each_code(codes, 0, count, packed.code_bits(), [&](int64_t k, int code) {

@@ -9,58 +9,13 @@
 
 #include "woq/core/parallel.h"
 #include "woq/pack/packed_matrix.h"
+#include "woq/pack/step.h"
 #include "woq/quant/quantized_matrix.h"
 #include "woq/quant/validate.h"
 
 namespace woq {
 
 namespace detail {
-
-// Bytes j of the result hold nibbles j of the low 16 bits.
-inline uint32_t spread_nibbles(uint32_t x) {
-  x = (x | x << 8) & 0x00ff00ffu;
-  return (x | x << 4) & 0x0f0f0f0fu;
-}
-
-// The inverse, for bytes below 16.
-inline uint32_t gather_nibbles(uint32_t x) {
-  x = (x | x >> 4) & 0x00ff00ffu;
-  return (x | x >> 8) & 0x0000ffffu;
-}
-
-// One row of a 4-bit step: the hub has nibble k at bit 4 k.
-inline uint32_t pack_step4(uint32_t hub) {
-  return spread_nibbles(hub & 0xffffu) | spread_nibbles(hub >> 16) << 4;
-}
-
-inline uint32_t unpack_step4(uint32_t packed) {
-  return gather_nibbles(packed & 0x0f0f0f0fu) | gather_nibbles(packed >> 4 & 0x0f0f0f0fu) << 16;
-}
-
-// Copies `lane` of a group's codes from or to `bytes` bytes of a row in the packed width.
-inline void pack_group_codes(const uint8_t* hub, int64_t bytes, int bits, int64_t lane,
-                             uint8_t* codes) {
-  const int64_t unit = bits == 4 ? 4 : 8;  // bytes of a row in a step
-  for (int64_t byte = 0; byte < bytes; byte += unit, codes += kStepBytes4 * bits / 4) {
-    uint32_t words[2] = {0, 0};
-    std::memcpy(words, hub + byte, static_cast<size_t>(std::min(unit, bytes - byte)));
-    if (bits == 4) words[0] = pack_step4(words[0]);
-    std::memcpy(codes + 4 * lane, &words[0], 4);
-    if (bits == 8) std::memcpy(codes + kStepBytes4 + 4 * lane, &words[1], 4);
-  }
-}
-
-inline void unpack_group_codes(const uint8_t* codes, int bits, int64_t lane, int64_t bytes,
-                               uint8_t* hub) {
-  const int64_t unit = bits == 4 ? 4 : 8;
-  for (int64_t byte = 0; byte < bytes; byte += unit, codes += kStepBytes4 * bits / 4) {
-    uint32_t words[2] = {0, 0};
-    std::memcpy(&words[0], codes + 4 * lane, 4);
-    if (bits == 8) std::memcpy(&words[1], codes + kStepBytes4 + 4 * lane, 4);
-    if (bits == 4) words[0] = unpack_step4(words[0]);
-    std::memcpy(hub + byte, words, static_cast<size_t>(std::min(unit, bytes - byte)));
-  }
-}
 
 // Columns by group, in their order within each. Throws InvalidArgument unless each group has its
 // number of columns.
@@ -78,39 +33,31 @@ inline Buffer columns_by_group(const QuantizedMatrix& matrix) {
   return order;
 }
 
-// A row of the hub as the packed matrix has it, before codes are put into steps: its columns in
-// `order` (nullptr: the hub's), its codes in the packed width and with the packed centre. `codes`
-// [K] is room for one row.
-inline void load_packed_row(const QuantizedMatrix& matrix, const PackedMatrix& packed, int64_t n,
-                            const int32_t* order, uint8_t* codes, uint8_t* row) {
-  const int excess = packed.code_excess();
-  for (int64_t i = 0; i < matrix.cols; ++i) {
-    const int64_t k = order == nullptr ? i : order[i];
-    codes[i] = static_cast<uint8_t>(matrix.code(n, k) + excess);
-  }
-  write_codes(codes, matrix.cols, packed.code_bits(), row);
+// A row of the hub with its columns in `order`. `codes` [K] is room for one row.
+inline void load_ordered_row(const QuantizedMatrix& matrix, int64_t n, const int32_t* order,
+                             uint8_t* codes, uint8_t* row) {
+  for (int64_t i = 0; i < matrix.cols; ++i)
+    codes[i] = static_cast<uint8_t>(matrix.code(n, order[i]));
+  write_codes(codes, matrix.cols, matrix.dtype().bits, row);
 }
 
 // The inverse: fills row n of the hub.
-inline void store_packed_row(const PackedMatrix& packed, const uint8_t* row, const int32_t* order,
-                             int64_t n, uint8_t* codes, QuantizedMatrix* matrix) {
-  const int excess = packed.code_excess();
-  for_each_code(row, 0, matrix->cols, packed.code_bits(), [&](int64_t i, int code) {
-    codes[order == nullptr ? i : order[i]] = static_cast<uint8_t>(code - excess);
-  });
-  write_codes(codes, matrix->cols, matrix->dtype().bits, matrix->row(n));
+inline void store_ordered_row(const uint8_t* row, const int32_t* order, int64_t n, uint8_t* codes,
+                              QuantizedMatrix* matrix) {
+  const int bits = matrix->dtype().bits;
+  for_each_code(row, 0, matrix->cols, bits,
+                [&](int64_t i, int code) { codes[order[i]] = static_cast<uint8_t>(code); });
+  write_codes(codes, matrix->cols, bits, matrix->row(n));
 }
 
-// Factors of two-level scales or minima, from the hub's [N, S] to [tiles][S][16] or back.
-template <bool kPack>
-void move_supers(const PackedMatrix& packed, Buffer* hub, Buffer* tiles) {
+// Calls body with the places, in bytes, of each factor of two-level scales or minima: in the hub's
+// [N, S] and in [tiles][S][16].
+template <class Body>
+void for_each_super(const PackedMatrix& packed, const Body& body) {
   const int64_t blocks = super_blocks(packed.scheme, packed.groups());
   for (int64_t n = 0; n < packed.rows; ++n) {
     for (int64_t s = 0; s < blocks; ++s) {
-      uint8_t* const in_hub = hub->data() + (n * blocks + s) * 2;
-      uint8_t* const in_tile =
-          tiles->data() + ((n / kTileRows * blocks + s) * kTileRows + n % kTileRows) * 2;
-      std::memcpy(kPack ? in_tile : in_hub, kPack ? in_hub : in_tile, 2);
+      body((n * blocks + s) * 2, ((n / kTileRows * blocks + s) * kTileRows + n % kTileRows) * 2);
     }
   }
 }
@@ -118,17 +65,19 @@ void move_supers(const PackedMatrix& packed, Buffer* hub, Buffer* tiles) {
 inline Buffer packed_supers(const PackedMatrix& packed, const Buffer& hub) {
   Buffer tiles(packed.tiles() * super_blocks(packed.scheme, packed.groups()) * kTileRows * 2);
   tiles.fill_zero();
-  Buffer source = hub;
-  move_supers<true>(packed, &source, &tiles);
+  for_each_super(packed, [&](int64_t in_hub, int64_t in_tiles) {
+    std::memcpy(tiles.data() + in_tiles, hub.data() + in_hub, 2);
+  });
   return tiles;
 }
 
 inline void unpack_supers(const PackedMatrix& packed, const Buffer& tiles, Buffer* hub) {
-  Buffer source = tiles;
-  move_supers<false>(packed, hub, &source);
+  for_each_super(packed, [&](int64_t in_hub, int64_t in_tiles) {
+    std::memcpy(hub->data() + in_hub, tiles.data() + in_tiles, 2);
+  });
 }
 
-// The bytes of a row in the packed width that hold one group's codes: groups start at whole bytes.
+// The bytes of a row that hold one group's codes: groups start at whole steps.
 struct GroupBytes {
   int64_t begin, size;
 };
@@ -168,7 +117,7 @@ inline PackedMatrix pack(const QuantizedMatrix& matrix, int threads = 0) {
   const int64_t zero_size = packed.zero_bytes() / kTileRows;
   const Buffer& zero_values = has_minima ? matrix.minima.values : matrix.zero_points;
   const int64_t row_bytes = code_row_bytes(matrix.cols, packed.code_bits());
-  const bool rewritten = order != nullptr || packed.code_bits() != matrix.dtype().bits;
+  const bool rewritten = order != nullptr;
   threads = useful_threads(threads, matrix.rows * matrix.cols, kElementGrain);
   parallel_for(packed.tiles(), threads, [&](int64_t begin, int64_t end) {
     Buffer written(rewritten ? kTileRows * row_bytes : 0), codes(rewritten ? matrix.cols : 0);
@@ -179,8 +128,8 @@ inline PackedMatrix pack(const QuantizedMatrix& matrix, int threads = 0) {
       const uint8_t* rows = matrix.row(t * kTileRows);
       if (rewritten) {
         for (int64_t lane = 0; lane < lanes; ++lane) {
-          detail::load_packed_row(matrix, packed, t * kTileRows + lane, order, codes.data(),
-                                  written.data() + lane * row_bytes);
+          detail::load_ordered_row(matrix, t * kTileRows + lane, order, codes.data(),
+                                   written.data() + lane * row_bytes);
         }
         rows = written.data();
       }
@@ -190,8 +139,8 @@ inline PackedMatrix pack(const QuantizedMatrix& matrix, int threads = 0) {
         const detail::GroupBytes bytes = detail::group_bytes(packed, row_bytes, g);
         for (int64_t lane = 0; lane < lanes; ++lane) {
           const int64_t n = t * kTileRows + lane, i = n * groups + g;
-          detail::pack_group_codes(rows + lane * row_bytes + bytes.begin, bytes.size,
-                                   packed.code_bits(), lane, scales + packed.header_bytes());
+          detail::pack_codes(rows + lane * row_bytes + bytes.begin, bytes.size, packed.code_bits(),
+                             lane, scales + packed.header_bytes());
           std::memcpy(scales + lane * scale_size, matrix.scales.values.data() + i * scale_size,
                       static_cast<size_t>(scale_size));
           if (packed.signed_double_scales() &&
@@ -236,7 +185,7 @@ inline QuantizedMatrix unpack(const PackedMatrix& packed, int threads = 0) {
     }
   }
   const int64_t row_bytes = code_row_bytes(packed.cols, packed.code_bits());
-  const bool rewritten = order != nullptr || packed.code_bits() != packed.dtype().bits;
+  const bool rewritten = order != nullptr;
   threads = useful_threads(threads, packed.rows * packed.cols, kElementGrain);
   parallel_for(packed.rows, threads, [&](int64_t begin, int64_t end) {
     Buffer written(rewritten ? row_bytes : 0), codes(rewritten ? packed.cols : 0);
@@ -246,8 +195,8 @@ inline QuantizedMatrix unpack(const PackedMatrix& packed, int threads = 0) {
       for (int64_t g = 0; g < groups; ++g) {
         const int64_t i = n * groups + g;
         const detail::GroupBytes bytes = detail::group_bytes(packed, row_bytes, g);
-        detail::unpack_group_codes(packed.codes(t, g), packed.code_bits(), lane, bytes.size,
-                                   row + bytes.begin);
+        detail::unpack_codes(packed.codes(t, g), packed.code_bits(), lane, bytes.size,
+                             row + bytes.begin);
         std::memcpy(matrix.scales.values.data() + i * scale_size,
                     packed.scales(t, g) + lane * scale_size, static_cast<size_t>(scale_size));
         if (zero_size > 0) {
@@ -255,7 +204,7 @@ inline QuantizedMatrix unpack(const PackedMatrix& packed, int threads = 0) {
                       static_cast<size_t>(zero_size));
         }
       }
-      if (rewritten) detail::store_packed_row(packed, row, order, n, codes.data(), &matrix);
+      if (rewritten) detail::store_ordered_row(row, order, n, codes.data(), &matrix);
     }
   });
   if (packed.signed_double_scales()) {

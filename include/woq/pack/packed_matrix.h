@@ -11,9 +11,13 @@
 // an operand of a 4-way byte dot product (vpdpbusd), its 16-bit halves are indices into a table of
 // bfloat16 pairs (vpermw), and its 32-bit lanes are indices into a table of floats (vpermps).
 //
-// Codes of up to 4 bits are stored in 4, wider ones in 8. Integers of another width than these two
-// are moved to the centre of the wider one, 8 or 128: kernels subtract no other centre from a code.
-// Zero points stay as the hub has them.
+// Other widths have planes of one bit, 16 bytes each, the lowest bit first: bit 4 n + j of the
+// first half of a plane is that of W[n][k + j], of the second half that of W[n][k + 4 + j].
+//   5 to 7 bits: the step of the low 4 bits, then a plane for each further bit
+//   2, 3 bits:   2 or 3 planes
+// A step takes 16 bytes for each bit of a code, whatever the width. Kernels add planes to what they
+// load (load_step in gemm-inl.h) and then see a step of 4 or of 8 bits, in which integers of other
+// widths lie around the centre of the wider one, 8 or 128.
 //
 // A tile lies in one piece, group after group. A group of a tile is
 //   scales       16, in their stored encoding
@@ -35,15 +39,16 @@
 namespace woq {
 
 inline constexpr int kTileRows = 16;
-inline constexpr int64_t kStep = 8;  // elements of K
-inline constexpr int64_t kStepBytes4 = kTileRows * kStep / 2;
+inline constexpr int64_t kStep = 8;                            // elements of K
+inline constexpr int64_t kPlaneBytes = kTileRows * kStep / 8;  // a bit of each code of a step
+inline constexpr int64_t kSuperBytes = kTileRows * 2;          // a tile's factors of a super block
+inline constexpr int64_t kStepBytes4 = 4 * kPlaneBytes;
 inline constexpr const char* kLayoutName = "n16k8";
-inline constexpr int kLayoutVersion = 2;
+inline constexpr int kLayoutVersion = 3;
 
-// Value of a packed 4-bit code at scale 1 in a symmetric matrix: narrower integers were moved to
-// the centre of 4 bits.
-constexpr float packed_value4(const DtypeTraits& dtype, int code) {
-  return dtype.is_integer() ? static_cast<float>(code - 8) : code_value(dtype, code);
+// Codes of `bits` bits may have a step of 4 bits, and planes behind it.
+constexpr bool has_nibbles(int bits) {
+  return bits >= 4;
 }
 
 constexpr int64_t round_up(int64_t n, int64_t unit) {
@@ -67,11 +72,7 @@ struct PackedMatrix {
   Buffer act_scales;   // [K] fp32, in stored order; empty: ones
 
   const DtypeTraits& dtype() const { return traits_of(scheme.dtype); }
-  // Bits of a packed code, and what it has over the hub's.
-  int code_bits() const { return dtype().bits <= 4 ? 4 : 8; }
-  int code_excess() const {
-    return dtype().is_integer() ? (1 << (code_bits() - 1)) - dtype().center() : 0;
-  }
+  int code_bits() const { return dtype().bits; }
   int64_t tiles() const { return (rows + kTileRows - 1) / kTileRows; }
   int64_t padded_cols() const { return round_up(cols, kStep); }
   int64_t group_length() const { return woq::group_length(scheme, cols); }
@@ -90,7 +91,7 @@ struct PackedMatrix {
     return kTileRows * (scheme.zeros == ZeroKind::kMin ? stored_scale_bytes(scheme.scales)
                                                        : zero_point_bytes(scheme.zeros));
   }
-  int64_t step_bytes() const { return kStepBytes4 * code_bits() / 4; }
+  int64_t step_bytes() const { return kPlaneBytes * code_bits(); }
   // Bytes of a group in front of its codes.
   int64_t header_bytes() const { return scale_bytes() + zero_bytes(); }
   // Where a group starts within a tile. Groups but the last are whole steps.
@@ -113,13 +114,10 @@ struct PackedMatrix {
   const uint8_t* zeros(int64_t t, int64_t g) const { return scales(t, g) + scale_bytes(); }
   const uint8_t* codes(int64_t t, int64_t g) const { return scales(t, g) + header_bytes(); }
 
-  // The 16 factors of group g of tile t in `supers`, one of the two buffers above.
+  // Where the 16 factors of group g of tile t lie in the two buffers above.
   int64_t super_offset(int64_t t, int64_t g) const {
-    const int64_t blocks = super_blocks(scheme, groups());
-    return (t * blocks + g / groups_in_super_block(scheme)) * kTileRows * 2;
-  }
-  const uint8_t* supers(const Buffer& supers, int64_t t, int64_t g) const {
-    return supers.data() + super_offset(t, g);
+    if (scheme.scales != ScaleEncoding::kTwoLevel) return 0;
+    return (t * super_blocks(scheme, groups()) + g / groups_in_super_block(scheme)) * kSuperBytes;
   }
 
   // The scale of row n in group g; `packed` are those of its tile and group.
@@ -148,8 +146,8 @@ struct PackedMatrix {
 
  private:
   float super(const Buffer& buffer, int64_t n, int64_t g) const {
-    return fp16_to_float(
-        detail::load_element<uint16_t>(supers(buffer, n / kTileRows, g), n % kTileRows));
+    return fp16_to_float(detail::load_element<uint16_t>(
+        buffer.data() + super_offset(n / kTileRows, g), n % kTileRows));
   }
 };
 

@@ -277,6 +277,25 @@ WOQ_INLINE I32 flip_sign_bits(I32 codes) {
   return {_mm256_xor_si256(codes.lo, mask), _mm256_xor_si256(codes.hi, mask)};
 }
 
+WOQ_INLINE I32 set_bytes(int x) {
+  const __m256i bytes = _mm256_set1_epi8(static_cast<char>(x));
+  return {bytes, bytes};
+}
+WOQ_INLINE __m256i add_where(__m256i bytes, const uint8_t* plane, int x) {
+  int32_t bits;
+  std::memcpy(&bits, plane, sizeof bits);
+  const __m256i own_byte = _mm256_set_epi64x(0x0303030303030303, 0x0202020202020202,
+                                             0x0101010101010101, 0x0000000000000000);
+  const __m256i own_bit = _mm256_set1_epi64x(static_cast<int64_t>(0x8040201008040201u));
+  const __m256i spread = _mm256_shuffle_epi8(_mm256_set1_epi32(bits), own_byte);
+  const __m256i is_set = _mm256_cmpeq_epi8(_mm256_and_si256(spread, own_bit), own_bit);
+  return _mm256_add_epi8(bytes, _mm256_and_si256(is_set, _mm256_set1_epi8(static_cast<char>(x))));
+}
+// Adds x to the bytes whose bit is set in the 64 bits at `plane`; bit i is byte i's.
+WOQ_INLINE I32 add_where(I32 bytes, const uint8_t* plane, int x) {
+  return {add_where(bytes.lo, plane, x), add_where(bytes.hi, plane + 4, x)};
+}
+
 // Bytes looked up in a table of 16.
 struct ByteTable {
   __m256i v;

@@ -197,9 +197,12 @@ WOQ_INLINE void store_f64(double* p, const F64& a) {
   _mm512_storeu_pd(p + 8, a.hi);
 }
 
-// Packed codes: 64 bytes.
+// Packed codes: 64 bytes. They are used twice, for low and high nibbles, and GCC would load them
+// twice: half of them cross a cache line, which takes two cycles.
 WOQ_INLINE I32 load_codes(const uint8_t* p) {
-  return _mm512_loadu_si512(p);
+  I32 codes = _mm512_loadu_si512(p);
+  __asm__("" : "+v"(codes));
+  return codes;
 }
 WOQ_INLINE I32 broadcast_bytes(const uint8_t* p) {  // 4 bytes in every lane
   int32_t x;
@@ -214,6 +217,16 @@ WOQ_INLINE I32 high_nibbles(I32 codes) {
 }
 WOQ_INLINE I32 flip_sign_bits(I32 codes) {
   return _mm512_xor_si512(codes, _mm512_set1_epi8(-128));
+}
+
+WOQ_INLINE I32 set_bytes(int x) {
+  return _mm512_set1_epi8(static_cast<char>(x));
+}
+// Adds x to the bytes whose bit is set in the 64 bits at `plane`; bit i is byte i's.
+WOQ_INLINE I32 add_where(I32 bytes, const uint8_t* plane, int x) {
+  uint64_t bits;
+  std::memcpy(&bits, plane, sizeof bits);
+  return _mm512_mask_add_epi8(bytes, _cvtu64_mask64(bits), bytes, set_bytes(x));
 }
 
 // Bytes looked up in a table of 16.

@@ -128,8 +128,7 @@ class WeightOnlyQuantConfig(_TransformersConfig):
 
     Args:
         weight_dtype: int2, int3, int4_fullrange, int4_clip (alias int4), int5 to int8, nf4,
-            fp4_e2m1, fp4_e2m1_bnb (alias fp4) or iq4_nl. Kernels read integers of 2 and 3 bits in
-            4 bits, those of 5 to 7 in 8: checkpoints are smaller, memory is not.
+            fp4_e2m1, fp4_e2m1_bnb (alias fp4) or iq4_nl.
         compute_dtype: dtype of the products: fp32, bf16 or int8 (activations quantized on the fly);
             "auto" for the fastest on this machine whose error is small beside the weights'.
         scale_dtype: dtype of the stored scales: fp32, fp16 or bf16.

@@ -99,6 +99,34 @@ TEST(Pack, CodesLieWhereTheLayoutSays) {
   }
 }
 
+// The widths with planes: bit `bit` of the code of lane, k + j in a step at `step`.
+int bit_in_step(const uint8_t* step, int bits, int bit, int64_t lane, int64_t j) {
+  const int64_t half = j / 4, place = 4 * lane + j % 4;
+  if (bits >= 4 && bit < 4) return step[place] >> (4 * half + bit) & 1;
+  const uint8_t* const plane = bits >= 4 ? step + 64 + 16 * (bit - 4) : step + 16 * bit;
+  return plane[8 * half + place / 8] >> (place % 8) & 1;
+}
+
+TEST(Pack, BitsLieInThePlanesOfTheLayout) {
+  Random random = random_of_test();
+  for (const WeightDtype dtype : {WeightDtype::kInt2, WeightDtype::kInt3, WeightDtype::kInt5,
+                                  WeightDtype::kInt6, WeightDtype::kInt7}) {
+    const QuantizedMatrix hub = random_hub(random, {dtype, 16, {}, {}}, 21, 43);
+    const PackedMatrix packed = pack(hub, 1);
+    const int bits = hub.dtype().bits;
+    for (int64_t n = 0; n < 32; ++n) {
+      for (int64_t k = 0; k < 48; ++k) {
+        const uint8_t* const step = packed.tile(n / 16) + (k / 16 + 1) * 64 + k / 8 * bits * 16;
+        const int expected = n < 21 && k < 43 ? hub.code(n, k) : 0;
+        for (int bit = 0; bit < bits; ++bit) {
+          ASSERT_EQ(bit_in_step(step, bits, bit, n % 16, k % 8), expected >> bit & 1)
+              << hub.dtype().name << " " << n << ", " << k << ", bit " << bit;
+        }
+      }
+    }
+  }
+}
+
 TEST(Pack, ScalesAndZerosPrecedeTheirCodes) {
   Random random = random_of_test();
   const QuantizedMatrix hub =
@@ -153,10 +181,8 @@ TEST(Pack, RealLayersGrowByAtMostFivePercent) {
                                        : zeros == ZeroKind::kFloat ? 4
                                        : zeros == ZeroKind::kMin   ? stored_scale_bytes(scales)
                                                                    : 0;
-            // Codes of other widths are widened to 4 or 8 bits, see packed_matrix.h.
-            const int64_t hub = n * k * packed.code_bits() / 8 +
-                                count * stored_scale_bytes(scales) + blocks + signs +
-                                count * zero_bytes;
+            const int64_t hub = n * k * dtype.bits / 8 + count * stored_scale_bytes(scales) +
+                                blocks + signs + count * zero_bytes;
             const int64_t bytes = packed.tiles() * packed.tile_bytes() + blocks;
             EXPECT_LE(static_cast<double>(bytes), 1.05 * static_cast<double>(hub))
                 << describe(packed.scheme) << ", N=" << n << " K=" << k;
