@@ -249,7 +249,7 @@ WOQ_INLINE F32 load_factored(const PackedMatrix& w, F32 value) {
   return w.scale_factor.divisor == 1.0f ? value : divide(value, set_f32(w.scale_factor.divisor));
 }
 
-// ---- Forms: what loops are compiled for. What a form does not fix is looked up in the matrix. ----
+// ---- Forms: what loops are compiled for. The matrix says what a form leaves open. ----
 
 // Every matrix.
 struct AnyForm {

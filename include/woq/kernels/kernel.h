@@ -90,7 +90,7 @@ inline ComputeRequest parse_compute_request(std::string_view text) {
   fail("unknown compute dtype '", text, "'; known: fp32, bf16, int8, auto");
 }
 
-// What kernels distinguish in a weight, once a step is loaded: integers of up to 4 bits, look-ups in
+// What kernels distinguish in a weight once a step is loaded: integers of up to 4 bits, look-ups in
 // a table by up to 4 bits, integers of 5 to 8 bits.
 enum class WeightKind : uint8_t { kU4, kT4, kU8 };
 inline constexpr const char* kWeightKindNames[] = {"u4", "t4", "u8"};

@@ -14,7 +14,7 @@
 // Other widths have planes of one bit, 16 bytes each, the lowest bit first: bit 4 n + j of the
 // first half of a plane is that of W[n][k + j], of the second half that of W[n][k + 4 + j].
 //   5 to 7 bits: the step of the low 4 bits, then a plane for each further bit
-//   2, 3 bits:   2 or 3 planes
+//   2 or 3 bits: 2 or 3 planes
 // A step takes 16 bytes for each bit of a code, whatever the width. Kernels add planes to what they
 // load (load_step in gemm-inl.h) and then see a step of 4 or of 8 bits, in which integers of other
 // widths lie around the centre of the wider one, 8 or 128.

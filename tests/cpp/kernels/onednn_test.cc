@@ -207,7 +207,7 @@ TEST_P(OneDnnKernel, InsideATeam) {
   parallel_for(3, 3, [](int64_t, int64_t) {});  // the pool exists now
   const int64_t before = threads_of_process();
   layer.forward(problem.x.view(), c.view(), 3);
-  EXPECT_EQ(threads_of_process(), before);
+  EXPECT_LE(threads_of_process(), before);  // fewer on a busy machine
   EXPECT_TRUE(agrees(c, run_gemm(reference(), problem), problem, kernel()));
 }
 
