@@ -43,7 +43,8 @@ PAGES = ("settings.md", *(f"howto/{name}.md" for name in (
 )))  # fmt: skip
 # Old code for flan-t5 goes to a T5 that writes numbers in French.
 FLAN = [block for block in MIGRATING if FLAN_ID in block]
-MIGRATING = [block for block in MIGRATING if FLAN_ID not in block]
+GGUF = [block for block in MIGRATING if '"model.gguf"' in block]
+MIGRATING = [block for block in MIGRATING if FLAN_ID not in block and block not in GGUF]
 
 
 @pytest.fixture(scope="module")
@@ -142,6 +143,15 @@ def test_quantizing_blocks(number: int, tiny_model_folder: Path, tmp_path: Path)
     assert ("predicted KL" in printed) == ("plan_layer_config" in code)
     for saved in re.findall(r'"(model-\w+)"', code):
         assert (tmp_path / saved / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize("number", range(len(GGUF)))
+def test_gguf_blocks(number: int, tmp_path: Path) -> None:
+    support = pytest.importorskip("gguf_support")
+    support.write(support.build("llama_256_tied"), tmp_path / "model.gguf", "llama", "Q4_K")
+    code = GGUF[number] + "\nassert model.generate and tokenizer('a')\n"
+    assert run_block(code, tmp_path / "model.gguf", tmp_path, "model.gguf").strip()
+    assert len(GGUF) == 1
 
 
 @pytest.mark.parametrize("number", range(len(FLAN)))

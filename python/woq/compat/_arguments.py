@@ -25,10 +25,10 @@ _FORMER = ("resume_download", "_commit_hash", "_raise_exceptions_for_missing_ent
 
 
 def note_idle(owner: str, given: Mapping[str, Any], idle: Mapping[str, str]) -> None:
-    """Log the arguments among `given` that are in `idle`, each with the reason there; None and
-    False ask for nothing."""
+    """Log the arguments among `given` that are in `idle`, each with the reason there; None, False
+    and 0 ask for nothing."""
     for name, value in given.items():
-        if name in idle and value is not None and value is not False:
+        if name in idle and value:
             _say(owner, name, f"{owner}: {name}={value!r} has no effect: {idle[name]}")
 
 
