@@ -33,7 +33,7 @@ bool ends_with(std::string_view text, std::string_view end) {
 
 std::vector<float> floats_of(std::string_view raw) {
   std::vector<float> values(raw.size() / sizeof(float));
-  std::memcpy(values.data(), raw.data(), values.size() * sizeof(float));
+  if (!raw.empty()) std::memcpy(values.data(), raw.data(), values.size() * sizeof(float));
   return values;
 }
 

@@ -73,6 +73,9 @@ def imatrix_files() -> dict[str, bytes]:
         "gguf_aligned": gguf([kind, aligned, other], experts, alignment=64, version=2),
         "gguf_cut": whole[:-40],
         "gguf_no_counts": gguf([kind], weight[:1]),
+        "gguf_no_elements": gguf(
+            [kind], [(b"x.in_sum2", (0, 1), []), (b"x.counts", (1, 1), [8.0])]
+        ),
         "gguf_huge_shape": gguf([kind], [(b"x.in_sum2", (2**63, 2**63), []), *weight]),
     }
 

@@ -127,6 +127,10 @@ TEST(Imatrix, CountsAndSumsMustFit) {
   const std::vector<float> data(32, 2.0f);
   EXPECT_MENTIONS(complaint(gguf({{"w.in_sum2", {8}, 0}, {"w.counts", {3}, 64}}, data)),
                   "'w' has sums [8] and counts [3]");
+  EXPECT_MENTIONS(complaint(gguf({{"w.in_sum2", {0}, 0}, {"w.counts", {1}, 64}}, data)),
+                  "'w' has sums [0] and counts [1]");
+  EXPECT_MENTIONS(complaint(gguf({{"w.in_sum2", {8}, 0}, {"w.counts", {0}, 64}}, data)),
+                  "'w' has sums [8] and counts [0]");
   EXPECT_MENTIONS(complaint(gguf({{"w.in_sum2", {8}, 0}}, data)), "has no .counts");
   EXPECT_MENTIONS(complaint(gguf({{"w.counts", {8}, 0}}, data)), "has no .in_sum2");
   EXPECT_MENTIONS(complaint(gguf({}, {})), "no entries");
