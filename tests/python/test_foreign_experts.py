@@ -135,6 +135,16 @@ def test_it_runs_packed(gpt_oss, tmp_path: Path) -> None:
         save(tmp_path / "saved")
         again = AutoModelForCausalLM.from_pretrained(tmp_path / "saved")
         assert torch.equal(logits(again), logits(model))
+    # Without a head its modules have shorter names, those that stay floats, too.
+    base = woq.AutoModel.from_pretrained(tmp_path / "saved")
+    assert isinstance(base.layers[1].mlp.experts.down_proj[3], WeightOnlyLinear)
+    base.save_pretrained(tmp_path / "base")
+    again = woq.AutoModel.from_pretrained(tmp_path / "base")
+    ids = torch.tensor([[1, 2, 3]])
+    with torch.no_grad():
+        expected = model.model(ids).last_hidden_state
+        assert torch.equal(base(ids).last_hidden_state, expected)
+        assert torch.equal(again(ids).last_hidden_state, expected)
     fast = woq.AutoModelForCausalLM.from_pretrained(
         folder, quantization_config=woq.WeightOnlyQuantConfig(compute_dtype="int8")
     )

@@ -39,7 +39,7 @@ def attach_quantizer(
             _take_configs_of_its_own(inner)
         attached = config.stored()
         attached.digest = None  # that of the model that the config is from
-        floats = [re.escape(target.name) + "$" for target in select(inner, config)]
+        floats = [_only(inner, target.name) for target in select(inner, config)]
         if floats:
             attached.modules_to_not_convert = [*(config.modules_to_not_convert or ()), *floats]
         done = quantized_layers(inner)
@@ -99,8 +99,16 @@ def _exact_rules(model: nn.Module, config: WeightOnlyQuantConfig) -> dict[str, d
         if have.scales != config.number_format().scales:
             rule["scale_dtype"] = have.scales
         if wanted is None or rule != _rule_of(wanted):
-            rules[re.escape(name) + "$"] = rule
+            rules[_only(model, name)] = rule
     return rules
+
+
+def _only(model: nn.Module, name: str) -> str:
+    """A pattern for the module `name` alone. It has another name, without the prefix or with one,
+    where a checkpoint of the model with a head is loaded into one without, or the reverse."""
+    prefix = str(getattr(model, "base_model_prefix", ""))
+    start = f"(?:{re.escape(prefix)}\\.)?" if prefix else ""
+    return f"{start}{re.escape(name.removeprefix(f'{prefix}.'))}$"
 
 
 def _rule_of(scheme: native.QuantScheme) -> dict[str, Any]:
