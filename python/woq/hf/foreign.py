@@ -11,7 +11,7 @@ from __future__ import annotations
 import collections
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -19,28 +19,22 @@ from typing import Any
 from torch import nn
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.quantizers import auto
-from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from ..config.quant_config import WeightOnlyQuantConfig
 from ..core import native, transformers_private
 from ..formats.foreign.methods import foreign_format
-from ..formats.pages import HeapTrimmer
 from ..modules.experts import fused_experts
 from ..modules.layer import WeightOnlyLinear
 from ..modules.targets import is_transposed, output_embeddings
-from ..quantizing.quantize import log_kernels, replace_module
-from .attach import attach_quantizer, check_device_map, declare_untied
-from .errors import joined
+from ..quantizing.quantize import replace_module
 from .foreign_layers import ForeignExperts, ForeignLayer, packed_layers, renamings
 from .location import file_arguments, find_files
-from .quantizer import WoqHfQuantizer
+from .packed_quantizer import PackedQuantizer
 
 __all__ = [
     "METHOD",
     "ForeignConfig",
     "ForeignQuantizer",
-    "config_of",
     "load_foreign",
     "note_idle",
     "stored_settings",
@@ -134,10 +128,8 @@ class ForeignConfig(QuantizationConfigMixin):  # type: ignore[misc]
         self.compute_dtype = compute_dtype
 
 
-class ForeignQuantizer(HfQuantizer):
+class ForeignQuantizer(PackedQuantizer):
     """Puts holders in place of the layers that the files have packed, and packs them afterwards."""
-
-    requires_calibration = False
 
     def __init__(self, quantization_config: Any, **kwargs: Any) -> None:
         super().__init__(quantization_config, **kwargs)
@@ -148,21 +140,16 @@ class ForeignQuantizer(HfQuantizer):
             )
         self.form, self.compute_dtype = form, quantization_config.compute_dtype
         self._renamings = renamings(form)
+        self._rules: collections.Counter[str] = collections.Counter()
         # transformers adds to a stored config what a passed one says about kernels.
         known = vars(ForeignConfig()).keys()
         note_idle(form.name, {k: v for k, v in vars(quantization_config).items() if k not in known})
 
-    def validate_environment(self, *args: Any, device_map: Any = None, **kwargs: Any) -> None:
-        check_device_map(device_map)
-
-    def update_device_map(self, device_map: Any) -> Any:
-        return device_map if isinstance(device_map, dict) else {"": "cpu"}
-
     def get_weight_conversions(self) -> list[Any]:
         return self._renamings
 
-    def _process_model_before_weight_loading(self, model: Any, **kwargs: Any) -> Any:
-        layers = packed_layers(kwargs.get("checkpoint_files") or (), self.form)
+    def _make_places(self, model: Any, files: Iterable[str]) -> list[str]:
+        layers = packed_layers(tuple(files), self.form)
         modules = {n: m for n, m in model.named_modules() if self._may_hold(m)}
         prefix = f"{model.base_model_prefix}."
         packed = []
@@ -179,13 +166,8 @@ class ForeignQuantizer(HfQuantizer):
                 f"{len(modules)} {'modules of experts' if self.form.experts else 'linear layers'} "
                 f"has a tensor '{self.form.mark}' in its files"
             )
-        declare_untied(model, [name for name in output_embeddings(model) if name in packed])
-        if not transformers_private.on_keys_compared(model, self._check_keys):
-            raise native.Unsupported(
-                "this version of transformers does not tell which tensors of a checkpoint have no "
-                "place in the model; woq knows 5.0 to 5.24"
-            )
-        return model
+        # An embedding is no holder: what it shares with a packed head is a tie no longer.
+        return [name for name in output_embeddings(model) if name in packed]
 
     def _may_hold(self, module: nn.Module) -> bool:
         if self.form.experts:
@@ -214,35 +196,26 @@ class ForeignQuantizer(HfQuantizer):
                     "point"
                 )
 
-    def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:
-        rules: collections.Counter[str] = collections.Counter()
-        errors: list[native.InvalidArgument | native.Unsupported] = []
-        heap = HeapTrimmer()
-        holders = {
-            n: m for n, m in model.named_modules() if isinstance(m, ForeignLayer | ForeignExperts)
-        }
-        for name in list(holders):
-            try:
-                packed, rule = holders.pop(name).pack(self.compute_dtype)
-            except (native.InvalidArgument, native.Unsupported) as error:
-                errors.append(type(error)(f"{name}, of {self.form.name}: {error}"))
-                continue
-            replace_module(model, name, packed)
-            packs = [m for m in packed.modules() if isinstance(m, WeightOnlyLinear)]
-            heap.count(sum(layer.nbytes for layer in packs))
-            rules[rule] += len(packs)
-        if errors:
-            raise joined(errors, "cannot be read")
-        heap.trim()
+    def _places(self, model: Any) -> list[str]:
+        return [
+            name
+            for name, module in model.named_modules()
+            if isinstance(module, ForeignLayer | ForeignExperts)
+        ]
+
+    def _pack(self, name: str, place: nn.Module) -> nn.Module:
+        packed, rule = place.pack(self.compute_dtype)  # type: ignore[operator]
+        self._rules[rule] += sum(isinstance(m, WeightOnlyLinear) for m in packed.modules())
+        return packed  # type: ignore[no-any-return]
+
+    def _describe(self, name: str) -> str:
+        return f"{name}, of {self.form.name}"
+
+    def _finish(self, model: Any) -> None:
         self._forget_names(model)
-        for rule, count in rules.items():
+        for rule, count in self._rules.items():
             logger.info("%s: %d layers: %s", self.form.name, count, rule)
-        layers = {n: m for n, m in model.named_modules() if isinstance(m, WeightOnlyLinear)}
-        _make_alike(model, layers)
-        attach_quantizer(model, config_of(model, layers, self.compute_dtype), WoqHfQuantizer)
-        if logger.isEnabledFor(logging.INFO):
-            log_kernels(model)
-        return model
+        _make_alike(model)
 
     def _forget_names(self, model: Any) -> None:
         """The model is saved under woq's names, which no renaming concerns."""
@@ -253,17 +226,11 @@ class ForeignQuantizer(HfQuantizer):
         ]
         transformers_private.set_weight_conversions(model, kept)
 
-    def is_serializable(self, *args: Any, **kwargs: Any) -> bool:
-        return True
 
-    @property
-    def is_trainable(self) -> bool:
-        return True
-
-
-def _make_alike(model: Any, layers: dict[str, WeightOnlyLinear]) -> None:
+def _make_alike(model: Any) -> None:
     """Give all layers what a saved model has in every layer or in none: g_idx, and double
     quantization, in whose place float32 holds the scales exactly."""
+    layers = {n: m for n, m in model.named_modules() if isinstance(m, WeightOnlyLinear)}
     act_order = any(layer.has_g_idx for layer in layers.values())
     mixed = len({layer.scheme.scales for layer in layers.values()}) > 1
     for name, layer in layers.items():
@@ -283,7 +250,7 @@ def _make_alike(model: Any, layers: dict[str, WeightOnlyLinear]) -> None:
                 matrix = matrix.with_g_idx(g_idx)
         if act_order and not matrix.has_g_idx:
             matrix = matrix.with_g_idx()
-        layers[name] = WeightOnlyLinear.from_quantized(
+        alike = WeightOnlyLinear.from_quantized(
             matrix,
             layer.bias,
             compute_dtype=layer.requested_compute_dtype,
@@ -291,29 +258,7 @@ def _make_alike(model: Any, layers: dict[str, WeightOnlyLinear]) -> None:
             dtype=layer.weight.dtype,
             transposed=layer.transposed,
         )
-        replace_module(model, name, layers[name])
-
-
-def config_of(
-    model: Any, layers: Mapping[str, WeightOnlyLinear], compute_dtype: str
-) -> WeightOnlyQuantConfig:
-    """The settings that describe a model with these layers best; `attach_quantizer` adds rules for
-    those that differ."""
-    schemes = collections.Counter(layer.scheme for layer in layers.values())
-    scheme = schemes.most_common(1)[0][0]
-    heads = [name for name in output_embeddings(model) if name in layers]
-    act_order = any(layer.has_g_idx for layer in layers.values())
-    return WeightOnlyQuantConfig(
-        weight_dtype=scheme.dtype,
-        group_size=scheme.group_size,
-        scheme=scheme.word,
-        scale_dtype="fp32" if scheme.scales == "double" else scheme.scales,
-        use_double_quant=scheme.scales == "double",
-        compute_dtype=compute_dtype,
-        quantize_lm_head=layers[heads[0]].scheme.dtype if heads else False,
-        algorithm="GPTQ" if act_order else "HQQ" if scheme.zeros == "float" else "RTN",
-        algorithm_args={"desc_act": True} if act_order else {},
-    )
+        replace_module(model, name, alike)
 
 
 # Importing this module is registering, as for `quantizer`. Under a name of its own: the methods

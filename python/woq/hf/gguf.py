@@ -8,7 +8,7 @@ Matrices are read one at a time, from the mapped file, so that no more than one 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -16,21 +16,16 @@ import torch
 from torch import nn
 from transformers import AutoConfig
 from transformers.quantizers import auto
-from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from ..core import native, transformers_private
 from ..formats.gguf_models import GgufPlan, Place, plan_of
-from ..formats.pages import HeapTrimmer
 from ..modules.embedding import WeightOnlyEmbedding, scale_of
 from ..modules.layer import WeightOnlyLinear
 from ..modules.targets import output_embeddings
-from ..quantizing.quantize import log_kernels, replace_module
-from .attach import attach_quantizer, check_device_map, declare_untied
-from .errors import joined
-from .foreign import config_of
+from ..quantizing.quantize import replace_module
 from .location import FILE_ARGUMENTS, find_gguf
-from .quantizer import WoqHfQuantizer
+from .packed_quantizer import PackedQuantizer
 
 __all__ = ["load_packed_gguf"]
 
@@ -166,25 +161,18 @@ class _Awaited(nn.Module):
         self.register_buffer("bias", None if bias is None else torch.empty_like(bias))
 
 
-class _GgufQuantizer(HfQuantizer):
+class _GgufQuantizer(PackedQuantizer):
     """Keeps places for the file's matrices, and fills them afterwards."""
-
-    requires_calibration = False
 
     def __init__(self, quantization_config: Any, **kwargs: Any) -> None:
         super().__init__(quantization_config, **kwargs)
         self._source: _Source = quantization_config.source
-        self._compute_dtype: str = quantization_config.compute_dtype
+        self.compute_dtype: str = quantization_config.compute_dtype
         # {module: (the float one on the meta device, the file's name of its weight)}
-        self._places: dict[str, tuple[nn.Module, str]] = {}
+        self._awaited: dict[str, tuple[nn.Module, str]] = {}
+        self._read: dict[str, WeightOnlyLinear] = {}  # by the file's names
 
-    def validate_environment(self, *args: Any, device_map: Any = None, **kwargs: Any) -> None:
-        check_device_map(device_map)
-
-    def update_device_map(self, device_map: Any) -> Any:
-        return device_map if isinstance(device_map, dict) else {"": "cpu"}
-
-    def _process_model_before_weight_loading(self, model: Any, **kwargs: Any) -> Any:
+    def _make_places(self, model: Any, files: Iterable[str]) -> list[str]:
         modules = dict(model.named_modules())
         packed = self._source.packed()
         if self._source.plan.config["tie_word_embeddings"]:
@@ -196,15 +184,9 @@ class _GgufQuantizer(HfQuantizer):
             short = stored.removeprefix(f"{model.base_model_prefix}.")
             at = next((each for each in (stored, short) if each in modules), None)
             if at is not None:
-                self._places[at] = (modules[at], name)
+                self._awaited[at] = (modules[at], name)
                 replace_module(model, at, _Awaited(modules[at]))
-        declare_untied(model, self._places)
-        if not transformers_private.on_keys_compared(model, self._check_keys):
-            raise native.Unsupported(
-                "this version of transformers does not tell which of the model's tensors a file "
-                "lacks; woq knows 5.0 to 5.24"
-            )
-        return model
+        return list(self._awaited)
 
     def _check_keys(self, missing: set[str], unexpected: set[str]) -> None:
         """What is missing would be random. What is unexpected can only be the head, in a model
@@ -215,39 +197,34 @@ class _GgufQuantizer(HfQuantizer):
                 f"{self._source.path} lacks tensors of the model: {', '.join(wrong[:5])}"
             )
 
-    def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:
-        heap, errors = HeapTrimmer(), []
-        read: dict[str, WeightOnlyLinear] = {}  # by the file's names: a tied weight is read once
-        # The largest first, while little else is in memory: a matrix is there twice until it is
-        # packed. Of a weight that a head and an embedding share, the head.
-        places = sorted(
-            self._places.items(),
-            key=lambda at: (-self._source.nbytes(at[1][1]), isinstance(at[1][0], nn.Embedding)),
-        )
-        for at, (module, name) in places:
-            try:
-                bias = model.get_submodule(at).bias
-                layer = read.get(name) or self._layer(at, module, name, bias)
-                if isinstance(module, nn.Embedding):
-                    layer.tied = name in read
-                    whole: nn.Module = WeightOnlyEmbedding(layer, module, scale_of(module))
-                else:
-                    read[name] = whole = layer
-            except (native.InvalidArgument, native.Unsupported) as error:
-                errors.append(type(error)(f"{at}, {name} of {self._source.path}: {error}"))
-                continue
-            transformers_private.keep_values(whole)
-            replace_module(model, at, whole)
-            heap.count(layer.nbytes)
-        if errors:
-            raise joined(errors, "cannot be read")
-        heap.trim()
-        self._places = {}
-        layers = {n: m for n, m in model.named_modules() if isinstance(m, WeightOnlyLinear)}
-        attach_quantizer(model, config_of(model, layers, self._compute_dtype), WoqHfQuantizer)
-        if logger.isEnabledFor(logging.INFO):
-            log_kernels(model)
-        return model
+    def _places(self, model: Any) -> list[str]:
+        """The largest first, while little else is in memory: a matrix is there twice until it is
+        packed. Of a weight that a head and an embedding share, the head."""
+
+        def order(at: str) -> tuple[int, bool]:
+            module, name = self._awaited[at]
+            return -self._source.nbytes(name), isinstance(module, nn.Embedding)
+
+        return sorted(self._awaited, key=order)
+
+    def _pack(self, name: str, place: nn.Module) -> nn.Module:
+        module, stored = self._awaited[name]
+        # A tied weight is read once.
+        layer = self._read.get(stored) or self._layer(name, module, stored, place.bias)  # type: ignore[arg-type]
+        packed: nn.Module = layer
+        if isinstance(module, nn.Embedding):
+            layer.tied = stored in self._read
+            packed = WeightOnlyEmbedding(layer, module, scale_of(module))
+        else:
+            self._read[stored] = layer
+        transformers_private.keep_values(packed)
+        return packed
+
+    def _describe(self, name: str) -> str:
+        return f"{name}, {self._awaited[name][1]} of {self._source.path}"
+
+    def _finish(self, model: Any) -> None:
+        self._awaited, self._read = {}, {}
 
     def _layer(
         self, at: str, module: Any, name: str, bias: torch.Tensor | None
@@ -261,17 +238,10 @@ class _GgufQuantizer(HfQuantizer):
         return WeightOnlyLinear.from_quantized(
             matrix,
             bias,
-            compute_dtype=self._compute_dtype,
+            compute_dtype=self.compute_dtype,
             name=at,
             dtype=module.weight.dtype,
         )
-
-    def is_serializable(self, *args: Any, **kwargs: Any) -> bool:
-        return True
-
-    @property
-    def is_trainable(self) -> bool:
-        return True
 
 
 # Importing this module is registering, as for `quantizer`.
