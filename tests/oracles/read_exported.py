@@ -42,7 +42,7 @@ def compressed_tensors(folder: Path, settings: dict[str, Any]) -> dict[str, np.n
     schemes = QuantizationConfig.model_validate(settings).config_groups
     read = BaseCompressor.get_value_from_registry(settings["format"]).decompress
     weights = {}
-    for name, tensors in layers_of(folder, "weight_packed").items():
+    for name, tensors in layers_of(folder, "weight_scale").items():
         named = [scheme for scheme in schemes.values() if name in scheme.targets]
         scheme = (named or [each for each in schemes.values() if "Linear" in each.targets])[0]
         in_float = tensors | {"weight_scale": tensors["weight_scale"].float()}

@@ -33,6 +33,11 @@ CASES = {
         {**INTEGERS, "layer_config": {"down_proj": {"weight_dtype": "int8"}}},
         {},
     ),
+    "ct w8a8": (
+        "compressed-tensors-int8",
+        {**INTEGERS, "weight_dtype": "int8", "group_size": -1},
+        {"format": "int-quantized"},
+    ),
     "gptq": ("gptq", INTEGERS, {"checkpoint_format": "gptq", "sym": True, "desc_act": False}),
     "gptq asym": (
         "gptq",
@@ -127,6 +132,37 @@ def test_settings_of_compressed_tensors(tmp_path):
     assert tensors["model.layers.0.mlp.up_proj.weight_shape"].tolist() == [128, 64]
 
 
+def test_settings_of_w8a8(tmp_path):
+    model = quantized(weight_dtype="int8", scale_dtype="fp16", group_size=-1)
+    report = woq.export(model, tmp_path / "out", format="compressed-tensors-int8")
+    assert "round the inputs of these layers to 8 bits" in str(report)
+    (group,) = settings_of(tmp_path / "out")["config_groups"].values()
+    assert group["weights"]["strategy"] == "channel"
+    activations = group["input_activations"]
+    assert (activations["num_bits"], activations["strategy"]) == (8, "token")
+    assert activations["dynamic"] is True
+    tensors = tensors_of(tmp_path / "out")
+    assert tensors["model.layers.0.mlp.up_proj.weight"].dtype == torch.int8
+    assert tensors["model.layers.0.mlp.up_proj.weight_scale"].shape == (128, 1)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_quantized_head_goes_to_gptq(tied, tmp_path):
+    """Beside a float embedding, which it may have shared its weight with."""
+    model = quantized(tied=tied, **INTEGERS, quantize_lm_head=True)
+    woq.export(model, tmp_path / "out", format="gptq")
+    said = settings_of(tmp_path / "out")
+    assert said["lm_head"] is True
+    assert said["dynamic"] == {}
+    tensors = tensors_of(tmp_path / "out")
+    assert tensors["lm_head.qweight"].shape == (64 // 8, 128)
+    assert "model.embed_tokens.weight" in tensors
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["tie_word_embeddings"] is False
+    again = woq.AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype="auto")
+    assert torch.equal(logits(again), logits(model))
+
+
 def test_gptq_says_which_layers_are_float(tmp_path):
     settings = {**INTEGERS, "modules_to_not_convert": ["layers.1.mlp.down_proj"]}
     woq.export(quantized(**settings), tmp_path / "out", format="gptq")
@@ -205,9 +241,24 @@ def test_dry_run_lists_and_writes_nothing(tmp_path):
 
 
 REFUSED = {
+    "w8a8 bits": (
+        {**INTEGERS, "group_size": -1},
+        "compressed-tensors-int8",
+        "it has 4 bits, and compressed-tensors-int8 8: write compressed-tensors",
+    ),
+    "w8a8 groups": (
+        {**INTEGERS, "weight_dtype": "int8"},
+        "compressed-tensors-int8",
+        "groups of 32, and W8A8 one scale a row: quantize with group_size=-1",
+    ),
+    "w8a8 asym": (
+        {**INTEGERS, "weight_dtype": "int8", "group_size": -1, "scheme": "asym"},
+        "compressed-tensors-int8",
+        "zero points have no place in W8A8: quantize with scheme='sym'",
+    ),
     "head": (
         {**INTEGERS, "quantize_lm_head": True},
-        "gptq",
+        "awq",
         r"lm_head: it is the output embedding.*quantize_lm_head=False",
     ),
     "widths": (
@@ -303,7 +354,9 @@ def test_act_order_goes_to_gptq_only(tmp_path):
 
 def test_mistakes_are_named(tmp_path):
     model = quantized(**INTEGERS)
-    with pytest.raises(InvalidArgument, match="known: compressed-tensors, gptq, awq, bitsandbytes"):
+    with pytest.raises(
+        InvalidArgument, match=r"known: compressed-tensors, .*gptq, awq, bitsandbytes, gguf"
+    ):
         woq.export(model, tmp_path / "out", format="ggml")
     with pytest.raises(InvalidArgument, match=r"nothing in the model is quantized: woq\.quantize"):
         woq.export(llama(), tmp_path / "out", format="gptq")

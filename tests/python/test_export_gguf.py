@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """`woq.export(format="gguf")`: a file that was read comes out with the same tensors, byte for byte;
 a model of woq's becomes a file that woq's reader and the package gguf read as that model; what a
-file cannot say is refused. That llama.cpp runs the files is shown in test_export_oracles.py."""
+file cannot say is refused. That llama.cpp runs the files is shown in test_export_llama_cpp.py."""
 
 from __future__ import annotations
 
@@ -242,6 +242,13 @@ def test_what_a_file_cannot_say_is_refused(
         woq.export(model, tmp_path / "x.gguf", format="gguf", tokenizer=tokenizer)
 
 
+def test_what_only_the_configs_file_knows_is_no_matter(tokenizer: Any, tmp_path: Path) -> None:
+    model = quantized(scale_dtype="fp16")
+    model.config.is_llama_config = True  # as SmolLM2's has it
+    woq.export(model, tmp_path / "x.gguf", format="gguf", tokenizer=tokenizer)
+    assert torch.allclose(logits(read(tmp_path / "x.gguf")), logits(model), atol=1e-6)
+
+
 def test_mistral_is_llama_but_for_its_window(tokenizer: Any, tmp_path: Path) -> None:
     settings = {**llama().config.to_dict(), "model_type": "mistral"}
     for window in (None, 64):
@@ -346,8 +353,8 @@ def test_pieces(prefix: bool) -> None:
     kinds, tokens = said["tokenizer.ggml.token_type"], said["tokenizer.ggml.tokens"]
     assert kinds[:3] == [2, 3, 3]
     assert set(kinds[3:259]) == {6}
-    added = tokenizer.convert_tokens_to_ids("▁▁")
-    assert (tokens[added], kinds[added]) == ("  ", 4)
+    blanks = tokenizer.convert_tokens_to_ids("▁▁")
+    assert (tokens[blanks], kinds[blanks]) == (("▁▁", 1) if prefix else ("  ", 4))
     scores = dict(zip(tokens, said["tokenizer.ggml.scores"], strict=True))
     assert scores["th"] > scores["the"] > scores["▁the"] > scores["ver"] > scores["▁l"]
     assert scores["▁l"] > scores["t"]

@@ -170,6 +170,43 @@ def test_kills_while_exporting(
     print(f"export of a {source}: {kills} kills, {dict(found)}")
 
 
+@pytest.mark.parametrize("kills", KILLS)
+@pytest.mark.parametrize("source", ["model", "file"])
+def test_kills_while_writing_gguf(
+    source: str, kills: int, tmp_path: Path, draw: random.Random
+) -> None:
+    """`woq.export` of a model in memory, and (what `woq convert` does) of a GGUF file: the file is
+    always a whole one, the old or the new."""
+    from tokenizer_support import sentence_tokenizer
+
+    words = sentence_tokenizer(prefix=True, fallback=False)
+    pair: list[Any] = [exported(False), exported(True)]
+    for number, name in enumerate(("old", "new")):
+        woq.export(pair[number], tmp_path / f"{name}.gguf", format="gguf", tokenizer=words)
+    right = {name: (tmp_path / f"{name}.gguf").read_bytes() for name in ("old", "new")}
+    if source == "file":
+        pair = [tmp_path / f"{name}.gguf" for name in right]
+    target = tmp_path / "model.gguf"
+
+    def write(number: int) -> None:
+        tokenizer = words if source == "model" else None
+        woq.export(pair[number], target, format="gguf", tokenizer=tokenizer, overwrite=True)
+
+    write(0)
+    names = {path.name for path in tmp_path.iterdir()}
+    found: collections.Counter[str] = collections.Counter()
+    for _, killed in kill_at_random(lambda: write(1), kills, draw):
+        bytes_ = target.read_bytes()
+        result = next((name for name, each in right.items() if bytes_ == each), "another")
+        assert result in ("old", "new"), f"{result} after {found}"
+        assert killed or result == "new"
+        found[result] += 1
+        write(0)
+        assert target.read_bytes() == right["old"]
+        assert {path.name for path in tmp_path.iterdir()} == names
+    print(f"GGUF from a {source}: {kills} kills, {dict(found)}")
+
+
 class Operations:
     """Counts what writes to the disk, and has the operation of number `last` fail."""
 

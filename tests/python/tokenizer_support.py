@@ -46,7 +46,22 @@ def sentence_tokenizer(*, prefix: bool, fallback: bool = True):
     """A BPE as SentencePiece's become: every way to make a piece is a merge, the best piece first;
     unknown characters are bytes (whose tokens are left out without `fallback`); texts begin with a
     space (Llama's) or not (Gemma's)."""
-    pieces = ["th", "the", "▁the", "▁th", "he", "ick", "ck", "ow", "own", "er", "▁o", "ver", "▁l"]
+    pieces = [
+        "▁▁",
+        "th",
+        "the",
+        "▁the",
+        "▁th",
+        "he",
+        "ick",
+        "ck",
+        "ow",
+        "own",
+        "er",
+        "▁o",
+        "ver",
+        "▁l",
+    ]
     letters = sorted(set("".join(TEXTS)) | {"▁"})
     fixed = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256 * fallback))]
     vocab = {piece: i for i, piece in enumerate([*fixed, *pieces, *letters])}
@@ -60,7 +75,8 @@ def sentence_tokenizer(*, prefix: bool, fallback: bool = True):
     replace = normalizers.Replace(" ", "▁")
     prepend = [normalizers.Prepend("▁")] if prefix else []
     tokenizer.normalizer = normalizers.Sequence([*prepend, replace])
-    tokenizer.add_tokens([AddedToken("▁▁", normalized=False)])
+    if not prefix:  # Gemma's tokens of several blanks are the user's
+        tokenizer.add_tokens([AddedToken("▁▁", normalized=False)])
     tokenizer.post_processor = processors.TemplateProcessing(
         single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", 1)]
     )

@@ -60,7 +60,8 @@ def export(
         model: a transformers model that woq quantized or loaded packed, or the folder or hub id of
             a checkpoint, woq's or another library's.
         folder: where to write; for GGUF, the name of a file that ends in ".gguf".
-        format: "compressed-tensors", "gptq", "awq", "bitsandbytes" or "gguf".
+        format: "compressed-tensors", "compressed-tensors-int8" (W8A8), "gptq", "awq",
+            "bitsandbytes" or "gguf".
         tokenizer: is saved beside the model, and in a GGUF file. None: the one that lies beside a
             checkpoint, if any.
         template: a GGUF file of the same model, whatever its weights: a new one gets its metadata,
@@ -255,6 +256,9 @@ class _Plan:
         path = folder / "config.json"
         config = json.loads(path.read_text("utf-8"))
         written = {**(settings or {}), **self._format.settings()}
+        if any(layer.is_head for layer in self._format.model.layers):
+            # It may have been the embedding's weight, which stays a float.
+            config["tie_word_embeddings"] = False
         config["quantization_config"] = written
         path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", "utf-8")
         entries = dict(sorted(self._entries.items()))

@@ -87,8 +87,9 @@ class GgufExport:
             raise joined(self._errors, "cannot be written as gguf")
 
     def write(self, path: Path) -> None:
-        # By their names, so that the same model is the same file, with a template or without.
-        write_gguf(path, dict(sorted(self._metadata.items())), self._tensors)
+        # In an order of their names, so that the same model is the same file wherever it is from.
+        tensors = sorted(self._tensors, key=lambda tensor: _by_blocks(tensor.name))
+        write_gguf(path, dict(sorted(self._metadata.items())), tensors)
 
     def _plan_layer(
         self, name: str, layer: WeightOnlyLinear, stored: str, place: Place
@@ -230,6 +231,13 @@ def _rounding(matrix: QuantizedMatrix) -> float:
     minima = matrix.minima() if points is None else -(points * _half(scales))
     changes = [largest_change(each, _half(each)) for each in (scales, minima) if each is not None]
     return max(changes)
+
+
+def _by_blocks(name: str) -> tuple[int, str]:
+    """What lies outside of blocks first, then block by block."""
+    first, _, rest = name.partition(".")
+    number = rest.partition(".")[0]
+    return (int(number) if first == "blk" else -1), name
 
 
 def _half(values: np.ndarray) -> np.ndarray:

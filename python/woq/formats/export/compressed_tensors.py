@@ -1,18 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""compressed-tensors ("pack-quantized"), vLLM's own format."""
+"""compressed-tensors, vLLM's own format: "pack-quantized" for weights of any width, and
+"int-quantized" for those of 8 bits that are multiplied as integers."""
 
 from __future__ import annotations
 
 import collections
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 
 from ...core import native
 from .form import ExportedLayer, ExportFormat, to_torch
 
-__all__ = ["CompressedTensorsExport"]
+__all__ = ["CompressedInt8Export", "CompressedTensorsExport"]
 
 
 class _Kind(NamedTuple):
@@ -28,6 +29,8 @@ class CompressedTensorsExport(ExportFormat):
     other."""
 
     name = "compressed-tensors"
+    _form: ClassVar[str] = "pack-quantized"
+    _activations: ClassVar[dict[str, Any] | None] = None
 
     def tensors(self, layer: ExportedLayer, matrix: native.QuantizedMatrix) -> dict[str, Any]:
         return to_torch(
@@ -46,12 +49,14 @@ class CompressedTensorsExport(ExportFormat):
         # The most frequent one is that of the class; the others name their layers.
         frequent = sorted(kinds, key=lambda kind: -len(kinds[kind]))
         groups = {
-            f"group_{number}": _config_group(kind, kinds[kind] if number else ["Linear"])
+            f"group_{number}": _config_group(
+                kind, kinds[kind] if number else ["Linear"], self._activations
+            )
             for number, kind in enumerate(frequent)
         }
         return {
             "quant_method": "compressed-tensors",
-            "format": "pack-quantized",
+            "format": self._form,
             "quantization_status": "compressed",
             "config_groups": groups,
             "ignore": list(self.model.floats),
@@ -74,11 +79,61 @@ class CompressedTensorsExport(ExportFormat):
         return _Kind(layer.bits, layer.scheme.asym, -1 if by_row else length)
 
 
-def _config_group(kind: _Kind, targets: list[str]) -> dict[str, Any]:
+class CompressedInt8Export(CompressedTensorsExport):
+    """Symmetric weights of 8 bits with one scale a row, which engines multiply with inputs that
+    they round to 8 bits as well, token by token (W8A8). Whoever reads the weights only, as woq
+    does, has the model as it is."""
+
+    name = "compressed-tensors-int8"
+    _form = "int-quantized"
+    _activations: ClassVar[dict[str, Any] | None] = {
+        "num_bits": 8,
+        "type": "int",
+        "symmetric": True,
+        "strategy": "token",
+        "dynamic": True,
+    }
+
+    def tensors(self, layer: ExportedLayer, matrix: native.QuantizedMatrix) -> dict[str, Any]:
+        return to_torch(
+            native.write_compressed_int(
+                matrix, scales=self.model.dtype, round_scales=self.model.round_scales
+            )
+        )
+
+    def refusals_of(self, layer: ExportedLayer) -> list[str]:
+        problems = []
+        if layer.bits != 8:
+            problems.append(
+                f"it has {layer.bits} bits, and {self.name} 8: write compressed-tensors"
+            )
+        if layer.scheme.asym:
+            problems.append("its zero points have no place in W8A8: quantize with scheme='sym'")
+        if layer.group_length != layer.cols:
+            problems.append(
+                f"it has groups of {layer.group_length}, and W8A8 one scale a row: quantize with "
+                "group_size=-1, or write compressed-tensors"
+            )
+        return problems
+
+    def loads_in(self) -> list[str]:
+        return [
+            "vLLM, on CPUs and GPUs",
+            "transformers, with compressed-tensors (both round the inputs of these layers to 8 "
+            "bits, which changes the model a little)",
+        ]
+
+    def _kind(self, layer: ExportedLayer) -> _Kind:
+        return _Kind(8, False, -1)
+
+
+def _config_group(
+    kind: _Kind, targets: list[str], activations: dict[str, Any] | None
+) -> dict[str, Any]:
     by_row = kind.group_size == -1
     return {
         "targets": targets,
-        "input_activations": None,
+        "input_activations": activations,
         "output_activations": None,
         "weights": {
             "num_bits": kind.bits,

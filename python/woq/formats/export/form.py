@@ -89,6 +89,8 @@ class ExportFormat:
     name: ClassVar[str]
     # Engines of the format join layers of _FUSED.
     fuses: ClassVar[bool] = True
+    # The settings can say that the output embedding is quantized, and an engine reads that.
+    holds_head: ClassVar[bool] = False
 
     def __init__(self, model: ExportedModel) -> None:
         self.model = model
@@ -119,10 +121,10 @@ class ExportFormat:
 
     def common_refusals(self, layer: ExportedLayer) -> list[str]:
         """What holds for all formats."""
-        if layer.is_head:
+        if layer.is_head and not self.holds_head:
             return [
                 f"it is the output embedding, which the engines that read {self.name} expect in "
-                "floating point: quantize with quantize_lm_head=False"
+                "floating point: quantize with quantize_lm_head=False, or write gptq or gguf"
             ]
         if layer.cols % layer.group_length != 0:
             return [

@@ -141,8 +141,12 @@ def differences(
     plan = plan_of(_Contents(metadata, contents))
     read = AutoConfig.for_model(plan.model_type, **plan.config).to_dict()
     found = []
+    # A config keeps what else its file has; only what its class knows has a meaning.
+    known = type(config)().to_dict()
     for field, value in config.to_dict().items():
-        if field in _FREE or (field not in read and _means_nothing(field, value, config)):
+        if field in _FREE or field not in known:
+            continue
+        if field not in read and _means_nothing(field, value, config):
             continue
         if not _equal(value, read.get(field)):
             found.append(f"{field} is {value!r}, and the file would say {read.get(field)!r}")

@@ -17,6 +17,7 @@ class GptqExport(ExportFormat):
     number for every zero point."""
 
     name = "gptq"
+    holds_head = True
 
     @property
     def _v2(self) -> bool:
@@ -56,7 +57,7 @@ class GptqExport(ExportFormat):
             "checkpoint_format": form,
             "format": form,
             "pack_dtype": "int32",
-            "lm_head": False,
+            "lm_head": any(layer.is_head for layer in self.model.layers),
             # GPTQModel's and vLLM's way to say that a layer is not quantized.
             "dynamic": {f"-:^{re.escape(name)}$": {} for name in self.model.floats},
             "meta": {"quantizer": [f"woq:{version}"]},

@@ -18,6 +18,7 @@ GGUF = "gguf"
 # Name: module and class. The first is what most engines take.
 EXPORT_FORMATS: Mapping[str, tuple[str, str]] = {
     "compressed-tensors": ("compressed_tensors", "CompressedTensorsExport"),
+    "compressed-tensors-int8": ("compressed_tensors", "CompressedInt8Export"),
     "gptq": ("gptq", "GptqExport"),
     "awq": ("awq", "AwqExport"),
     "bitsandbytes": ("bitsandbytes", "BitsandbytesExport"),

@@ -1,0 +1,18 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
+# What `woq.export` writes, read by the formats' owners in an environment of their own: their
+# packages are pinned, want other versions of ours than we have, and change from week to week.
+. "$(dirname "$0")/common.sh"
+
+environment=build/oracles
+oracles=$environment/bin/python
+packages=("$TORCH_REQUIREMENT" 'transformers==5.23.*' accelerate==1.15.0 compressed-tensors==0.20.0
+  xllamacpp==2026.10.11549)
+[ -x "$oracles" ] || python3 -m venv "$environment"
+"$oracles" -m pip install -q "${packages[@]}"
+# Only its packing is read, and it asks for an older transformers.
+"$oracles" -m pip install -q --no-deps autoawq==0.2.7.post3
+
+say "exports, read by compressed-tensors, transformers, AutoAWQ and llama.cpp"
+WOQ_ORACLE_PYTHON=$PWD/$oracles "$VENV/bin/python" -m pytest -m slow \
+  tests/python/test_export_{oracles,llama_cpp}.py "$@"
