@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs GGUF files in llama.cpp, for tests/python/test_export_oracles.py: how it cuts texts into
+"""Runs GGUF files in llama.cpp, for tests/python/test_export_llama_cpp.py: how it cuts texts into
 tokens, and what it says next.
 
     python run_gguf.py MODEL.gguf TEXTS.json OUT.json
