@@ -1,19 +1,39 @@
 # SPDX-License-Identifier: Apache-2.0
-"""gpt-oss's experts in MXFP4: read as transformers and numpy read them, and run packed."""
+"""Mixtures of experts: gpt-oss's MXFP4, read as transformers and numpy read it, and the layers of
+each expert in other libraries' checkpoints of Mixtral and Qwen; run packed."""
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from foreign_support import E2M1
+from foreign_support import (
+    AWQ,
+    COMPRESSED,
+    E2M1,
+    GPTQ,
+    HQQ,
+    awq_layer,
+    compressed_layer,
+    gptq_layer,
+    hqq_layer,
+)
 from model_support import logits, mixtral
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import AutoModelForCausalLM, GptOssConfig, GptOssForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    GptOssConfig,
+    GptOssForCausalLM,
+    Qwen2MoeConfig,
+    Qwen2MoeForCausalLM,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
+)
 from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
 import woq
@@ -160,7 +180,15 @@ def test_it_runs_packed(gpt_oss, tmp_path: Path) -> None:
 def test_rows_of_an_expert_are_together() -> None:
     """Against the fused modules of transformers, with experts that get no row."""
     torch.manual_seed(0)
-    for fused in (mixtral().model.layers[0].mlp.experts, small_gpt_oss_experts()):
+    qwen2 = Qwen2MoeConfig(
+        hidden_size=32, moe_intermediate_size=48, num_experts=4, num_hidden_layers=1
+    )
+    for fused in (
+        mixtral().model.layers[0].mlp.experts,
+        qwen3_moe().model.layers[0].mlp.experts,
+        Qwen2MoeForCausalLM(qwen2).model.layers[0].mlp.experts,
+        small_gpt_oss_experts(),
+    ):
         with torch.no_grad():
             for parameter in fused.parameters():
                 parameter.normal_(0, 0.1)
@@ -234,3 +262,84 @@ def test_what_does_not_fit_is_refused(gpt_oss, tmp_path: Path, make, message: st
 def test_experts_are_known_by_their_class() -> None:
     assert fused_experts(nn.Linear(3, 4)) is None
     assert isinstance(linear_experts(fused_experts(small_gpt_oss_experts())), SplitExperts)
+
+
+def qwen3_moe() -> nn.Module:
+    config = Qwen3MoeConfig(
+        vocab_size=128,
+        hidden_size=64,
+        intermediate_size=96,
+        moe_intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=16,
+        num_experts=4,
+        num_experts_per_tok=2,
+    )
+    return Qwen3MoeForCausalLM(config).eval()
+
+
+MIXTURES = {
+    "mixtral": (mixtral, "block_sparse_moe", ("w1", "w3", "w2")),
+    "qwen3_moe": (qwen3_moe, "mlp", ("gate_proj", "up_proj", "down_proj")),
+}
+
+
+PACKERS = {
+    "gptq": (gptq_layer, GPTQ),
+    "awq": (awq_layer, AWQ),
+    "compressed": (compressed_layer, COMPRESSED),
+    "hqq": (hqq_layer, HQQ),
+}
+
+
+def write_mixture(folder: Path, kind: str, pack, settings) -> nn.Module:
+    """A checkpoint as GPTQModel and AutoAWQ write them, with a layer for each matrix of an expert,
+    and the float model that it means."""
+    torch.manual_seed(0)
+    make, block, names = MIXTURES[kind]
+    model = make()
+    rng = np.random.default_rng(0)
+    tensors = {}
+    for name, value in model.state_dict().items():
+        stem, _, last = name.partition(".experts.")
+        if not last:
+            tensors[name.replace(".mlp.gate.", f".{block}.gate.")] = value.clone()
+            continue
+        for expert in range(4):
+            parts = value[expert].chunk(2) if last == "gate_up_proj" else (value[expert],)
+            for part, own in zip(parts, names[:2] if len(parts) == 2 else names[2:], strict=True):
+                packed, weight = pack(rng, tuple(part.shape))
+                part.copy_(torch.from_numpy(weight))
+                start = f"{stem.replace('.mlp', f'.{block}')}.experts.{expert}.{own}"
+                tensors |= {f"{start}.{key}": torch.from_numpy(t) for key, t in packed.items()}
+    model.config.save_pretrained(folder)
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"quantization_config": settings}))
+    tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    return model
+
+
+@pytest.mark.parametrize("kind", MIXTURES)
+@pytest.mark.parametrize("form", PACKERS)
+def test_experts_that_are_layers_of_their_own(kind: str, form: str, tmp_path: Path) -> None:
+    dense = write_mixture(tmp_path, kind, *PACKERS[form])
+    model = woq.AutoModelForCausalLM.from_pretrained(tmp_path)
+    experts = model.model.layers[1].mlp.experts
+    assert isinstance(experts, SplitExperts)
+    for expert in range(4):
+        joined = torch.cat(
+            [experts.gate_proj[expert].dequantize(), experts.up_proj[expert].dequantize()]
+        )
+        fused = dense.model.layers[1].mlp.experts
+        assert torch.equal(joined, fused.gate_up_proj[expert])
+        assert torch.equal(experts.down_proj[expert].dequantize(), fused.down_proj[expert])
+    assert_close(logits(model), logits(dense))
+    for save in (model.save_pretrained, lambda path: woq.save_pretrained(model, path)):
+        save(tmp_path / "saved")
+        again = AutoModelForCausalLM.from_pretrained(tmp_path / "saved")
+        assert torch.equal(logits(again), logits(model))
+    assert torch.equal(logits(copy.deepcopy(model)), logits(model))
+    assert_close(logits(model.dequantize()), logits(dense))

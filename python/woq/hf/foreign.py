@@ -30,6 +30,7 @@ from ..quantizing.quantize import replace_module
 from .foreign_layers import ForeignExperts, ForeignLayer, packed_layers, renamings
 from .location import file_arguments, find_files
 from .packed_quantizer import PackedQuantizer
+from .stored_experts import regroup_listed_experts, split_experts, stored_names
 
 __all__ = [
     "METHOD",
@@ -150,13 +151,12 @@ class ForeignQuantizer(PackedQuantizer):
 
     def _make_places(self, model: Any, files: Iterable[str]) -> list[str]:
         layers = packed_layers(tuple(files), self.form)
+        # Those with a tensor "weight" would be stacked by transformers.
+        split_experts(model, [n for n, found in layers.items() if "weight" not in found])
         modules = {n: m for n, m in model.named_modules() if self._may_hold(m)}
-        prefix = f"{model.base_model_prefix}."
         packed = []
         for name, module in modules.items():
-            # A checkpoint of the model with a head in one without, and the other way round.
-            names = (name, prefix + name, name.removeprefix(prefix))
-            at = next((n for n in names if n in layers), None)
+            at = next((n for n in stored_names(model, name) if n in layers), None)
             if at is not None:
                 replace_module(model, name, self._holder(name, module, layers[at]))
                 packed.append(name)
@@ -212,6 +212,7 @@ class ForeignQuantizer(PackedQuantizer):
         return f"{name}, of {self.form.name}"
 
     def _finish(self, model: Any) -> None:
+        regroup_listed_experts(model)
         self._forget_names(model)
         for rule, count in self._rules.items():
             logger.info("%s: %d layers: %s", self.form.name, count, rule)

@@ -35,12 +35,12 @@ from .attach import attach_quantizer, check_device_map, declare_untied, keep_on_
 from .conversions import restore_conversions, spare_quantized_layers
 from .on_load import QuantizeOnLoad
 from .saving import describe_save
+from .stored_experts import split_experts_of_files
 from .stored_layers import (
     StoredLayer,
     check_checkpoint,
     hold_embedding,
     pack_stored_layers,
-    split_stored_experts,
 )
 
 __all__ = ["WoqHfQuantizer", "register"]
@@ -98,7 +98,7 @@ class WoqHfQuantizer(HfQuantizer):
         self._started = time.perf_counter()
         config = self.quantization_config
         if self.pre_quantized:
-            split_stored_experts(model, kwargs.get("checkpoint_files") or ())
+            split_experts_of_files(model, kwargs.get("checkpoint_files") or ())
         targets = select(model, config)
         embedding = embedding_target(model, config)
         if self.pre_quantized:

@@ -27,7 +27,6 @@ from ..formats.checkpoint import (
 from ..formats.pages import HeapTrimmer
 from ..formats.stored_tensors import MARKER, StoredForm, marker_bytes
 from ..modules.embedding_target import EmbeddingTarget
-from ..modules.experts import PRODUCTS, fused_experts, linear_experts
 from ..modules.layer import WeightOnlyLinear
 from ..modules.targets import Target
 from ..quantizing.quantize import log_kernels, replace_module
@@ -38,7 +37,6 @@ __all__ = [
     "check_checkpoint",
     "hold_embedding",
     "pack_stored_layers",
-    "split_stored_experts",
 ]
 
 logger = logging.getLogger("woq")
@@ -90,22 +88,6 @@ def hold_embedding(
     replace_module(model, target.name, StoredLayer(target, config, dtype))
     if target.head is not None:
         replace_module(model, target.head, _HeadOfEmbedding())
-
-
-def split_stored_experts(model: Any, files: Sequence[str]) -> None:
-    """Give `model` (on the meta device) a layer for each matrix of the experts that `files` have
-    so."""
-    fused = {n: f for n, m in model.named_modules() if (f := fused_experts(m)) is not None}
-    if not fused:
-        return
-    headers = [read_header(file) for file in files if file.endswith(".safetensors")]
-    layers = {key.rpartition(".")[0] for header in headers for key in header.tensors}
-    prefix = f"{model.base_model_prefix}."
-    for name, experts in fused.items():
-        # Models without a head are loaded from checkpoints of those with one, and the reverse.
-        names = (name, prefix + name, name.removeprefix(prefix))
-        if any(f"{each}.{PRODUCTS[0]}.0" in layers for each in names):
-            replace_module(model, name, linear_experts(experts))
 
 
 def check_checkpoint(model: Any, config: WeightOnlyQuantConfig, files: Sequence[str]) -> None:

@@ -4,7 +4,9 @@
 transformers 5 keeps the weights of all experts of a layer in one parameter [experts, rows, cols],
 which is multiplied without a module that could be quantized. `SplitExperts` takes the place of such
 a module: its layers are found, stored and packed like any others, under the names
-`<experts>.gate_up_proj.<expert>` and `<experts>.down_proj.<expert>`.
+`<experts>.gate_up_proj.<expert>` and `<experts>.down_proj.<expert>`, or with `gate_proj` and
+`up_proj` apart. `ListedExperts` has other libraries' names, `<experts>.<expert>.gate_proj`, and is
+there while such a checkpoint is loaded: saved under these names, transformers would stack them.
 """
 
 from __future__ import annotations
@@ -15,10 +17,20 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-__all__ = ["PRODUCTS", "FusedExperts", "SplitExperts", "fused_experts", "linear_experts"]
+__all__ = [
+    "LISTED_NAMES",
+    "PRODUCTS",
+    "FusedExperts",
+    "ListedExperts",
+    "SplitExperts",
+    "fused_experts",
+    "linear_experts",
+]
 
 # The two products of an expert; a gate is between them.
 PRODUCTS = ("gate_up_proj", "down_proj")
+# Names of gate, up and down in an expert of its own: Qwen's and most others', Mixtral's.
+LISTED_NAMES = (("gate_proj", "up_proj", "down_proj"), ("w1", "w3", "w2"))
 
 
 class _ClampedSwiglu(nn.Module):
@@ -42,8 +54,11 @@ class _Gated(nn.Module):
         self.activation = activation
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        gate, up = x.chunk(2, dim=-1)
-        return self.activation(gate) * up
+        return self.apart(*x.chunk(2, dim=-1))
+
+    def apart(self, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+        result: torch.Tensor = self.activation(gate) * up
+        return result
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,6 +90,16 @@ class FusedExperts:
     dtype: torch.dtype
     gate: nn.Module
 
+    @property
+    def can_be_apart(self) -> bool:
+        """Whether gate and up are one behind the other, and so two matrices."""
+        return isinstance(self.gate, _Gated) and not self.has_bias
+
+    @property
+    def shapes_apart(self) -> dict[str, tuple[int, int]]:
+        width, inner = self.shapes["down_proj"]
+        return {"gate_proj": (inner, width), "up_proj": (inner, width), "down_proj": (width, inner)}
+
 
 def fused_experts(module: nn.Module) -> FusedExperts | None:
     """None for a module that is no fused experts, or of a class that is not known."""
@@ -92,56 +117,106 @@ def fused_experts(module: nn.Module) -> FusedExperts | None:
     return FusedExperts(first.shape[0], shapes, has_bias, first.dtype, family.gate(module))
 
 
-def linear_experts(fused: FusedExperts) -> SplitExperts:
-    """Experts whose layers have float weights without values, on the meta device."""
-    with torch.device("meta"):
-        layers = {
-            name: [
-                nn.Linear(cols, rows, bias=fused.has_bias, dtype=fused.dtype)
-                for _ in range(fused.count)
-            ]
-            for name, (rows, cols) in fused.shapes.items()
-        }
+def linear_experts(fused: FusedExperts, *, apart: bool = False) -> SplitExperts:
+    """Experts whose layers have float weights without values, on the meta device; `apart`: gate and
+    up are two layers."""
+    shapes = fused.shapes_apart if apart else fused.shapes
+    layers = {
+        name: [_linear(fused, shape) for _ in range(fused.count)] for name, shape in shapes.items()
+    }
     return SplitExperts(layers, fused.gate)
+
+
+def _linear(fused: FusedExperts, shape: tuple[int, int]) -> nn.Module:
+    with torch.device("meta"):
+        return nn.Linear(shape[1], shape[0], bias=fused.has_bias, dtype=fused.dtype)
 
 
 class SplitExperts(nn.Module):
     """What a module of fused experts computes, by a layer for each matrix.
 
     Args:
-        layers: of each product, those of all experts.
-        gate: what is between the two products.
+        layers: of each product, those of all experts: gate_up_proj, or gate_proj and up_proj; and
+            down_proj.
+        gate: what is between the products.
     """
 
     def __init__(self, layers: dict[str, list[nn.Module]], gate: nn.Module) -> None:
         super().__init__()
-        self.gate_up_proj = nn.ModuleList(layers["gate_up_proj"])
-        self.down_proj = nn.ModuleList(layers["down_proj"])
+        for name, each in layers.items():
+            self.add_module(name, nn.ModuleList(each))
         self.gate = gate
-        self.num_experts = len(self.down_proj)
+        self.num_experts = len(layers["down_proj"])
+        self._apart = "gate_proj" in layers
 
     def forward(
         self, hidden_states: torch.Tensor, experts: torch.Tensor, weights: torch.Tensor
     ) -> torch.Tensor:
-        """
-        Args:
-            hidden_states: [rows, features]
-            experts: of each row, int64 [rows, k]; numbers beyond the last one mean none.
-            weights: of their outputs in the sum, [rows, k].
-        """
-        result = torch.zeros_like(hidden_states)
-        chosen = experts.flatten()
-        # Each expert multiplies all of its rows at once: those are the places of its number.
-        order = chosen.argsort(stable=True)
-        counts = chosen.bincount(minlength=self.num_experts)[: self.num_experts].tolist()
-        start = 0
-        for expert, count in enumerate(counts):
-            places = order[start : start + count]
-            start += count
-            if count == 0:
-                continue
-            rows = places // experts.shape[-1]
-            between = self.gate(self.gate_up_proj[expert](hidden_states[rows]))
-            out = self.down_proj[expert](between) * weights.flatten()[places, None]
-            result.index_add_(0, rows, out.to(result.dtype))
-        return result
+        def expert(number: int, x: torch.Tensor) -> torch.Tensor:
+            if self._apart:
+                between = self.gate.apart(self.gate_proj[number](x), self.up_proj[number](x))
+            else:
+                between = self.gate(self.gate_up_proj[number](x))
+            out: torch.Tensor = self.down_proj[number](between)
+            return out
+
+        return _mixed(expert, self.num_experts, hidden_states, experts, weights)
+
+
+class ListedExperts(nn.ModuleList):
+    """Experts while they are loaded under other libraries' names; does not compute.
+
+    Args:
+        fused: what they are in the model.
+        names: of gate, up and down in the checkpoint.
+    """
+
+    def __init__(self, fused: FusedExperts, names: tuple[str, str, str]) -> None:
+        shapes = fused.shapes_apart.values()
+        super().__init__(
+            nn.ModuleDict(
+                {name: _linear(fused, shape) for name, shape in zip(names, shapes, strict=True)}
+            )
+            for _ in range(fused.count)
+        )
+        self.fused, self.names = fused, names
+
+    def split(self) -> SplitExperts:
+        """The same layers, to compute with."""
+        layers = {
+            product: [expert[name] for expert in self]  # type: ignore[index]
+            for product, name in zip(self.fused.shapes_apart, self.names, strict=True)
+        }
+        return SplitExperts(layers, self.fused.gate)
+
+
+def _mixed(
+    expert: Callable[[int, torch.Tensor], torch.Tensor],
+    count: int,
+    hidden_states: torch.Tensor,
+    experts: torch.Tensor,
+    weights: torch.Tensor,
+) -> torch.Tensor:
+    """The weighted sum of what the experts make of each row.
+
+    Args:
+        expert: the function of one of the `count` experts.
+        hidden_states: [rows, features]
+        experts: of each row, int64 [rows, k]; numbers beyond the last one mean none.
+        weights: of their outputs in the sum, [rows, k].
+    """
+    result = torch.zeros_like(hidden_states)
+    chosen = experts.flatten()
+    # Each expert multiplies all of its rows at once: those are the places of its number.
+    order = chosen.argsort(stable=True)
+    counts = chosen.bincount(minlength=count)[:count].tolist()
+    start = 0
+    for number, rows_of_it in enumerate(counts):
+        places = order[start : start + rows_of_it]
+        start += rows_of_it
+        if rows_of_it == 0:
+            continue
+        rows = places // experts.shape[-1]
+        out = expert(number, hidden_states[rows]) * weights.flatten()[places, None]
+        result.index_add_(0, rows, out.to(result.dtype))
+    return result
