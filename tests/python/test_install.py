@@ -3,9 +3,12 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import sys
 import threading
 from functools import partial
+from types import ModuleType
 
 import pytest
 import torch
@@ -37,12 +40,14 @@ from transformers import (
     AwqConfig,
     BitsAndBytesConfig,
     GPTQConfig,
+    PreTrainedConfig,
 )
 from transformers.quantizers import auto
 
 import woq
 import woq.hf.load  # registers woq's readers with transformers, as the first loading would
 from woq.hf.quantizer import register
+from woq.observe.samples import Examples
 
 TABLES = (auto.AUTO_QUANTIZATION_CONFIG_MAPPING, auto.AUTO_QUANTIZER_MAPPING)
 
@@ -52,9 +57,12 @@ def nothing_is_left():
     register()
     woq.uninstall()
     before = [dict(table) for table in TABLES]
+    methods = (GPTQConfig.__dict__["__init__"], PreTrainedConfig.__dict__["get_config_dict"])
     yield
     woq.uninstall()
     assert [dict(table) for table in TABLES] == before
+    assert GPTQConfig.__dict__["__init__"] is methods[0]
+    assert PreTrainedConfig.__dict__["get_config_dict"] is methods[1]
 
 
 def packed_llama(folder, pack=gptq_layer, settings=GPTQ):
@@ -300,17 +308,81 @@ def test_bitsandbytes_config_quantizes_a_float_model(tmp_path, given, own):
     assert torch.equal(logits(again), logits(loaded))
 
 
-def test_gptq_config_quantizes_a_float_model(tmp_path):
+TEXTS = ["the quick brown fox jumps over the lazy dog. " * 4, "a b c d e f g h. " * 8, "short"] * 2
+
+
+def test_gptq_config_quantizes_a_float_model(tmp_path, caplog):
+    """A list is samples as they are, however short."""
     folder = letters_checkpoint(tmp_path)
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    texts = ["the quick brown fox jumps over the lazy dog. " * 4, "a b c d e f g h. " * 8] * 4
-    same = {"bits": 4, "dataset": texts, "group_size": 32, "damp_percent": 0.05}
-    given = GPTQConfig(**same, tokenizer=tokenizer, model_seqlen=64, desc_act=False)
+    with woq.install(), caplog.at_level(logging.INFO, "woq"):
+        given = GPTQConfig(
+            bits=4,
+            dataset=TEXTS,
+            tokenizer=tokenizer,
+            group_size=32,
+            damp_percent=0.05,
+            use_exllama=False,
+            exllama_config={"version": 2},
+        )
+        loaded = AutoModelForCausalLM.from_pretrained(
+            folder, quantization_config=given, device_map="auto"
+        )
+    assert loaded.config.quantization_config.algorithm == "GPTQ"
+    assert "exllama_config={'version': 2} is about kernels of GPUs" in caplog.text
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    config = woq.GPTQConfig(
+        bits=4,
+        dataset=Examples(TEXTS),
+        tokenizer=tokenizer,
+        group_size=32,
+        damp_percent=0.05,
+        true_sequential=True,
+    )
+    assert torch.equal(letters(loaded), letters(woq.quantize(model, config)))
+
+
+@pytest.mark.parametrize("name", ["c4", "c4-new", "wikitext2"])
+def test_data_sets_by_the_names_that_optimum_had(tmp_path, monkeypatch, name):
+    asked = []
+    module = ModuleType("datasets")
+    module.__spec__ = object()
+    module.load_dataset = lambda **kwargs: asked.append(kwargs) or [{"text": t} for t in TEXTS]
+    folder = letters_checkpoint(tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    with woq.install():
+        monkeypatch.setitem(sys.modules, "datasets", module)
+        given = GPTQConfig(bits=4, dataset=name, tokenizer=tokenizer, group_size=32)
+        loaded = AutoModelForCausalLM.from_pretrained(folder, quantization_config=given)
+    assert len(layers(loaded)) == 14
+    assert asked[0]["path"] == ("Salesforce/wikitext" if name == "wikitext2" else "allenai/c4")
+
+
+def test_awq_config_quantizes_a_float_model(tmp_path):
+    folder = letters_checkpoint(tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    given = AwqConfig(
+        bits=4,
+        group_size=32,
+        zero_point=False,
+        modules_to_not_convert=["down_proj"],
+        dataset=TEXTS,
+        tokenizer=tokenizer,
+        fuse_max_seq_len=512,
+        do_fuse=True,
+    )
     with woq.install():
         loaded = AutoModelForCausalLM.from_pretrained(folder, quantization_config=given)
-    assert loaded.config.quantization_config.algorithm == "GPTQ"
+    assert len(layers(loaded)) == 12
     model = AutoModelForCausalLM.from_pretrained(folder)
-    config = woq.GPTQConfig(**same, tokenizer=tokenizer, seqlen=64)
+    config = woq.AwqConfig(
+        bits=4,
+        group_size=32,
+        zero_point=False,
+        modules_to_not_convert=["down_proj"],
+        dataset=TEXTS,
+        tokenizer=tokenizer,
+    )
     assert torch.equal(letters(loaded), letters(woq.quantize(model, config)))
 
 
@@ -319,8 +391,65 @@ def letters(model):
         return model(torch.arange(2, 18)[None]).logits
 
 
-@pytest.mark.parametrize("given", [AwqConfig(bits=4), AutoRoundConfig()], ids=["awq", "auto-round"])
-def test_other_configs_do_not_quantize(tmp_path, given):
+def test_other_configs_do_not_quantize(tmp_path):
     llama().save_pretrained(tmp_path)
-    with woq.install(), pytest.raises(woq.Unsupported, match="does not quantize by a A"):
-        AutoModelForCausalLM.from_pretrained(tmp_path, quantization_config=given)
+    with woq.install(), pytest.raises(woq.Unsupported, match="not quantize by a AutoRoundConfig"):
+        AutoModelForCausalLM.from_pretrained(tmp_path, quantization_config=AutoRoundConfig())
+
+
+@pytest.mark.parametrize("device_map", ["cuda:0", {"": 0}, "cuda"])
+def test_a_gpu_is_the_cpu_if_asked(tmp_path, device_map, caplog):
+    folder, model = packed_llama(tmp_path / "packed")
+    model.save_pretrained(tmp_path / "float")
+    with woq.install(on_cpu=True):
+        loaded = AutoModelForCausalLM.from_pretrained(folder, device_map=device_map)
+        quantized = AutoModelForCausalLM.from_pretrained(
+            tmp_path / "float",
+            device_map=device_map,
+            quantization_config=BitsAndBytesConfig(load_in_8bit=True),
+        )
+    torch.testing.assert_close(logits(loaded), logits(model), rtol=1e-4, atol=1e-4)
+    assert len(layers(quantized)) == 14
+    assert loaded.device == quantized.device == torch.device("cpu")
+    assert caplog.text.count("the model runs on the CPU") == 2
+
+
+OLD = {
+    "gptq": (
+        gptq_layer,
+        GPTQ,
+        "quantize_config.json",
+        {"bits": 4, "group_size": 32, "damp_percent": 0.01, "desc_act": False, "sym": True},
+    ),
+    "awq": (
+        awq_layer,
+        AWQ,
+        "quant_config.json",
+        {"zero_point": True, "q_group_size": 32, "w_bit": 4, "version": "GEMM"},
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ("method", "weights"), [("gptq", "gptq_model-4bit-32g"), ("gptq", "model"), ("awq", "model")]
+)
+def test_old_checkpoints(tmp_path, method, weights):
+    """Settings beside config.json; AutoGPTQ's own name of the weights."""
+    pack, settings, name, old = OLD[method]
+    folder, model = packed_llama(tmp_path, pack, settings)
+    config = json.loads((folder / "config.json").read_text())
+    del config["quantization_config"]
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / name).write_text(json.dumps(old))
+    (folder / "model.safetensors").rename(folder / f"{weights}.safetensors")
+    with woq.install():
+        loaded = AutoModelForCausalLM.from_pretrained(folder)
+    assert len(layers(loaded)) == 14
+    torch.testing.assert_close(logits(loaded), logits(model), rtol=1e-4, atol=1e-4)
+    assert torch.equal(logits(woq.AutoModelForCausalLM.from_pretrained(folder)), logits(loaded))
+    loaded.save_pretrained(tmp_path / "saved")
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "saved")
+    assert torch.equal(logits(again), logits(loaded))
+    (folder / name).write_text("{")
+    with woq.install(), pytest.raises(woq.InvalidArgument, match=f"{name} is damaged"):
+        AutoModelForCausalLM.from_pretrained(folder)

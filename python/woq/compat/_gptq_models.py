@@ -261,7 +261,7 @@ class BaseGPTQForCausalLM(WrappedModel):
             "quant_method": asked.quant_method,
             "checkpoint_format": asked.checkpoint_format,
         }
-        weights = _weights(model_name_or_path, asked, model_basename, file_arguments(keywords))
+        weights = _weights(model_name_or_path, model_basename, file_arguments(keywords))
         model = load_packed(model_name_or_path, keywords, settings, weights)
         return cls(model, True, asked)
 
@@ -299,21 +299,13 @@ def _check_safetensors(owner: str, use_safetensors: bool) -> None:
         )
 
 
-def _weights(
-    path: str | PathLike[str],
-    asked: BaseQuantizeConfig,
-    basename: str | None,
-    where: dict[str, Any],
-) -> str | None:
-    """The name of the safetensors file; None: transformers' own names, one of which is there."""
-    if basename is not None:
-        names = [f"{basename.removesuffix('.safetensors')}.safetensors"]
-    else:
-        guessed = f"gptq_model-{asked.bits}bit-{asked.group_size}g"
-        bases = [asked.model_file_base_name, "model", guessed]
-        names = [f"{base}.safetensors" for base in bases if base]
-        names.insert(-1, "model.safetensors.index.json")
-    found = named_file(path, names, where)
-    if found is None and basename is not None and Path(path).is_dir():
-        raise InvalidArgument(f"{path} has no {names[0]}: model_basename={basename!r} is its name")
-    return found if found is not None and found.endswith(".safetensors") else None
+def _weights(path: str | PathLike[str], basename: str | None, where: dict[str, Any]) -> str | None:
+    """The safetensors file that is named; None: what loads the model finds it."""
+    if basename is None:
+        return None
+    name = f"{basename.removesuffix('.safetensors')}.safetensors"
+    if named_file(path, [name], where) is not None:
+        return name
+    if Path(path).is_dir() and not (Path(path) / f"{name}.index.json").is_file():
+        raise InvalidArgument(f"{path} has no {name}, which model_basename={basename!r} names")
+    return None

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import re
 import sys
 from collections.abc import Iterable
@@ -22,6 +23,8 @@ from ..modules.targets import output_embeddings, quantized_layers, scheme_for, s
 from .answers import answer_for
 
 __all__ = ["attach_quantizer", "check_device_map", "declare_untied", "keep_on_cpu"]
+
+logger = logging.getLogger("woq")
 
 
 def attach_quantizer(
@@ -163,15 +166,18 @@ def _outermost_pretrained(model: nn.Module) -> list[Any]:
     return found
 
 
-def check_device_map(device_map: Any) -> None:
-    """Raise Unsupported where the user asks for another device than the CPU."""
+def check_device_map(device_map: Any, *, on_cpu: bool = False) -> None:
+    """Raise Unsupported where the user asks for another device than the CPU; with `on_cpu` say that
+    it is the CPU nevertheless."""
     places = device_map.values() if isinstance(device_map, dict) else [device_map]
-    for place in places:
-        if place is not None and not is_cpu(place):
-            raise native.Unsupported(
-                f"device_map={device_map!r}: woq's kernels run on the CPU; leave device_map "
-                "out or pass device_map='cpu'"
-            )
+    if all(place is None or is_cpu(place) for place in places):
+        return
+    if not on_cpu:
+        raise native.Unsupported(
+            f"device_map={device_map!r}: woq's kernels run on the CPU; leave device_map "
+            "out or pass device_map='cpu'"
+        )
+    logger.warning("device_map=%r: the model runs on the CPU", device_map)
 
 
 def keep_on_cpu(model: Any) -> None:

@@ -38,7 +38,9 @@ __all__ = [
     "ForeignQuantizer",
     "load_foreign",
     "note_idle",
+    "settings_beside",
     "stored_settings",
+    "weights_beside",
 ]
 
 logger = logging.getLogger("woq")
@@ -66,6 +68,12 @@ def stored_settings(path: Any, keywords: Mapping[str, Any]) -> dict[str, Any]:
     values, _ = PreTrainedConfig.get_config_dict(path, **file_arguments(keywords))
     if values.get("quantization_config"):
         return dict(values["quantization_config"])
+    return settings_beside(path, keywords)
+
+
+def settings_beside(path: Any, keywords: Mapping[str, Any]) -> dict[str, Any]:
+    """The `quantization_config` of an old checkpoint, from a file beside its config.json; empty
+    where there is none."""
     for file in find_files(path, list(_FILES), keywords, required=False):
         try:
             stored = json.loads(Path(file).read_text(encoding="utf-8"))
@@ -73,6 +81,24 @@ def stored_settings(path: Any, keywords: Mapping[str, Any]) -> dict[str, Any]:
         except (ValueError, TypeError) as error:
             raise native.InvalidArgument(f"{file} is damaged ({error})") from error
     return {}
+
+
+def weights_beside(
+    path: Any, settings: Mapping[str, Any], keywords: Mapping[str, Any]
+) -> str | None:
+    """The safetensors file of an old checkpoint of GPTQ, whose name was AutoGPTQ's own; None:
+    it has one of the usual names, or shards."""
+    if str(settings.get("quant_method")) != "gptq":
+        return None
+    own = settings.get("model_file_base_name")
+    names = [f"{own}.safetensors"] if own else []
+    bits, group_size = settings.get("bits"), settings.get("group_size")
+    names += ["model.safetensors", "model.safetensors.index.json",
+              f"gptq_model-{bits}bit-{group_size}g.safetensors"]  # fmt: skip
+    for name in dict.fromkeys(names):
+        if find_files(path, [name], keywords, required=False):
+            return None if name in ("model.safetensors", "model.safetensors.index.json") else name
+    return None
 
 
 def load_foreign(
@@ -95,6 +121,10 @@ def load_foreign(
     config = keywords.pop("config", None)
     if config is None:
         config = AutoConfig.from_pretrained(path, **file_arguments(keywords))
+    if getattr(config, "transformers_weights", None) is None:
+        weights = weights_beside(path, settings, keywords)
+        if weights is not None:
+            config.transformers_weights = weights
     config.quantization_config = {
         "quant_method": METHOD,
         "source": dict(settings),
@@ -119,12 +149,18 @@ class ForeignConfig(QuantizationConfigMixin):  # type: ignore[misc]
     Args:
         source: the checkpoint's `quantization_config`.
         compute_dtype: what the kernels compute with.
+        on_cpu: what asks for another device runs on the CPU, and is no error.
     """
 
     def __init__(
-        self, source: Mapping[str, Any] | None = None, compute_dtype: str = "fp32", **kwargs: Any
+        self,
+        source: Mapping[str, Any] | None = None,
+        compute_dtype: str = "fp32",
+        on_cpu: bool = False,
+        **kwargs: Any,
     ) -> None:
         self.quant_method = METHOD
+        self.on_cpu = on_cpu
         self.source = dict(source or {})
         self.compute_dtype = compute_dtype
 
@@ -140,6 +176,7 @@ class ForeignQuantizer(PackedQuantizer):
                 f"{quantization_config.source.get('quant_method')!r} is no method that woq reads"
             )
         self.form, self.compute_dtype = form, quantization_config.compute_dtype
+        self.on_cpu = quantization_config.on_cpu
         self._renamings = renamings(form)
         self._rules: collections.Counter[str] = collections.Counter()
         # transformers adds to a stored config what a passed one says about kernels.

@@ -3,7 +3,8 @@
 
 transformers chooses what loads a quantized checkpoint by two tables, of configs and of quantizers.
 For the methods whose checkpoints woq reads, both get entries of woq's here, until they are taken
-back. Nothing else is replaced: models that are not quantized, woq's own and those of other methods
+back. Old checkpoints have their settings in a file beside config.json, which the config is then
+given. Nothing else is replaced: models that are not quantized, woq's own and those of other methods
 load as always.
 """
 
@@ -13,14 +14,21 @@ import logging
 from collections.abc import Mapping, MutableMapping
 from typing import Any
 
+from transformers import GPTQConfig, PreTrainedConfig
 from transformers.quantizers import auto
 from transformers.quantizers.base import HfQuantizer
 
 from ..core import native
 from ..core.installed import Installation, Installed
 from ..formats.foreign.methods import FOREIGN_METHODS
-from .foreign import ForeignConfig, ForeignQuantizer, note_idle
-from .others_configs import own_config
+from .foreign import (
+    ForeignConfig,
+    ForeignQuantizer,
+    note_idle,
+    settings_beside,
+    weights_beside,
+)
+from .others_configs import own_config, saying_what_is_idle
 from .quantizer import WoqHfQuantizer
 
 __all__ = ["install", "uninstall"]
@@ -35,9 +43,11 @@ _ADDED = ("intel/auto-round", "modelopt")
 
 # Table and key -> what stood there, None for nothing, and what stands there now.
 _REPLACED: list[tuple[MutableMapping[str, Any], str, Any, Any]] = []
+# Class and name of a method, what stood there, and what stands there now.
+_METHODS: list[tuple[type, str, Any, Any]] = []
 
 
-def install(*, compute_dtype: str = "fp32") -> Installed:
+def install(*, compute_dtype: str = "fp32", on_cpu: bool = False) -> Installed:
     """Have transformers' `from_pretrained` run checkpoints of GPTQ, AWQ, AutoRound, bitsandbytes,
     compressed-tensors, HQQ and ModelOpt packed, on woq's kernels: the code that loads them stays as
     it is, and the other library need not be installed.
@@ -45,18 +55,22 @@ def install(*, compute_dtype: str = "fp32") -> Installed:
     It holds for the whole process, until `woq.uninstall()`, or as `with woq.install():` to the end
     of the block. Blocks may be nested, and run in several threads: the last one that ends undoes
     it. Models that are loaded stay what they are. A config of the checkpoint's own method may be
-    passed; what it chooses of a GPU's kernels is logged and has no effect. transformers'
-    GPTQConfig and BitsAndBytesConfig also quantize a float model, as woq does and saves it.
+    passed; what it chooses of a GPU's kernels is logged and has no effect. Old checkpoints, whose
+    settings are in a file beside config.json, are loaded, too. transformers' GPTQConfig, AwqConfig
+    and BitsAndBytesConfig also quantize a float model, as woq does and saves it; a list as the
+    `dataset` of a GPTQConfig is samples as they are, however short.
 
     Args:
         compute_dtype: what the kernels compute with; of several calls, the last one decides.
+        on_cpu: run on the CPU, and log, what asks for a GPU (`device_map="cuda:0"`); otherwise that
+            is an error. "auto" is the CPU in any case.
 
     Raises:
         InvalidArgument: no such compute_dtype.
         Unsupported: this version of transformers has no such tables, or misses a method.
     """
     native.check_compute_dtype(compute_dtype)
-    return _INSTALLATION.open(compute_dtype=compute_dtype)
+    return _INSTALLATION.open(compute_dtype=compute_dtype, on_cpu=on_cpu)
 
 
 def uninstall() -> None:
@@ -81,6 +95,8 @@ def _replace() -> None:
     for key in keys:
         _put(configs, key, _stored_config(configs.get(key, ForeignConfig)))
         _put(quantizers, key, _quantizer)
+    _put_method(GPTQConfig, "__init__", saying_what_is_idle(GPTQConfig.__init__))
+    _put_method(PreTrainedConfig, "get_config_dict", classmethod(_with_settings_beside))
 
 
 def _put(table: MutableMapping[str, Any], key: str, value: Any) -> None:
@@ -88,8 +104,17 @@ def _put(table: MutableMapping[str, Any], key: str, value: Any) -> None:
     table[key] = value
 
 
+def _put_method(owner: type, name: str, value: Any) -> None:
+    _METHODS.append((owner, name, owner.__dict__[name], value))
+    setattr(owner, name, value)
+
+
 def _put_back() -> None:
     """Leaves alone what somebody else has put there meanwhile."""
+    while _METHODS:
+        owner, name, before, now = _METHODS.pop()
+        if owner.__dict__.get(name) is now:
+            setattr(owner, name, before)
     while _REPLACED:
         table, key, before, now = _REPLACED.pop()
         if table.get(key) is not now:
@@ -100,6 +125,22 @@ def _put_back() -> None:
             table[key] = before
 
 
+_read_config = PreTrainedConfig.__dict__["get_config_dict"].__func__
+
+
+def _with_settings_beside(cls: Any, /, path: Any, **kwargs: Any) -> tuple[dict[str, Any], Any]:
+    """A model's config.json, with the settings that an old checkpoint has in a file beside it."""
+    values, rest = _read_config(cls, path, **kwargs)
+    if values.get("model_type") and not values.get("quantization_config"):
+        settings = {} if kwargs.get("gguf_file") else settings_beside(path, kwargs)
+        if settings:
+            values["quantization_config"] = settings
+            weights = weights_beside(path, settings, kwargs)
+            if weights is not None:
+                values["transformers_weights"] = weights
+    return values, rest
+
+
 def _stored_config(original: type) -> type:
     """The class for the config of a checkpoint. transformers compares its name with that of a
     config that is passed, and gives it what that one says about kernels if it is of the same kind;
@@ -107,7 +148,7 @@ def _stored_config(original: type) -> type:
 
     class StoredConfig(original):  # type: ignore[misc,valid-type]
         def __init__(self, source: Mapping[str, Any]) -> None:
-            for name, value in vars(ForeignConfig(source, _compute_dtype())).items():
+            for name, value in vars(_foreign(source)).items():
                 setattr(self, name, value)
 
         @classmethod
@@ -128,13 +169,24 @@ def _compute_dtype() -> str:
     return str(_INSTALLATION.setting("compute_dtype", "fp32"))
 
 
+def _on_cpu() -> bool:
+    return bool(_INSTALLATION.setting("on_cpu", False))
+
+
+def _foreign(source: Mapping[str, Any]) -> ForeignConfig:
+    return ForeignConfig(source, _compute_dtype(), _on_cpu())
+
+
 def _quantizer(config: Any, *, pre_quantized: bool = True, **kwargs: Any) -> HfQuantizer:
     """What transformers calls for a config of one of the methods."""
     if not pre_quantized:
-        return WoqHfQuantizer(own_config(config, _compute_dtype()), pre_quantized=False, **kwargs)
+        own = own_config(config, _compute_dtype())
+        made = WoqHfQuantizer(own, pre_quantized=False, **kwargs)
+        made.on_cpu = _on_cpu()
+        return made
     # An AutoRoundConfig, which transformers makes itself where the user passes one: of the settings
     # of AutoRound, GPTQ and AWQ, without losing any.
-    quantizer = ForeignQuantizer(ForeignConfig(config.to_dict(), _compute_dtype()), **kwargs)
+    quantizer = ForeignQuantizer(_foreign(config.to_dict()), **kwargs)
     note_idle(quantizer.form.name, config.get_loading_attributes())
     return quantizer
 

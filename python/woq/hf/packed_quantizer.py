@@ -36,6 +36,8 @@ class PackedQuantizer(HfQuantizer):  # type: ignore[misc]
     """
 
     requires_calibration = False
+    # Whether what asks for another device runs on the CPU, and is no error.
+    on_cpu = False
     compute_dtype: str
 
     @abc.abstractmethod
@@ -67,10 +69,10 @@ class PackedQuantizer(HfQuantizer):  # type: ignore[misc]
         """After all places are filled."""
 
     def validate_environment(self, *args: Any, device_map: Any = None, **kwargs: Any) -> None:
-        check_device_map(device_map)
+        check_device_map(device_map, on_cpu=self.on_cpu)
 
     def update_device_map(self, device_map: Any) -> Any:
-        return device_map if isinstance(device_map, dict) else {"": "cpu"}
+        return device_map if isinstance(device_map, dict) and not self.on_cpu else {"": "cpu"}
 
     def _process_model_before_weight_loading(self, model: Any, **kwargs: Any) -> Any:
         untied = self._make_places(model, kwargs.get("checkpoint_files") or ())

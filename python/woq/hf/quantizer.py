@@ -75,6 +75,8 @@ class WoqHfQuantizer(HfQuantizer):
     """What `from_pretrained` and `save_pretrained` call."""
 
     requires_calibration = False
+    # Whether what asks for another device runs on the CPU, and is no error.
+    on_cpu = False
     quantization_config: Any
     pre_quantized: bool
 
@@ -86,11 +88,11 @@ class WoqHfQuantizer(HfQuantizer):
     # -- where the model goes ---------------------------------------------------------------------
 
     def validate_environment(self, *args: Any, device_map: Any = None, **kwargs: Any) -> None:
-        check_device_map(device_map)
+        check_device_map(device_map, on_cpu=self.on_cpu)
 
     def update_device_map(self, device_map: Any) -> Any:
         # "auto" would choose a GPU where there is one.
-        return device_map if isinstance(device_map, dict) else {"": "cpu"}
+        return device_map if isinstance(device_map, dict) and not self.on_cpu else {"": "cpu"}
 
     # -- loading ----------------------------------------------------------------------------------
 
