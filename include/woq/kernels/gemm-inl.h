@@ -285,11 +285,6 @@ struct FixedForm {
 template <class... Forms>
 struct FormList {};
 
-template <WeightKind kWeights>
-struct GeneralForms {
-  using List = FormList<WholeCodes<kWeights>, AnyForm>;
-};
-
 // For one row of int8 products, whose arithmetic is so short that a branch a group is 10 to 20 % of
 // its time: woq's own schemes and those of checkpoints, by who writes them.
 template <WeightKind kWeights>
@@ -679,10 +674,10 @@ void multiply_direct(const Gemm<Policy>& gemm, int64_t m, int64_t tile, FormList
                (multiply_direct<Policy, kRows, kTiles, kChains, Forms>(gemm, m, tile), true))));
 }
 
-template <class Policy, int kRows>
-using DirectForms =
-    typename std::conditional_t<kRows == 1 && Policy::kInteger, OneRowForms<Policy::kKind>,
-                                GeneralForms<Policy::kKind>>::List;
+template <class Policy, int kRows, int kTiles>
+using DirectForms = std::conditional_t<kRows * kTiles == 1 && Policy::kInteger,
+                                       typename OneRowForms<Policy::kKind>::List,
+                                       FormList<WholeCodes<Policy::kKind>>>;
 
 // As many full register tiles of rows as fit, then halves. Sums have the chains of kChainTiles
 // tiles, which decide the order of their additions.
@@ -690,7 +685,7 @@ template <class Policy, int kRows, int kTiles, int kChainTiles>
 void multiply_direct_rows(const Gemm<Policy>& gemm, int64_t m, int64_t tile) {
   for (; m + kRows <= gemm.task.m1; m += kRows)
     multiply_direct<Policy, kRows, kTiles, Policy::chains(kRows * kChainTiles)>(
-        gemm, m, tile, DirectForms<Policy, kRows>());
+        gemm, m, tile, DirectForms<Policy, kRows, kTiles>());
   if constexpr (kRows > 1)
     multiply_direct_rows<Policy, kRows / 2, kTiles, kChainTiles>(gemm, m, tile);
 }
@@ -893,9 +888,13 @@ void multiply_few_rows(const Gemm<Policy>& gemm) {
   for (; tile < task.t1; ++tile) multiply_direct_rows<Policy, kRows, 1, 1>(gemm, task.m0, tile);
 }
 
+// Planes are taken apart where a panel is filled, and by one row of int8 products: loops of every
+// kind for them would double the code.
 template <class Policy>
 bool has_many_rows(const Gemm<Policy>& gemm) {
-  return gemm.task.m1 - gemm.task.m0 >= kManyRows;
+  const int64_t rows = gemm.task.m1 - gemm.task.m0;
+  const bool direct = WholeCodes<Policy::kKind>::fits(gemm.w) || (Policy::kInteger && rows == 1);
+  return rows >= kManyRows || !direct;
 }
 
 template <class Policy>
