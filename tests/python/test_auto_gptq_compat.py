@@ -239,6 +239,14 @@ def test_old_checkpoints(library, tmp_path, name, settings, arguments):
     assert loaded.quantized
 
 
+@pytest.mark.parametrize("wrong", [{"bits": 8}, {"group_size": 64}, {"group_size": -1}])
+def test_a_passed_config_must_be_that_of_the_tensors(library, tmp_path, wrong):
+    write_checkpoint(tmp_path, llama(intermediate_size=128), gptq_layer, GPTQ)
+    config = library.BaseQuantizeConfig(**{**OLD, **wrong})
+    with pytest.raises(InvalidArgument, match="has 4 bits in groups of 32: pass what"):
+        library.AutoGPTQForCausalLM.from_quantized(tmp_path, quantize_config=config)
+
+
 def test_autoawqs_checkpoints(library, tmp_path):
     model = llama(intermediate_size=128)
     settings = {"w_bit": 4, "q_group_size": 32, "zero_point": True, "version": "GEMM"}

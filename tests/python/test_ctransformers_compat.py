@@ -289,6 +289,10 @@ def test_mistakes_in_calls(llm, library, tmp_path):
         (lambda: llm.embed([]), "no tokens to embed"),
         (lambda: library.LLM(tmp_path / "no.gguf"), "there is no model file"),
         (lambda: library.AutoModelForCausalLM.from_pretrained(tmp_path), "has no GGUF file"),
+        (
+            lambda: library.AutoModelForCausalLM.from_pretrained(tmp_path / "no" / "a.gguf"),
+            "no such folder or file",
+        ),
     ):
         with pytest.raises(InvalidArgument) as raised:
             call()

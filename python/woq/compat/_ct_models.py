@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.native import InvalidArgument
+from ..hf.location import locate
 from ..hf.tokenizers import load_tokenizer
 from ._ct_config import OWNER, AutoConfig, Config, file_of
 from ._ct_llm import LLM
@@ -54,6 +55,8 @@ class AutoModelForCausalLM:
             "local_files_only": local_files_only,
             "revision": revision or "main",
         }
+        if not Path(model_path_or_repo_id).is_file():
+            locate(model_path_or_repo_id)  # what looks like a path and leads nowhere is an error
         if config is None:
             config = AutoConfig.from_pretrained(model_path_or_repo_id, **where, **kwargs)
         elif kwargs:

@@ -15,6 +15,7 @@ from ..core.native import InvalidArgument, Unsupported
 from ..hf.export import export_into
 from ..hf.foreign import stored_settings
 from ..hf.location import file_arguments
+from ..modules.targets import quantized_layers
 from ..observe.samples import Examples
 from ..quantizing.quantize import quantize
 from ._arguments import check_known, note_idle
@@ -263,6 +264,8 @@ class BaseGPTQForCausalLM(WrappedModel):
         }
         weights = _weights(model_name_or_path, model_basename, file_arguments(keywords))
         model = load_packed(model_name_or_path, keywords, settings, weights)
+        if given is not None:
+            _check_agreement(model, asked, model_name_or_path)
         return cls(model, True, asked)
 
 
@@ -297,6 +300,21 @@ def _check_safetensors(owner: str, use_safetensors: bool) -> None:
             f"{owner}: use_safetensors=False asks for a pickle file (.bin, .pt), which woq neither "
             "reads nor writes: leave it out"
         )
+
+
+def _check_agreement(model: Any, asked: BaseQuantizeConfig, path: Any) -> None:
+    """Raise InvalidArgument where the tensors of a checkpoint, which say their widths and groups
+    themselves, are not what a passed config says."""
+    for name, layer in quantized_layers(model).items():
+        cols = layer.in_features
+        length = layer.scheme.group_length(cols)
+        said = cols if asked.group_size == -1 else min(asked.group_size, cols)
+        if layer.scheme.bits != asked.bits or length != said:
+            raise InvalidArgument(
+                f"quantize_config says {asked.bits} bits in groups of {asked.group_size}, and "
+                f"{name} of {path} has {layer.scheme.bits} bits in groups of {length}: pass what "
+                "the checkpoint has, or leave quantize_config out"
+            )
 
 
 def _weights(path: str | PathLike[str], basename: str | None, where: dict[str, Any]) -> str | None:
