@@ -91,12 +91,14 @@ QuantizedMatrix through_gguf(const QuantizedMatrix& m, const WrittenScales&) {
   return woq::io::read_gguf_matrix(type, data, m.rows, m.cols, {}, 1);
 }
 
-constexpr uint32_t kQ4_0 = 2, kQ4_1 = 3, kQ8_0 = 8, kIq4Nl = 20;
+constexpr uint32_t kQ4_0 = 2, kQ4_1 = 3, kQ5_0 = 6, kQ5_1 = 7, kQ8_0 = 8, kIq4Nl = 20, kMxfp4 = 39,
+                   kNvfp4 = 40;
 
 constexpr QuantizedMatrix (*kFormats[])(const QuantizedMatrix&, const WrittenScales&) = {
     through_gptq_v1,        through_gptq_v2,      through_awq,         through_compressed_packed,
     through_compressed_int, through_bitsandbytes, through_gguf<kQ4_0>, through_gguf<kQ4_1>,
-    through_gguf<kQ8_0>,    through_gguf<kIq4Nl>};
+    through_gguf<kQ8_0>,    through_gguf<kIq4Nl>, through_gguf<kQ5_0>, through_gguf<kQ5_1>,
+    through_gguf<kMxfp4>,   through_gguf<kNvfp4>};
 
 // The bytes of the groups of columns are theirs: an index of any 4 bytes is hardly ever one.
 std::vector<uint8_t> group_indices(const QuantizedMatrix& measures, Input* input) {

@@ -93,7 +93,7 @@ def test_smollm2(case: str, smollm2: tuple[Any, Any], tmp_path: Path) -> None:
     )
     out = tmp_path / "x.gguf"
     woq.export(model, out, format="gguf", tokenizer=tokenizer)
-    assert check(model, tokenizer, PROMPTS, tmp_path, out) > 0.8
+    assert check(model, tokenizer, PROMPTS, tmp_path, out) > 0.5
 
 
 KINDS = ["llama", "llama_bias", "llama_3", "qwen2", "qwen3", "gemma3", "gemma3_linear"]
