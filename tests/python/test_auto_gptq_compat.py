@@ -200,6 +200,40 @@ def test_others_read_it(library, folder, tmp_path):
     assert torch.equal(letters(loaded), letters(model))
 
 
+@pytest.mark.parametrize("beside", [False, True])
+def test_uploading(library, folder, tmp_path, monkeypatch, beside):
+    """The library's own files, with what lies in the folder; not woq's."""
+    import huggingface_hub
+
+    seen = {}
+
+    class Api:
+        def __init__(self, token):
+            seen["token"] = token
+
+        def create_repo(self, name, **kwargs):
+            seen.update(kwargs)
+            return huggingface_hub.RepoUrl(f"https://huggingface.co/{name}")
+
+        def upload_folder(self, repo_id, folder_path, **kwargs):
+            path = Path(folder_path)
+            seen.update(kwargs, name=repo_id, path=path)
+            seen["files"] = sorted(file.name for file in path.iterdir())
+            seen["method"] = json.loads((path / "config.json").read_text())["quantization_config"]
+            return "commit"
+
+    monkeypatch.setattr(huggingface_hub, "HfApi", Api)
+    (tmp_path / "tokenizer.json").write_text("{}")
+    model = quantized(library, folder)
+    arguments = {"save_dir": tmp_path, "use_safetensors": True} if beside else {}
+    assert model.push_to_hub("me/mine", use_auth_token="t", private=True, **arguments) == "commit"
+    files = ["config.json", "generation_config.json", "model.safetensors", "quantize_config.json"]
+    assert seen["files"] == files + ["tokenizer.json"] * beside
+    assert (seen["name"], seen["token"], seen["private"]) == ("me/mine", "t", True)
+    assert seen["method"]["quant_method"] == "gptq"
+    assert seen["path"].exists() == beside
+
+
 # What is read
 
 

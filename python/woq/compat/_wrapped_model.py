@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+import tempfile
+from collections.abc import Callable, Mapping
 from os import PathLike
 from typing import Any, ClassVar
 
@@ -38,6 +40,8 @@ class WrappedModel(nn.Module):
     _installation: ClassVar[Installation]
     _idle: ClassVar[Mapping[str, str]]
     _idle_defaults: ClassVar[Mapping[str, Any]] = {}
+    # Writes the model into a folder, in the library's own format.
+    save_quantized: Callable[..., None]
 
     def __init__(self, model: Any) -> None:
         super().__init__()
@@ -74,6 +78,40 @@ class WrappedModel(nn.Module):
 
     def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> Any:
         return self.model.prepare_inputs_for_generation(*args, **kwargs)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        save_dir: str | PathLike[str] | None = None,
+        *,
+        commit_message: str | None = None,
+        private: bool | None = None,
+        token: str | bool | None = None,
+        use_auth_token: str | bool | None = None,
+        create_pr: bool = False,
+        **kwargs: Any,
+    ) -> str:
+        """Write the model as `save_quantized` does, and upload the files; returns where to.
+
+        Args:
+            save_dir: is written to and uploaded, with what is there already, such as a tokenizer;
+                None: a folder that is removed afterwards.
+            kwargs: of `save_quantized`.
+        """
+        from huggingface_hub import HfApi
+
+        api = HfApi(token=use_auth_token if token is None else token)
+        with contextlib.ExitStack() as stack:
+            folder = save_dir or stack.enter_context(tempfile.TemporaryDirectory())
+            self.save_quantized(folder, **kwargs)
+            name = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+            commit = api.upload_folder(
+                repo_id=name,
+                folder_path=str(folder),
+                commit_message=commit_message or "Quantized model",
+                create_pr=create_pr,
+            )
+        return str(commit)
 
     @classmethod
     def check_device(cls, name: str, place: Any) -> None:
