@@ -43,9 +43,13 @@ def quantized(folder: Path, seed: int = 0) -> Path:
 
 
 PRELUDE = """
+import time
 import torch, transformers, woq
 from pathlib import Path
 from model_support import logits
+
+# Where nothing answers, huggingface_hub waits and tries again, a minute in all.
+time.sleep = lambda seconds: None
 
 def load(name, **keywords):
     return woq.AutoModelForCausalLM.from_pretrained(name, **keywords)
@@ -228,3 +232,12 @@ def test_a_gated_model_and_a_hub_that_is_away(hub: FakeHub, client: Client, tmp_
         assert message.startswith("OSError: tests/gated is not in the hub's cache"), message
         assert f"{hub.endpoint} cannot be reached: check the network" in message
         assert "\n" not in message
+
+
+def test_a_model_in_the_cache_needs_no_hub(hub: FakeHub, client: Client, tmp_path: Path) -> None:
+    """Nor do files that it might have, and has not: settings beside config.json."""
+    hub.add("tests/float").add_folder(letters_checkpoint(tmp_path / "letters"))
+    code = 'result = load("tests/float", load_in_8bit=True).config.quantization_config.weight_dtype'
+    assert run(client, code) == "int8"
+    with hub.away():
+        assert run(client, code) == "int8"
