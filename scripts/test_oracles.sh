@@ -17,6 +17,19 @@ say "exports, read by compressed-tensors, transformers, AutoAWQ and llama.cpp"
 WOQ_ORACLE_PYTHON=$PWD/$oracles "$VENV/bin/python" -m pytest -m slow \
   tests/python/test_export_{oracles,llama_cpp}.py "$@"
 
+# Its metadata asks for a newer torch, which its kernels for CPUs do not need. The first of them is
+# compiled on first use.
+readers=build/oracles-gptqmodel
+[ -x "$readers/bin/python" ] || python3 -m venv "$readers"
+"$readers/bin/python" -m pip install -q "$TORCH_REQUIREMENT" 'transformers==5.23.*' accelerate==1.15.0 \
+  optimum==2.3.0 datasets pillow requests threadpoolctl
+"$readers/bin/python" -m pip install -q --no-deps gptqmodel==7.7.0 torchao==0.18.0 logbar device-smi \
+  tokenicer defuser pypcre
+
+say "GPTQ and AWQ, read by transformers with GPTQModel"
+WOQ_GPTQMODEL_PYTHON=$PWD/$readers/bin/python "$VENV/bin/python" -m pytest -m slow \
+  tests/python/test_export_gptqmodel.py "$@"
+
 # vLLM wants an older transformers, and would draw in torchvision and others, built for GPUs.
 served=build/oracles-vllm
 if [ ! -x "$served/bin/vllm" ]; then
