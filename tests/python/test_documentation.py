@@ -167,7 +167,8 @@ def test_flan_t5_blocks(number: int, tmp_path: Path) -> None:
 
 
 def test_every_library_has_a_block() -> None:
-    assert len(MIGRATING) == 7
+    assert len(MIGRATING) == 10
+    assert len(GGUF) == 1
     assert len(QUANTIZATION) == 4
     assert len(FLAN) == 3
 
