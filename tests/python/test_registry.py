@@ -122,9 +122,9 @@ def test_only_the_registry_knows_an_algorithm() -> None:
     assert found == {
         "config/quant_config.py: RTN",  # the default
         "quantizing/quantize.py: RTN",  # embeddings, which are looked up and not calibrated
-        "hf/foreign.py: RTN",  # what a config says of layers that another library quantized
-        "hf/foreign.py: GPTQ",  # the same, where columns have groups of their own
-        "hf/foreign.py: HQQ",  # and where zero points are no codes
+        "hf/packed_quantizer.py: RTN",  # what a config says of other libraries' layers
+        "hf/packed_quantizer.py: GPTQ",  # the same, where columns have groups of their own
+        "hf/packed_quantizer.py: HQQ",  # and where zero points are no codes
         "quantizing/driver.py: RTN",  # what a layer falls back to
         "quantizing/report.py: RTN",  # the default
     }

@@ -66,8 +66,16 @@ def split_experts(model: Any, layers: Collection[str]) -> None:
 
 
 def split_experts_of_files(model: Any, files: Sequence[str]) -> None:
-    """`split_experts` for the quantized layers that woq has saved in `files`."""
+    """`split_experts` for the layers that woq has saved in `files`: those that are quantized, and
+    those of split experts, whose names end in a number. Float experts under other libraries' names
+    are left to transformers, which saves those of some models so and stacks them again."""
     if all(fused_experts(module) is None for module in model.modules()):
         return
     headers = [read_header(file) for file in files if file.endswith(".safetensors")]
-    split_experts(model, {key.rpartition(".")[0] for header in headers for key in header.tensors})
+    layers = set()
+    for header in headers:
+        for key in header.tensors:
+            layer, _, tensor = key.rpartition(".")
+            if tensor == "qweight" or layer.rpartition(".")[2].isdigit():
+                layers.add(layer)
+    split_experts(model, layers)
